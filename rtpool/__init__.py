@@ -1,0 +1,89 @@
+"""
+A synchronous, thread-based client for Supabase Realtime and Phoenix Channels: few sockets, many channels.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from rtpool.channel import Channel, Push
+from rtpool.errors import (
+    ConfigConflict,
+    ConnectionFailed,
+    HandshakeRefused,
+    InvalidType,
+    InvalidValue,
+    JoinRefused,
+    JoinTimeout,
+    MailboxOverflow,
+    MessageTooBig,
+    NotSubscribed,
+    PoolClosed,
+    PoolExhausted,
+    PoolForked,
+    ProtocolError,
+    PushRefused,
+    PushTimeout,
+    ReceiveTimeout,
+    RtpoolError,
+    SendBufferFull,
+)
+from rtpool.events import (
+    Broadcast,
+    ChannelState,
+    Gap,
+    Message,
+    PostgresChange,
+    Presence,
+    StatusChange,
+    SystemMessage,
+)
+from rtpool.options import FullJitter, PoolOptions, ReconnectPolicy
+from rtpool.pool import RealtimePool, get_pool
+from rtpool.stats import ConnectionDetails, Health, PoolStats, SubscriptionDetails
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Broadcast",
+    "Channel",
+    "ChannelState",
+    "ConfigConflict",
+    "ConnectionDetails",
+    "ConnectionFailed",
+    "FullJitter",
+    "Gap",
+    "HandshakeRefused",
+    "Health",
+    "InvalidType",
+    "InvalidValue",
+    "JoinRefused",
+    "JoinTimeout",
+    "MailboxOverflow",
+    "Message",
+    "MessageTooBig",
+    "NotSubscribed",
+    "PoolClosed",
+    "PoolExhausted",
+    "PoolForked",
+    "PoolOptions",
+    "PoolStats",
+    "PostgresChange",
+    "Presence",
+    "ProtocolError",
+    "Push",
+    "PushRefused",
+    "PushTimeout",
+    "RealtimePool",
+    "ReceiveTimeout",
+    "ReconnectPolicy",
+    "RtpoolError",
+    "SendBufferFull",
+    "StatusChange",
+    "SubscriptionDetails",
+    "SystemMessage",
+    "__version__",
+    "get_pool",
+]
+
+logging.getLogger("rtpool").addHandler(logging.NullHandler())

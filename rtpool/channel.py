@@ -1,0 +1,710 @@
+"""
+The handles users hold: `Channel`, one subscriber of a topic, and `Push`, the future of one message.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from rtpool.checks import check_callable, check_name, check_timeout, check_type
+from rtpool.engine.dispatcher import Mailbox
+from rtpool.engine.engine import Engine
+from rtpool.engine.outgoing import Outgoing, SentBroadcast
+from rtpool.errors import (
+    ConnectionFailed,
+    InvalidType,
+    InvalidValue,
+    JoinTimeout,
+    MessageTooBig,
+    NotSubscribed,
+    PoolClosed,
+    PushTimeout,
+    ReceiveTimeout,
+    RtpoolError,
+)
+from rtpool.events import (
+    Broadcast,
+    ChannelState,
+    Event,
+    Gap,
+    Message,
+    PostgresChange,
+    Presence,
+    StatusChange,
+    SystemMessage,
+)
+from rtpool.protocol.json_engine import dumps
+from rtpool.protocol.messages import (
+    BROADCAST,
+    MAX_NAME_BYTES,
+    PRESENCE,
+    RESERVED_EVENTS,
+    BinaryBody,
+    Body,
+    JsonBody,
+    UserBroadcast,
+)
+from rtpool.protocol.postgres import ChangeBinding
+from rtpool.protocol.presence import UNTRACK, track_body
+from rtpool.registry import Attachment, Binding, Delivery, Subscriber
+
+if TYPE_CHECKING:
+    from rtpool.pool import RealtimePool
+
+__all__ = ["Channel", "Push"]
+
+#: Seconds a push may take when its caller names none; the official clients' push time-out.
+PUSH_TIMEOUT = 10.0
+#: A Realtime server refuses a frame over 5,000,000 bytes and drops the socket; its headers take up to about 1,100.
+MAX_PAYLOAD_BYTES = 5_000_000 - 1_100
+
+CHANGE_EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
+
+E_ = TypeVar("E_")
+Handler = Callable[[E_], object]
+
+
+class Push:
+    """
+    The future of one message to the server.
+
+    When a reply is wanted it resolves to the server's response (a JSON value, or bytes), else to None as soon as the
+    kernel has taken the whole frame.
+
+    Thread-safety: every method may be called from any thread.
+    """
+
+    def __init__(self, engine: Engine, outgoing: Outgoing) -> None:
+        self._engine = engine
+        self._outgoing = outgoing
+
+    @property
+    def topic(self) -> str:
+        """The topic as the user wrote it."""
+        return self._outgoing.subscriber.topic
+
+    @property
+    def event(self) -> str:
+        """The event pushed; for a broadcast the user's own."""
+        return self._outgoing.name
+
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+        return self._outgoing.future.done()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """
+        Wait for the outcome.
+
+        Args:
+            timeout: seconds; None waits as long as the push itself may take.
+
+        Returns:
+            The server's response, or None when no reply was wanted.
+
+        Raises:
+            PushTimeout: no outcome in time.
+            PushRefused: the server answered with a status other than ok.
+            ConnectionFailed: the connection was lost before the reply; whether the server acted on it is unknown.
+            JoinRefused, PoolClosed: it could not be sent.
+        """
+        if timeout is None:
+            # The I/O thread settles every push at its deadline; the second is for a machine that is busy.
+            timeout = max(0.0, self._outgoing.deadline - time.monotonic()) + 1.0
+        else:
+            check_timeout(timeout)
+        try:
+            return self._outgoing.future.result(timeout)
+        except RtpoolError as error:
+            raise error.again() from error
+        except FutureTimeout:
+            raise PushTimeout(
+                f"no outcome of push {self.event!r} on {self.topic!r} within {timeout:.1f} s",
+                topic=self.topic,
+                event=self.event,
+                timeout=timeout,
+            ) from None
+
+    def add_done_callback(self, fn: Callable[[Push], object]) -> None:
+        """
+        Have `fn(push)` called on a worker, in order with the Channel's callbacks, once the outcome is known.
+
+        Raises:
+            InvalidType: `fn` is not callable.
+        """
+        check_callable(fn)
+        engine, subscriber = self._engine, self._outgoing.subscriber
+
+        def run(push: Push) -> None:
+            engine.run_user_code(fn, push, f"push {push.event!r} on {push.topic!r}")
+
+        def deliver(_future: Future[Any]) -> None:  # runs on the I/O thread: hands over, nothing more
+            engine.dispatcher.deliver_essential(subscriber.mailbox, run, self)
+
+        self._outgoing.future.add_done_callback(deliver)
+
+    def __repr__(self) -> str:
+        return f"<rtpool.Push {self.event!r} on {self.topic!r} {'done' if self.done() else 'pending'}>"
+
+
+class Channel:
+    """
+    One subscriber's handle on a topic, made by `RealtimePool.channel`.
+
+    Cheap: many may exist for one topic, and those that may share a join do so unseen. Callbacks run on worker threads,
+    one Channel's in the server's order and never two at once; they may block, raise, and call anything of rtpool.
+
+    A Channel that is subscribed without any callback keeps its events for `get` and `events`.
+
+    Thread-safety: every method may be called from any thread.
+    """
+
+    def __init__(self, pool: RealtimePool, engine: Engine, subscriber: Subscriber) -> None:
+        self._pool = pool  # keeps the pool alive as long as somebody holds a Channel
+        self._engine = engine
+        self._subscriber = subscriber
+
+    # Callbacks
+
+    @overload
+    def on_broadcast(self, event: str, callback: Handler[Broadcast]) -> Channel: ...
+    @overload
+    def on_broadcast(self, event: str) -> Callable[[Handler[Broadcast]], Handler[Broadcast]]: ...
+    def on_broadcast(self, event: str, callback: Handler[Broadcast] | None = None) -> Any:
+        """
+        Call back with each `Broadcast` named `event`; ``"*"`` is every name.
+
+        Returns:
+            The Channel; without `callback` a decorator.
+
+        Raises:
+            InvalidValue, InvalidType: an empty or over-long event, a callback that cannot be called.
+        """
+        check_name("event", event, MAX_NAME_BYTES)
+        return self._bind("broadcast", event, callback)
+
+    @overload
+    def on_postgres_changes(
+        self,
+        event: str,
+        callback: Handler[PostgresChange],
+        *,
+        schema: str = ...,
+        table: str | None = ...,
+        filter: str | None = ...,
+        select: Sequence[str] | None = ...,
+    ) -> Channel: ...
+    @overload
+    def on_postgres_changes(
+        self,
+        event: str,
+        *,
+        schema: str = ...,
+        table: str | None = ...,
+        filter: str | None = ...,
+        select: Sequence[str] | None = ...,
+    ) -> Callable[[Handler[PostgresChange]], Handler[PostgresChange]]: ...
+    def on_postgres_changes(
+        self,
+        event: str,
+        callback: Handler[PostgresChange] | None = None,
+        *,
+        schema: str = "public",
+        table: str | None = None,
+        filter: str | None = None,
+        select: Sequence[str] | None = None,
+    ) -> Any:
+        """
+        Call back with each `PostgresChange` that matches.
+
+        On a Channel that is subscribed already this joins anew and announces a `Gap`, unless the join has an equal
+        binding.
+
+        Args:
+            event: ``"INSERT"``, ``"UPDATE"``, ``"DELETE"`` in any case, or ``"*"``.
+            schema, table: ``"*"`` or None (table) for all that are published.
+            filter: the server's grammar, e.g. ``"status=eq.rented"``.
+            select: column names to receive; None for all.
+
+        Returns:
+            The Channel; without `callback` a decorator.
+
+        Raises:
+            InvalidValue, InvalidType: naming the argument.
+        """
+        check_type("event", event, str)
+        if event.upper() not in CHANGE_EVENTS:
+            raise InvalidValue(f"event must be one of {', '.join(CHANGE_EVENTS)}, not {event!r}")
+        check_name("schema", schema, MAX_NAME_BYTES)
+        for name, value in (("table", table), ("filter", filter)):
+            if value is not None:
+                check_type(name, value, str)
+        if isinstance(select, str) or (select is not None and not all(isinstance(c, str) for c in select)):
+            raise InvalidType("select must be a sequence of column names")
+        change = ChangeBinding(event.upper(), schema, table, filter or None, tuple(select) if select else None)
+        return self._bind("postgres_changes", event.upper(), callback, change)
+
+    @overload
+    def on_presence_sync(self, callback: Handler[Presence]) -> Channel: ...
+    @overload
+    def on_presence_sync(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
+    def on_presence_sync(self, callback: Handler[Presence] | None = None) -> Any:
+        """Call back with a `Presence` holding the whole state after each change of it."""
+        return self._bind("presence", "sync", callback)
+
+    @overload
+    def on_presence_join(self, callback: Handler[Presence]) -> Channel: ...
+    @overload
+    def on_presence_join(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
+    def on_presence_join(self, callback: Handler[Presence] | None = None) -> Any:
+        """Call back with a `Presence` for each key whose metas joined."""
+        return self._bind("presence", "join", callback)
+
+    @overload
+    def on_presence_leave(self, callback: Handler[Presence]) -> Channel: ...
+    @overload
+    def on_presence_leave(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
+    def on_presence_leave(self, callback: Handler[Presence] | None = None) -> Any:
+        """Call back with a `Presence` for each key whose metas left."""
+        return self._bind("presence", "leave", callback)
+
+    @overload
+    def on_system(self, callback: Handler[SystemMessage]) -> Channel: ...
+    @overload
+    def on_system(self) -> Callable[[Handler[SystemMessage]], Handler[SystemMessage]]: ...
+    def on_system(self, callback: Handler[SystemMessage] | None = None) -> Any:
+        """Call back with each `SystemMessage`, what the server says of the channel itself."""
+        return self._bind("system", "*", callback)
+
+    @overload
+    def on_gap(self, callback: Handler[Gap]) -> Channel: ...
+    @overload
+    def on_gap(self) -> Callable[[Handler[Gap]], Handler[Gap]]: ...
+    def on_gap(self, callback: Handler[Gap] | None = None) -> Any:
+        """Call back with a `Gap` for each interruption in which messages may have been lost."""
+        return self._bind("gap", "*", callback)
+
+    @overload
+    def on_status(self, callback: Handler[StatusChange]) -> Channel: ...
+    @overload
+    def on_status(self) -> Callable[[Handler[StatusChange]], Handler[StatusChange]]: ...
+    def on_status(self, callback: Handler[StatusChange] | None = None) -> Any:
+        """
+        Call back with each `StatusChange` of this Channel: ``joining joined rejoining refused timed_out closed``.
+
+        Subscribing or unsubscribing inside is safe.
+        """
+        return self._bind("status", "*", callback)
+
+    @overload
+    def on(self, event: str, callback: Handler[Message]) -> Channel: ...
+    @overload
+    def on(self, event: str) -> Callable[[Handler[Message]], Handler[Message]]: ...
+    def on(self, event: str, callback: Handler[Message] | None = None) -> Any:
+        """
+        Call back with the raw `Message` of any Phoenix event, e.g. one of your own on a plain Phoenix server.
+
+        Args:
+            event: the Phoenix event, ``"*"`` for every one. Supabase's are ``broadcast``, ``presence_state``,
+                ``presence_diff``, ``postgres_changes`` and ``system``.
+        """
+        check_name("event", event, MAX_NAME_BYTES)
+        return self._bind("raw", event, callback)
+
+    def off(self, callback: Callable[[Any], object]) -> Channel:
+        """
+        Remove every registration of `callback`. When this returns it does not start again.
+
+        Raises:
+            InvalidValue: it is not registered on this Channel.
+        """
+        if not self._engine.registry.unbind(self._subscriber, callback):
+            raise InvalidValue(f"{callback!r} is not registered on {self.topic!r}")
+        self._engine.dispatcher.quiesce(self._subscriber.mailbox)
+        return self
+
+    def _bind(self, kind: str, name: str, callback: Any, change: ChangeBinding | None = None) -> Any:
+        if callback is None:
+
+            def decorate(function: Any) -> Any:
+                self._bind(kind, name, function, change)
+                return function
+
+            return decorate
+        check_callable(callback)
+        subscriber = self._subscriber
+        stream = subscriber.stream
+        if stream is not None and not subscriber.stream_claimed and kind not in ("status", "gap"):
+            subscriber.stream = None
+            self._engine.dispatcher.end(stream, wait=False)
+        if self._engine.registry.bind(subscriber, Binding(kind, name, callback, change)):
+            self._engine.loop.post(self._engine.coordinator.sync, subscriber.key)
+        return self
+
+    # Life
+
+    @property
+    def topic(self) -> str:
+        """The topic as the user wrote it."""
+        return self._subscriber.topic
+
+    @property
+    def state(self) -> ChannelState:
+        """Where this Channel is in its life."""
+        return self._subscriber.state
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether events really flow now."""
+        return self._subscriber.is_ready
+
+    def subscribe(self, *, timeout: float = 10.0, wait: bool = True) -> Channel:
+        """
+        Subscribe, and return when events really flow. Idempotent.
+
+        Args:
+            timeout: seconds to wait for that, connecting included.
+            wait: False returns at once; `on_status` tells the rest, and rtpool goes on trying.
+
+        Raises:
+            JoinRefused: the server said no, in its words.
+            JoinTimeout: the server did not answer in time.
+            ConnectionFailed: there is no connection; what failed last is chained.
+            PoolExhausted: no connection has room.
+            PoolClosed: the pool is closed.
+
+        After an error the Channel is not subscribed and nothing of it is left on the server.
+        """
+        check_timeout(timeout)
+        engine, subscriber = self._engine, self._subscriber
+        engine.start()
+        if not subscriber.bindings and subscriber.stream is None:
+            subscriber.stream = self._make_mailbox(run=None)
+        engine.dispatcher.open(subscriber.mailbox)
+        if subscriber.stream is not None:
+            engine.dispatcher.open(subscriber.stream)
+        attachment = engine.registry.attach(subscriber)
+        if attachment is not None:
+            try:
+                engine.post(engine.coordinator.sync, subscriber.key)
+            except PoolClosed:
+                engine.registry.detach(subscriber)
+                engine.registry.left(subscriber)
+                raise
+        else:
+            attachment = subscriber.attachment
+        if wait and attachment is not None:
+            self._wait(attachment, timeout)
+        return self
+
+    def _wait(self, attachment: Attachment, timeout: float) -> None:
+        try:
+            attachment.ready.result(timeout)
+        except RtpoolError as error:
+            self.unsubscribe(timeout=0)
+            raise error.again() from error
+        except FutureTimeout:
+            last = attachment.share.last_error
+            self.unsubscribe(timeout=0)
+            if isinstance(last, ConnectionFailed):
+                raise last.again() from last
+            raise JoinTimeout(
+                f"{self.topic!r} was not ready within {timeout} s", topic=self.topic, timeout=timeout
+            ) from last
+
+    def unsubscribe(self, *, timeout: float = 10.0) -> None:
+        """
+        Unsubscribe. When this returns no callback of this Channel starts again. Idempotent.
+
+        Other Channels on the topic are not disturbed; the last one leaves the server's channel.
+
+        Args:
+            timeout: seconds to wait for the server's word that it forgot the channel; without it the channel is
+                closed on our side all the same.
+        """
+        check_timeout(timeout)
+        engine, subscriber = self._engine, self._subscriber
+        if engine.registry.untrack(subscriber):
+            self._send_quietly(PRESENCE, UNTRACK)
+        attachment = engine.registry.detach(subscriber)
+        if attachment is None:
+            return
+        for sink in (subscriber.mailbox, subscriber.stream):
+            if sink is not None:
+                engine.dispatcher.end(sink)
+        if any(binding.kind == "status" for binding in subscriber.bindings):
+            change = StatusChange(subscriber.topic, "closed")
+            engine.dispatcher.deliver_essential(
+                subscriber.mailbox, subscriber.mailbox.run, Delivery("status", "closed", change)
+            )
+        if engine.loop.post(engine.coordinator.detached, attachment):
+            try:
+                attachment.left.result(timeout)
+            except FutureTimeout:
+                if timeout:
+                    engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")
+        engine.registry.left(subscriber)
+
+    def __enter__(self) -> Channel:
+        return self.subscribe()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.unsubscribe()
+
+    # Sending
+
+    def send_broadcast(self, event: str, payload: Mapping[str, Any] | bytes, *, timeout: float | None = None) -> Push:
+        """
+        Send a broadcast to everybody else on the topic, siblings in this process included.
+
+        Args:
+            event: its name, 1 to 255 bytes of UTF-8.
+            payload: a JSON object, encoded before this returns; or bytes, on protocol 2.0.0.
+            timeout: seconds it may take, sending included; None is 10.
+
+        Returns:
+            A `Push`. With ``ack=True`` it resolves to the server's reply, else when the kernel has the frame.
+
+        Raises:
+            NotSubscribed: `subscribe` first.
+            InvalidType, InvalidValue: the payload is no object, or cannot be written as JSON.
+            MessageTooBig: over the server's limit of a frame.
+            SendBufferFull: too much is waiting already; nothing was accepted.
+        """
+        check_name("event", event, MAX_NAME_BYTES)
+        binary = isinstance(payload, (bytes, bytearray, memoryview))
+        body: Body
+        if binary:
+            data = bytes(payload)  # type: ignore[arg-type]
+            self._check_binary()
+            body = UserBroadcast(event, data)
+        else:
+            data = _json_object(payload)
+            head = dumps({"type": BROADCAST, "event": event})
+            body = JsonBody(b'%s,"payload":%s}' % (head[:-1], data))
+        return self._push(
+            BROADCAST,
+            body,
+            wants_reply=self._subscriber.ack,
+            timeout=timeout,
+            broadcast=SentBroadcast(event, data, binary),
+        )
+
+    def push(self, event: str, payload: Mapping[str, Any] | bytes, *, timeout: float = PUSH_TIMEOUT) -> Push:
+        """
+        Push any Phoenix event and await its reply.
+
+        Realtime servers answer only ``presence`` and acknowledged broadcasts; on plain Phoenix it is up to the
+        application.
+
+        Args:
+            event: 1 to 255 bytes of UTF-8, none of the protocol's own.
+            payload: a JSON object, or bytes on protocol 2.0.0.
+            timeout: seconds until the `Push` ends with `PushTimeout`.
+
+        Raises:
+            As `send_broadcast`.
+        """
+        check_name("event", event, MAX_NAME_BYTES)
+        if event in RESERVED_EVENTS:
+            raise InvalidValue(f"event {event!r} belongs to the protocol; rtpool sends it itself")
+        body: Body
+        if isinstance(payload, (bytes, bytearray, memoryview)):
+            self._check_binary()
+            body = BinaryBody(bytes(payload))
+        else:
+            body = JsonBody(_json_object(payload))
+        return self._push(event, body, wants_reply=True, timeout=timeout)
+
+    def track(self, payload: Mapping[str, Any]) -> Push:
+        """
+        Be present on the topic with `payload`, and again after every reconnect, until `untrack` or `unsubscribe`.
+
+        Raises:
+            ConfigConflict: a Channel that shares the join is present with another payload.
+            Else as `send_broadcast`.
+        """
+        data = _json_object(payload)
+        if self._engine.registry.track(self._subscriber, data) is None:
+            raise self._not_subscribed()
+        return self._push(PRESENCE, track_body(data), wants_reply=True, timeout=PUSH_TIMEOUT)
+
+    def untrack(self) -> Push:
+        """
+        Be present no more.
+
+        Raises:
+            NotSubscribed: `subscribe` first.
+        """
+        self._engine.registry.untrack(self._subscriber)
+        return self._push(PRESENCE, UNTRACK, wants_reply=True, timeout=PUSH_TIMEOUT)
+
+    def presence_state(self) -> dict[str, tuple[Mapping[str, Any], ...]]:
+        """
+        Who is present: metas by presence key. Kept while the topic has a Channel with an ``on_presence_…`` callback.
+        """
+        attachment = self._subscriber.attachment
+        return dict(attachment.share.presence) if attachment is not None else {}
+
+    def _push(
+        self,
+        event: str,
+        body: Body,
+        *,
+        wants_reply: bool,
+        timeout: float | None,
+        broadcast: SentBroadcast | None = None,
+    ) -> Push:
+        timeout = PUSH_TIMEOUT if timeout is None else timeout
+        check_timeout(timeout)
+        engine, subscriber = self._engine, self._subscriber
+        if len(body.data) > MAX_PAYLOAD_BYTES and engine.options.topic_prefix:
+            raise MessageTooBig(
+                f"a payload of {len(body.data)} bytes on {self.topic!r}: a Realtime server takes frames of at most "
+                "5,000,000 bytes",
+                size=len(body.data),
+                limit=MAX_PAYLOAD_BYTES,
+            )
+        if engine.closed:
+            raise PoolClosed(f"the pool {engine.name} is closed; make a new one")
+        if subscriber.attachment is None:
+            raise self._not_subscribed()
+        outgoing = Outgoing(subscriber, event, body, wants_reply, timeout, time.monotonic() + timeout, broadcast)
+        engine.budget.acquire(outgoing, joined=subscriber.state is ChannelState.JOINED)
+        try:
+            engine.post(engine.coordinator.push, outgoing)
+        except PoolClosed as error:
+            engine.budget.settle(outgoing, None, error)
+            raise
+        return Push(engine, outgoing)
+
+    def _send_quietly(self, event: str, body: Body) -> None:
+        try:
+            self._push(event, body, wants_reply=False, timeout=PUSH_TIMEOUT)
+        except RtpoolError as error:
+            self._engine.warn(f"{event} was not sent on {self.topic!r}: {error}")
+
+    def _check_binary(self) -> None:
+        if self._engine.options.protocol == "1.0.0":
+            raise InvalidValue("protocol 1.0.0 has no binary payloads; use the option protocol='2.0.0'")
+
+    def _not_subscribed(self) -> NotSubscribed:
+        return NotSubscribed(f"{self.topic!r} is not subscribed; call subscribe() first", topic=self.topic)
+
+    # Receiving in a loop
+
+    def events(self, *, timeout: float | None = None, maxsize: int | None = None) -> Iterator[Event]:
+        """
+        Iterate over everything this Channel receives.
+
+        Every iterator of a Channel, and `get`, take from the same stream; make another Channel for another reader.
+
+        Args:
+            timeout: seconds without an event after which the loop ends; None waits until the Channel is unsubscribed.
+            maxsize: events kept for the reader, None for the option `mailbox_limit`; what happens to more is the
+                option `overflow`. Taken from the first call.
+
+        Yields:
+            `Broadcast`, `PostgresChange`, `Presence`, `SystemMessage`, `Gap`, or `Message` for any other event.
+        """
+        if timeout is not None:
+            check_timeout(timeout)
+        stream = self._stream(maxsize)
+        return self._iterate(stream, timeout)
+
+    def _iterate(self, stream: Mailbox, timeout: float | None) -> Iterator[Event]:
+        while True:
+            try:
+                delivery = self._engine.dispatcher.take(stream, timeout)
+            except (EOFError, TimeoutError):
+                return
+            yield delivery.event
+
+    def get(self, timeout: float | None = None) -> Event:
+        """
+        Take one event.
+
+        Args:
+            timeout: seconds; None waits until one comes or the Channel is unsubscribed.
+
+        Raises:
+            ReceiveTimeout: none came in time.
+            NotSubscribed: the Channel is not subscribed, or ceased to be.
+        """
+        if timeout is not None:
+            check_timeout(timeout)
+        try:
+            delivery = self._engine.dispatcher.take(self._stream(None), timeout)
+        except TimeoutError:
+            raise ReceiveTimeout(
+                f"no event on {self.topic!r} within {timeout} s", topic=self.topic, timeout=timeout or 0.0
+            ) from None
+        except EOFError:
+            raise self._not_subscribed() from None
+        event: Event = delivery.event
+        return event
+
+    def _stream(self, maxsize: int | None) -> Mailbox:
+        if maxsize is not None and (isinstance(maxsize, bool) or not isinstance(maxsize, int) or maxsize < 1):
+            raise InvalidValue(f"maxsize must be an integer >= 1 or None, not {maxsize!r}")
+        subscriber = self._subscriber
+        subscriber.stream_claimed = True
+        stream: Mailbox | None = subscriber.stream
+        if stream is None:
+            subscriber.stream = stream = self._make_mailbox(run=None, limit=maxsize)
+            if subscriber.attachment is not None:
+                self._engine.dispatcher.open(stream)
+        return stream
+
+    def _make_mailbox(self, run: Callable[[Delivery], None] | None, limit: int | None = None) -> Mailbox:
+        return make_mailbox(self._engine, self._subscriber, run, limit)
+
+    def __repr__(self) -> str:
+        return f"<rtpool.Channel {self.topic!r} {self.state}>"
+
+
+def make_subscriber_mailbox(engine: Engine, subscriber: Subscriber) -> Mailbox:
+    """The mailbox of a Channel's callbacks. It refers to neither the Channel nor the pool."""
+
+    def run(delivery: Delivery) -> None:
+        mailbox: Mailbox = subscriber.mailbox
+        for binding in subscriber.bindings:
+            if not binding.wants(delivery):
+                continue
+            # A callback before this one may have called off() or unsubscribe().
+            if binding not in subscriber.bindings or (mailbox.ended and delivery.kind not in ("status", "gap")):
+                continue
+            event: Event = delivery.event
+            if binding.kind == "raw" and delivery.wire is not None:
+                event = Message(subscriber.topic, delivery.wire.event, delivery.wire.payload)
+            engine.run_user_code(binding.callback, event, repr(subscriber.topic))
+
+    return make_mailbox(engine, subscriber, run, None)
+
+
+def make_mailbox(
+    engine: Engine, subscriber: Subscriber, run: Callable[[Delivery], None] | None, limit: int | None
+) -> Mailbox:
+    """A mailbox of a Channel, announcing what it loses as a `Gap`."""
+
+    def announce_loss(first: Any, last: Any, count: int) -> Delivery:
+        engine.count_overflow_gap()
+        return Delivery("gap", "overflow", Gap(subscriber.topic, "overflow", first, last, certain=True))
+
+    options = engine.options
+    return Mailbox(
+        subscriber, run, limit=limit or options.mailbox_limit, overflow=options.overflow, announce_loss=announce_loss
+    )
+
+
+def _json_object(payload: object) -> bytes:
+    if not isinstance(payload, Mapping):
+        raise InvalidType(f"the payload must be a JSON object (a dict), not {type(payload).__name__}")
+    return dumps(payload if isinstance(payload, dict) else dict(payload))

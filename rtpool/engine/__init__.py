@@ -1,0 +1,3 @@
+"""
+Threads and sockets: one I/O thread, dial threads on demand, callback workers.
+"""

@@ -1,0 +1,281 @@
+"""
+One WebSocket of the pool: a transport and a session, and what the I/O loop asks of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rtpool.engine.transport import Transport, TransportClosed
+from rtpool.errors import ConnectionFailed, MessageTooBig, ProtocolError, RtpoolError
+from rtpool.options import PoolOptions
+from rtpool.protocol.frames import (
+    CLOSE_NORMAL,
+    CLOSE_SERVICE_RESTART,
+    CLOSE_TOO_BIG,
+    OP_BINARY,
+    OP_CLOSE,
+    OP_PING,
+    OP_PONG,
+    OP_TEXT,
+    FrameDecoder,
+    FrameEncoder,
+    WsMessage,
+    close_code,
+)
+from rtpool.protocol.placement import Slot
+from rtpool.protocol.serializer import serializer_for
+from rtpool.protocol.session import HeartbeatLost, HeartbeatReplied, Session, SessionEvent
+from rtpool.stats import ConnectionDetails
+
+if TYPE_CHECKING:
+    from rtpool.engine.joins import Join
+
+__all__ = ["Connection"]
+
+log = logging.getLogger("rtpool.io")
+
+
+class Connection:
+    """
+    One WebSocket. Its identity, and the joins placed on it, outlive the socket.
+
+    Args:
+        connection_id: unique within the pool.
+        options: the pool's.
+        on_events: what the session says, in order.
+        on_lost: the socket is of no use any more, and why.
+
+    Thread-safety: confined to the I/O thread; `details` may be called anywhere.
+    """
+
+    def __init__(
+        self,
+        connection_id: int,
+        options: PoolOptions,
+        on_events: Callable[[Connection, list[SessionEvent]], None],
+        on_lost: Callable[[Connection, RtpoolError], None],
+    ) -> None:
+        self.connection_id = connection_id
+        self._options = options
+        self._on_events = on_events
+        self._on_lost = on_lost
+        self.session = Session(
+            serializer_for(options.protocol),
+            heartbeat_interval=options.heartbeat_interval,
+            heartbeat_timeout=options.heartbeat_timeout,
+            join_timeout=options.join_timeout,
+            max_joins_in_flight=options.max_joins_in_flight,
+        )
+        self.transport: Transport | None = None
+        self.state = "dialing"  # dialing open waiting error closing
+        self.epoch = 0
+        self.capacity = options.max_channels_per_connection
+        self.joins: dict[str, Join] = {}
+        self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
+        # Of the present outage.
+        self.attempts = 0
+        self.first_failed_at = 0.0
+        self.last_error: RtpoolError | None = None
+        self.opened_at = 0.0
+        self.proof_of_life = 0.0
+        self._wrote_at = 0.0
+        # Counters; this thread is their only writer.
+        self.messages_received = 0
+        self.malformed = 0
+        self._bytes_received = 0
+        self._bytes_sent = 0
+        self.heartbeat_latency: float | None = None
+        self._said_goodbye = False
+
+    # What the loop asks
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self.transport.sock.fileno() if self.transport else -1
+
+    def interest(self) -> int:
+        """The selector events waited for."""
+        return self.transport.interest(reading=not self.paused_by) if self.transport else 0
+
+    def has_more(self) -> bool:
+        """Whether bytes may be at hand that the selector cannot see."""
+        return self.transport is not None and self.transport.has_more and not self.paused_by
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        if self.transport is None:
+            return None
+        deadline = self.session.next_deadline()
+        if self.transport.queued:
+            stalled = self._wrote_at + self._patience
+            return stalled if deadline is None else min(deadline, stalled)
+        return deadline
+
+    def ready(self, events: int, now: float) -> None:
+        """Read and write what can be without waiting."""
+        if self.transport is None:
+            return
+        try:
+            if (events & selectors.EVENT_READ or self.transport.read_wants_write) and not self.paused_by:
+                messages = self.transport.receive()
+                if messages:
+                    self.proof_of_life = now
+                for message in messages:
+                    self._receive(message, now)
+            self._pump(now)
+        except (TransportClosed, ProtocolError, MessageTooBig, ConnectionFailed) as error:
+            self._broke(error, now)
+
+    def tick(self, now: float) -> None:
+        """Time passed, or commands were carried out: send what they left."""
+        if self.transport is None:
+            return
+        try:
+            if self.paused_by:
+                self._heartbeats_wait(now)
+            self.session.tick(now)
+            self._pump(now)
+            if self.transport is not None and self.transport.queued and now - self._wrote_at >= self._patience:
+                raise ConnectionFailed(
+                    f"connection {self.connection_id}: the server took no byte for {now - self._wrote_at:.1f} s"
+                )
+        except (TransportClosed, ProtocolError, ConnectionFailed) as error:
+            self._broke(error, now)
+
+    # What the coordinator does
+
+    def open(self, sock: socket.socket, now: float) -> None:
+        """Take over a connected socket."""
+        decoder = FrameDecoder(self._options.max_message_size)
+        self.transport = Transport(sock, decoder, FrameEncoder(os.urandom))
+        self.state = "open"
+        self.epoch += 1
+        self.opened_at = self.proof_of_life = self._wrote_at = now
+        self.session.connected(now)
+
+    def close_socket(self) -> None:
+        """Close the socket, keep the identity. The loop must have let go of it."""
+        if self.transport is not None:
+            transport, self.transport = self.transport, None
+            self._bytes_received += transport.bytes_received
+            self._bytes_sent += transport.bytes_sent
+            transport.close()
+        self.paused_by.clear()
+
+    def say_goodbye(self, now: float) -> None:
+        """Queue what the session still has, then a close frame; the peer's answer ends the connection."""
+        self.state = "closing"
+        if self.transport is not None:
+            try:
+                self._send_frames(now)
+                self.transport.send_close(CLOSE_NORMAL)
+                self._said_goodbye = True
+                self._send_frames(now)
+            except (TransportClosed, ProtocolError) as error:
+                self._broke(error, now)
+
+    def slot(self) -> Slot:
+        """What placement needs to know."""
+        return Slot(self.connection_id, self.joins, len(self.joins), self.capacity)
+
+    def details(self) -> ConnectionDetails:
+        """A snapshot for stats; numbers may be a moment apart when called on another thread."""
+        transport = self.transport
+        return ConnectionDetails(
+            connection_id=self.connection_id,
+            state=self.state,
+            epoch=self.epoch,
+            joins=len(self.joins),
+            attempts=0 if self.state == "open" else self.attempts,
+            bytes_received=self._bytes_received + (transport.bytes_received if transport else 0),
+            bytes_sent=self._bytes_sent + (transport.bytes_sent if transport else 0),
+            messages_received=self.messages_received,
+            heartbeat_latency=self.heartbeat_latency,
+            send_queue=transport.queued if transport else 0,
+        )
+
+    # Inside
+
+    @property
+    def _patience(self) -> float:
+        return self._options.heartbeat_interval + self._options.heartbeat_timeout
+
+    def _heartbeats_wait(self, now: float) -> None:
+        # Nothing is read while a mailbox is full, so no reply can be seen either.
+        self.session.postpone_heartbeat(now)
+
+    def _receive(self, message: WsMessage, now: float) -> None:
+        if message.opcode in (OP_TEXT, OP_BINARY):
+            self.messages_received += 1
+            try:
+                self.session.receive(message.data, message.opcode == OP_BINARY, now)
+            except ProtocolError as error:
+                # A real server relays broken JSON of other clients; dropping the frame harms nobody.
+                self.malformed += 1
+                log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
+        elif message.opcode == OP_PING and self.transport is not None:
+            self.transport.send(OP_PONG, message.data)
+        elif message.opcode == OP_CLOSE:
+            code = close_code(message.data)
+            raise ConnectionFailed(
+                f"the server closed connection {self.connection_id} with code {code}",
+                close_code=code,
+                cause="server restart" if code == CLOSE_SERVICE_RESTART else "transport",
+            )
+
+    def _pump(self, now: float) -> None:
+        while True:
+            events = self.session.events()
+            if events:
+                self._on_events(self, events)
+                self._heed(events)
+            self._send_frames(now)
+            if not self.session.has_events:
+                return
+
+    def _send_frames(self, now: float) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        was_empty = not transport.queued
+        # After the close frame nothing may follow.
+        for frame in self.session.frames_to_send() if not self._said_goodbye else ():
+            transport.send(OP_BINARY if frame.is_binary else OP_TEXT, frame.data, frame.ref)
+        if not transport.queued:
+            return
+        sent_before = transport.bytes_sent
+        written = transport.flush()
+        if was_empty or transport.bytes_sent != sent_before:
+            self._wrote_at = now
+        for ref in written:
+            self.session.frame_written(ref, now)
+
+    def _heed(self, events: list[SessionEvent]) -> None:
+        for event in events:
+            if isinstance(event, HeartbeatReplied):
+                self.heartbeat_latency = event.latency
+            elif isinstance(event, HeartbeatLost):
+                raise ConnectionFailed(
+                    f"connection {self.connection_id} is dead: no heartbeat reply within {event.waited:.1f} s",
+                    cause="heartbeat",
+                )
+
+    def _broke(self, error: RtpoolError, now: float) -> None:
+        if self.transport is not None and isinstance(error, (MessageTooBig, ProtocolError)):
+            code = CLOSE_TOO_BIG if isinstance(error, MessageTooBig) else error.close_code or CLOSE_NORMAL
+            try:
+                self.transport.send_close(code)
+                self.transport.flush()
+            except TransportClosed as also:
+                log.debug("- no close frame on connection %d: %s", self.connection_id, also)
+        # What came before the end is delivered before the end is told.
+        events = self.session.events()
+        if events:
+            self._on_events(self, events)
+        self._on_lost(self, error)

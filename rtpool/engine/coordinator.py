@@ -1,0 +1,921 @@
+"""
+Makes the server agree with the registry: places joins on connections, dials, joins, leaves, and brings back what was
+lost. Everything here runs on the I/O thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from rtpool.engine.connection import Connection
+from rtpool.engine.dialer import Dialer, Endpoint
+from rtpool.engine.dispatcher import Dispatcher
+from rtpool.engine.io_loop import IoLoop, Timer
+from rtpool.engine.joins import Join, Outage
+from rtpool.engine.outgoing import Outgoing, SendBudget
+from rtpool.engine.routing import Router
+from rtpool.engine.tokens import Tokens, TokenSource
+from rtpool.errors import (
+    ConnectionFailed,
+    JoinRefused,
+    JoinTimeout,
+    PoolClosed,
+    PoolExhausted,
+    PushRefused,
+    RtpoolError,
+)
+from rtpool.events import ChannelState, StatusChange
+from rtpool.options import PoolOptions
+from rtpool.protocol.json_engine import dumps
+from rtpool.protocol.messages import ACCESS_TOKEN, PRESENCE, JsonBody
+from rtpool.protocol.placement import OPEN, place
+from rtpool.protocol.presence import track_body
+from rtpool.protocol.refusals import Action, classify_join, classify_system, parse_reason
+from rtpool.protocol.session import ChannelLost, Joined, JoinFailed, Left, PushSettled, Received, SessionEvent
+from rtpool.registry import Attachment, Registry, ShareKey, Subscriber, merge_configs
+
+__all__ = ["Coordinator"]
+
+log = logging.getLogger("rtpool.io")
+
+#: A connection that lived this long was a good one: the next loss starts a new outage.
+STABLE_SECONDS = 5.0
+#: How long a closed socket waits for the peer's own close frame.
+GOODBYE_SECONDS = 0.5
+#: Seconds before a join is tried again after "too many …": sooner only makes it worse.
+LONG_BACK_OFF = 10.0
+
+
+class Coordinator:
+    """
+    The pool's will on the I/O thread.
+
+    Args:
+        name: the pool's.
+        registry: what users want.
+        dispatcher, loop, dialer, budget: the engine's other parts.
+        announce: hands a pool-level `StatusChange` to listeners.
+        rng: source of jitter.
+        wall: aware wall-clock time, for the bounds of gaps.
+
+    Thread-safety: confined to the I/O thread, except `connections`, an immutable tuple that may be read anywhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: Endpoint,
+        options: PoolOptions,
+        *,
+        pool_token: str | Callable[[], str] | None,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        loop: IoLoop,
+        dialer: Dialer,
+        budget: SendBudget,
+        announce: Callable[[StatusChange], None],
+        rng: random.Random | None = None,
+        wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self._name = name
+        self._endpoint = endpoint
+        self._options = options
+        self._policy = options.reconnect.resolved(options)
+        self._supabase = options.topic_prefix.startswith("realtime:")
+        self._registry = registry
+        self._dispatcher = dispatcher
+        self._loop = loop
+        self._dialer = dialer
+        self._budget = budget
+        self._announce = announce
+        self._rng = rng or random.Random()
+        self._wall = wall
+        self._tokens = Tokens(loop, dialer)
+        self._pool_source = TokenSource(pool_token)
+        self._router = Router(dispatcher, wall, supabase=self._supabase)
+        self._joins: dict[ShareKey, Join] = {}
+        self._by_id: dict[int, Connection] = {}
+        self._closing: set[Connection] = set()
+        self._next_id = 1
+        self._queue: deque[Join] = deque()
+        self._granted: deque[float] = deque()  # instants of the latest joins, for the pacing window
+        self._pacing: Timer | None = None
+        self._connect_waiters: list[Future[None]] = []
+        self._stopping = False
+        self._deadline = 0.0
+        #: Every connection; replaced whole.
+        self.connections: tuple[Connection, ...] = ()
+        self.status = "idle"
+        self.reconnect_attempts = 0
+        self.pushes_sent = 0
+        # What connections that are gone had counted.
+        self.past_messages = self.past_bytes_received = self.past_bytes_sent = 0
+
+    @property
+    def gaps(self) -> int:
+        """Gaps announced, overflow aside."""
+        return self._router.gaps
+
+    @property
+    def total_joins(self) -> int:
+        """Joins wanted or being left."""
+        return len(self._joins)
+
+    # Commands from other threads
+
+    def sync(self, key: ShareKey) -> None:
+        """Make the server agree with the registry about one share key."""
+        share = self._registry.share(key)
+        join = self._joins.get(key)
+        if share is None:
+            if join is not None:
+                self._end(join)
+            return
+        if self._stopping:
+            return
+        if join is not None and join.leaving:
+            join.share, join.members = share, ()
+            share.state = ChannelState.LEAVING
+            return  # `Left` comes back here
+        if join is None:
+            source = self._source(share.subscribers[0])
+            join = self._joins[key] = Join(share, source)
+        elif join.share is not share:
+            join.share = share  # everybody left and somebody came before the I/O thread looked
+        added = [s for s in share.subscribers if s not in join.members]
+        join.members = share.subscribers
+        self._converge(join, added)
+
+    def detached(self, attachment: Attachment) -> None:
+        """A Channel left; `attachment.left` is done when the server knows, or need not because others stay."""
+        key = attachment.share.key
+        self.sync(key)
+        join = self._joins.get(key)
+        if join is not None and join.leaving:
+            join.leavers.append(attachment)
+        else:
+            attachment.left.set_result(None)
+
+    def push(self, outgoing: Outgoing) -> None:
+        """Send a push now, or keep it until its Channel is joined."""
+        join = self._joins.get(outgoing.subscriber.key)
+        if join is None or join.leaving or self._stopping:
+            self._settle(
+                outgoing, None, ConnectionFailed(f"{outgoing.subscriber.topic!r} was unsubscribed before the push")
+            )
+            return
+        if join.buffer or not self._hand_over(join, outgoing):
+            join.buffer.append(outgoing)
+            self._loop.call_at(outgoing.deadline, lambda: self._expire_buffered(join, outgoing))
+
+    def set_token(self, token: str | Callable[[], str]) -> None:
+        """Use a new pool-wide token: on live joins now, on every later join too."""
+        source = self._pool_source
+        source.provider = token if callable(token) else None
+        source.value, source.fresh = (None, False) if callable(token) else (token, True)
+        for join in self._joins.values():
+            if join.source is source:
+                self._renew_token(join)
+
+    def connect(self, waiter: Future[None]) -> None:
+        """Have at least one connection; `waiter` is done when one is open."""
+        if any(c.state == "open" for c in self.connections):
+            waiter.set_result(None)
+            return
+        self._connect_waiters.append(waiter)
+        if not self._by_id:
+            self._new_connection()
+        for connection in self.connections:
+            if connection.state in ("waiting", "error"):
+                self._dial(connection)
+
+    def resume(self, mailbox: Any) -> None:
+        """A full mailbox has room again: read on."""
+        for connection in self.connections:
+            connection.paused_by.discard(mailbox)
+
+    def cleanup(self, done: Future[int]) -> None:
+        """Close idle connections now; `done` gets their number."""
+        idle = [c for c in self.connections if not c.joins]
+        for connection in idle:
+            self._retire(connection)
+        done.set_result(len(idle))
+
+    def shutdown(self, deadline: float) -> None:
+        """Send what was accepted as far as `deadline` allows, say goodbye on every connection, then end the loop."""
+        if self._stopping:
+            return
+        self._stopping, self._deadline = True, deadline
+        self._queue.clear()
+        for connection in self.connections:
+            self._retire(connection)
+        self._stop_when_closed()
+
+    def _stop_when_closed(self) -> None:
+        if self._stopping and not self._closing:
+            self.abandon(PoolClosed(f"the pool {self._name} was closed"))
+            self._loop.stop()
+
+    def abandon(self, error: RtpoolError) -> None:
+        """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
+        self._stopping = True
+        for connection in [*self.connections, *self._closing]:
+            connection.session.disconnected()
+            self._on_events(connection, connection.session.events())
+            self._drop_socket(connection)
+        self._closing.clear()
+        for waiter in self._connect_waiters:
+            waiter.set_exception(error.again())
+        self._connect_waiters.clear()
+        for join in self._joins.values():
+            for outgoing in join.buffer:
+                self._settle(outgoing, None, error.again())
+            join.buffer.clear()
+            self._tell_members(join, "closed", error)
+            self._fail_waiting(join, error)
+            for attachment in join.leavers:
+                attachment.left.set_result(None)
+            join.share.state = ChannelState.CLOSED
+        self._joins.clear()
+        self._by_id.clear()
+        self._publish()
+        self._set_status("closed")
+
+    # Joins
+
+    def _source(self, subscriber: Subscriber) -> TokenSource:
+        return self._pool_source if subscriber.token is None else TokenSource(subscriber.token)
+
+    def _converge(self, join: Join, added: list[Subscriber]) -> None:
+        if join.connection is None and not self._place(join):
+            return
+        state = join.connection.session.state(join.topic) if join.connection else ChannelState.CLOSED
+        if join.requested:
+            pass
+        elif state in (ChannelState.JOINED, ChannelState.JOINING):
+            if not join.config.covers(merge_configs(s.config for s in join.members)):
+                # Only who was ready has something to lose by the new join.
+                if state is ChannelState.JOINED:
+                    join.outage = join.outage or Outage("rejoin", self._wall())
+                self._request(join)
+            elif join.ready:
+                self._admit(join, added)
+        elif join.blocked is not None:
+            if added:  # a new Channel is a new wish: it is asked once more
+                join.blocked, join.attempts = None, 0
+                self._request(join)
+        elif join.retry is None:
+            self._request(join)
+        self._publish_state(join)
+
+    def _place(self, join: Join) -> bool:
+        choice = place(join.topic, (c.slot() for c in self.connections), max_connections=self._options.max_connections)
+        if choice is None:
+            error = PoolExhausted(
+                f"no room for {join.name!r}: {len(self.connections)} connections are open, each is full or holds this "
+                f"topic; raise max_connections ({self._options.max_connections}) or unsubscribe",
+                topic=join.name,
+            )
+            join.share.last_error = error
+            self._refuse(join, error)
+            return False
+        connection = self._new_connection() if choice == OPEN else self._by_id[choice]
+        connection.joins[join.topic] = join
+        join.connection = connection
+        if connection.state == "error":
+            self._dial(connection)
+        return True
+
+    def _request(self, join: Join) -> None:
+        """Queue a join; it is sent when its connection is open, its token known and the pace allows."""
+        if join.retry is not None:
+            join.retry.cancel()
+            join.retry = None
+        if join.requested:
+            return
+        join.requested = True
+        self._queue.append(join)
+        self._send_joins()
+
+    def _send_joins(self) -> None:
+        """Send what may be sent: a sliding window over the pool, a few in flight per socket, oldest first."""
+        if self._stopping:
+            return
+        rate = self._options.max_joins_per_second
+        limit = max(1, int(rate))
+        window = limit / rate
+        waiting: deque[Join] = deque()
+        room: dict[Connection, int] = {}
+        while self._queue:
+            join = self._queue.popleft()
+            connection = join.connection
+            if not join.requested or connection is None or connection.state != "open":
+                # Not now: what it waits for puts it back.
+                join.requested = False
+                continue
+            free = room.get(connection)
+            if free is None:
+                free = connection.session.joins_available
+            if free <= 0:
+                waiting.append(join)
+                room[connection] = 0
+                continue
+            while self._granted and self._loop.now - self._granted[0] >= window:
+                self._granted.popleft()
+            if len(self._granted) >= limit:
+                waiting.append(join)
+                waiting.extend(self._queue)
+                self._queue.clear()
+                if self._pacing is None:
+                    self._pacing = self._loop.call_at(self._granted[0] + window, self._pace)
+                break
+            self._granted.append(self._loop.now)
+            room[connection] = free - 1
+            self._tokens.resolve(join.source, lambda token, error, join=join: self._send_join(join, token, error))  # type: ignore[misc]
+        self._queue = waiting
+
+    def _pace(self) -> None:
+        self._pacing = None
+        self._send_joins()
+
+    def _send_join(self, join: Join, token: str | None, error: RtpoolError | None) -> None:
+        connection = join.connection
+        if not join.requested or connection is None or self._joins.get(join.share.key) is not join:
+            return
+        join.requested = False
+        if error is not None:
+            self._join_failed(join, error, Action.BACK_OFF)
+            return
+        if connection.state != "open":
+            return  # the reconnect asks again
+        join.token = token
+        join.config = merge_configs(s.config for s in join.members)
+        join.presence.rejoined()
+        join.changes_flow, join.changes_message, join.system_error = False, None, ""
+        join.echoes.clear()
+        first = join.outage is None and not join.attempts
+        connection.session.join(join.topic, join.body(supabase=self._supabase), self._loop.now)
+        self._publish_state(join)
+        self._tell_members(join, "joining" if first else "rejoining", None)
+
+    def _joined(self, join: Join, response: Any) -> None:
+        join.attempts, join.share.last_error, join.blocked = 0, None, None
+        self._router.joined(join, response)
+        self._publish_state(join)
+        if join.ready:
+            self._flow(join)
+        self._track_again(join)
+        self._flush_buffer(join)
+        self._sync_later(join)
+
+    def _track_again(self, join: Join) -> None:
+        """The server forgets a presence with the join it belonged to."""
+        tracked = join.share.tracked
+        if tracked is not None and join.connection is not None:
+            join.connection.session.push(
+                join.topic,
+                PRESENCE,
+                track_body(tracked[1]),
+                token=None,
+                wants_reply=False,
+                deadline=self._loop.now + self._options.join_timeout,
+                now=self._loop.now,
+            )
+
+    def _flow(self, join: Join) -> None:
+        """Events really flow: announce what may have been lost, and let everybody know."""
+        if join.outage is not None:
+            self._router.announce_gap(join, join.outage)
+            join.outage = None
+        self._admit(join, list(join.members))
+
+    def _admit(self, join: Join, members: list[Subscriber]) -> None:
+        """Members whose events flow from now on: tell them, and give latecomers what the server said before."""
+        for subscriber in members:
+            attachment = subscriber.attachment
+            if attachment is None or attachment.share is not join.share:
+                continue
+            late = not attachment.ready.done()
+            self._router.tell(subscriber, StatusChange(subscriber.topic, "joined"))
+            if late:
+                self._router.catch_up(join, subscriber)
+                attachment.ready.set_result(None)
+
+    def _sync_later(self, join: Join) -> None:
+        """Somebody may have come, gone or changed while the join was under way."""
+        self._loop.post(self.sync, join.share.key)
+
+    def _join_failed(self, join: Join, error: RtpoolError, action: Action) -> None:
+        join.share.last_error = error
+        self._publish_state(join)
+        if not action.retryable:
+            self._refuse(join, error)
+            return
+        timed_out = isinstance(error, JoinTimeout)
+        self._tell_members(join, "timed_out" if timed_out else "refused", error)
+        connection = join.connection
+        may_open = len(self._by_id) < self._options.max_connections
+        if action is Action.OTHER_SOCKET and connection is not None and may_open:
+            connection.capacity = max(1, min(connection.capacity, len(connection.joins) - 1))
+            self._unplace(join)
+            if self._place(join):
+                self._request(join)
+            return
+        join.attempts += 1
+        delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
+        if action is Action.BACK_OFF_LONG:
+            delay = max(delay, LONG_BACK_OFF)
+        join.retry = self._loop.call_later(delay * self._rng.uniform(0.5, 1.0), lambda: self._retry(join))
+
+    def _retry(self, join: Join) -> None:
+        join.retry = None
+        if self._joins.get(join.share.key) is join and not join.leaving:
+            self._request(join)
+
+    def _refuse(self, join: Join, error: RtpoolError) -> None:
+        """Trying again cannot help: say so once, and wait for a new token or a new wish."""
+        join.blocked = error
+        join.share.state = ChannelState.ERRORED
+        self._tell_members(join, "refused", error)
+        self._fail_waiting(join, error)
+        for outgoing in join.buffer:
+            self._settle(outgoing, None, error.again())
+        join.buffer.clear()
+
+    def _fail_waiting(self, join: Join, error: RtpoolError) -> None:
+        for subscriber in join.members:
+            attachment = subscriber.attachment
+            if attachment is not None and attachment.share is join.share and not attachment.ready.done():
+                attachment.ready.set_exception(error.again())
+
+    def _renew_token(self, join: Join) -> None:
+        if join.blocked is not None and join.connection is not None:
+            join.blocked = None
+            self._request(join)
+        elif join.joined:
+            self._tokens.resolve(join.source, lambda token, error: self._send_token(join, token))
+
+    def _send_token(self, join: Join, token: str | None) -> None:
+        if token is None or not join.joined or join.connection is None or not self._supabase:
+            return
+        join.token = token
+        join.connection.session.push(
+            join.topic,
+            ACCESS_TOKEN,
+            JsonBody(dumps({"access_token": token})),
+            token=None,
+            wants_reply=False,  # the server never answers it
+            deadline=self._loop.now + self._options.join_timeout,
+            now=self._loop.now,
+        )
+
+    def _end(self, join: Join) -> None:
+        """Nobody wants it any more."""
+        for outgoing in join.buffer:
+            self._settle(
+                outgoing, None, ConnectionFailed(f"{outgoing.subscriber.topic!r} was unsubscribed before the push")
+            )
+        join.buffer.clear()
+        join.members = ()
+        join.requested = False
+        if join.retry is not None:
+            join.retry.cancel()
+            join.retry = None
+        connection = join.connection
+        if join.leaving:
+            return
+        if connection is None or connection.session.state(join.topic) is ChannelState.CLOSED:
+            self._forget(join)
+            return
+        join.leaving = True
+        connection.session.leave(join.topic, self._loop.now)
+        connection.tick(self._loop.now)
+
+    def _forget(self, join: Join) -> None:
+        self._unplace(join)
+        leavers, join.leavers = join.leavers, []
+        for attachment in leavers:
+            attachment.left.set_result(None)
+        if self._joins.get(join.share.key) is join:
+            del self._joins[join.share.key]
+        join.share.state = ChannelState.CLOSED
+        self.sync(join.share.key)  # a Channel that came while the leave was under way
+
+    def _unplace(self, join: Join) -> None:
+        connection, join.connection = join.connection, None
+        if connection is None:
+            return
+        connection.joins.pop(join.topic, None)
+        if not connection.joins:
+            self._schedule_idle_close(connection)
+
+    # Pushes
+
+    def _hand_over(self, join: Join, outgoing: Outgoing) -> bool:
+        if not join.joined or join.connection is None:
+            return False
+        accepted = join.connection.session.push(
+            join.topic,
+            outgoing.event,
+            outgoing.body,
+            token=(join, outgoing),
+            wants_reply=outgoing.wants_reply,
+            deadline=outgoing.deadline,
+            now=self._loop.now,
+        )
+        if accepted:
+            self._router.sent(join, outgoing)
+        return accepted
+
+    def _flush_buffer(self, join: Join) -> None:
+        while join.buffer and self._hand_over(join, join.buffer[0]):
+            join.buffer.popleft()
+
+    def _expire_buffered(self, join: Join, outgoing: Outgoing) -> None:
+        if outgoing in join.buffer:
+            join.buffer.remove(outgoing)
+            self._settle(outgoing, None, outgoing.timed_out(written=False))
+
+    def _push_settled(self, event: PushSettled, unsent: list[tuple[Join, Outgoing]]) -> None:
+        if event.written:
+            self.pushes_sent += 1
+        if event.token is None:
+            return
+        join, outgoing = event.token
+        topic = outgoing.subscriber.topic
+        if event.outcome == "lost" and not event.written and not self._stopping and not join.leaving:
+            unsent.append((join, outgoing))  # the server cannot have seen it whole: it may be sent again
+        elif event.outcome == "lost":
+            self._settle(
+                outgoing,
+                None,
+                ConnectionFailed(f"the connection was lost before the reply to push {outgoing.name!r} on {topic!r}"),
+            )
+        elif event.outcome == "timeout":
+            self._settle(outgoing, None, outgoing.timed_out(written=event.written))
+        elif event.outcome == "reply" and event.status != "ok":
+            self._settle(
+                outgoing,
+                None,
+                PushRefused(
+                    f"the server answered push {outgoing.name!r} on {topic!r} with {event.status}: {event.response!r}",
+                    topic=topic,
+                    event=outgoing.name,
+                    status=event.status,
+                    response=event.response,
+                ),
+            )
+        else:
+            self._router.loop_back(join, outgoing)
+            self._settle(outgoing, event.response, None)
+
+    def _settle(self, outgoing: Outgoing, result: Any, error: RtpoolError | None) -> None:
+        self._budget.settle(outgoing, result, error)
+
+    # Connections
+
+    def _new_connection(self) -> Connection:
+        connection = Connection(self._next_id, self._options, self._on_events, self._on_lost)
+        self._next_id += 1
+        self._by_id[connection.connection_id] = connection
+        self._publish()
+        self._dial(connection)
+        return connection
+
+    def _publish(self) -> None:
+        self.connections = tuple(self._by_id.values())
+
+    def _dial(self, connection: Connection) -> None:
+        connection.state = "dialing"
+        if connection.epoch or connection.attempts:
+            self.reconnect_attempts += 1
+        self._update_status()
+        epoch = connection.epoch
+        loop, dialed = self._loop, self._dialed
+
+        def done(sock: socket.socket | None, error: RtpoolError | None) -> bool:
+            return loop.post(dialed, connection, epoch, sock, error)
+
+        self._dialer.dial(self._endpoint, self._options, done)
+
+    def _dialed(
+        self, connection: Connection, epoch: int, sock: socket.socket | None, error: RtpoolError | None
+    ) -> None:
+        if self._by_id.get(connection.connection_id) is not connection or connection.epoch != epoch or self._stopping:
+            if sock is not None:
+                sock.close()
+            return
+        if sock is None:
+            self._dial_failed(connection, error or ConnectionFailed("no connection"))
+            return
+        connection.open(sock, self._loop.now)
+        connection.last_error = None
+        self._loop.add(connection)
+        log.info("= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url)
+        self._update_status()
+        for waiter in self._connect_waiters:
+            waiter.set_result(None)
+        self._connect_waiters.clear()
+        for join in list(connection.joins.values()):
+            if join.blocked is None and join.retry is None and not join.leaving:
+                self._request(join)
+        if not connection.joins:
+            self._schedule_idle_close(connection)
+
+    def _on_lost(self, connection: Connection, error: RtpoolError) -> None:
+        """The socket broke. The identity stays, with its joins, and is dialled again."""
+        if connection in self._closing:
+            self._closed(connection)
+            return
+        now = self._loop.now
+        last_life = self._wall() - timedelta(seconds=max(0.0, now - connection.proof_of_life))
+        log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
+        was_stable = now - connection.opened_at >= STABLE_SECONDS
+        connection.session.disconnected()
+        self._drop_socket(connection)
+        connection.state = "waiting"
+        self._on_events(connection, connection.session.events())
+        cause = getattr(error, "cause", "transport")
+        for join in list(connection.joins.values()):
+            join.share.last_error = error
+            if join.outage is None and any(_was_ready(s) for s in join.members):
+                join.outage = Outage(cause, last_life)
+            self._publish_state(join)
+        self._tokens.expire()
+        if not connection.joins:
+            self._remove(connection)  # the server reaps sockets without channels; nobody misses it
+            return
+        if was_stable:
+            connection.attempts = 0
+        self._failed(connection, error, was_open=True)
+
+    def _dial_failed(self, connection: Connection, error: RtpoolError) -> None:
+        log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
+        self._failed(connection, error, was_open=False)
+
+    def _failed(self, connection: Connection, error: RtpoolError, *, was_open: bool) -> None:
+        connection.state = "waiting"
+        connection.last_error = error
+        connection.attempts += 1
+        if connection.attempts == 1:
+            connection.first_failed_at = self._loop.now
+        for join in connection.joins.values():
+            join.share.last_error = error
+            self._tell_members(join, "rejoining", error)
+        if not self._options.auto_reconnect:
+            self._give_up(connection, error, None)
+            return
+        attempt, first_at, epoch = connection.attempts, connection.first_failed_at, connection.epoch
+        policy, loop, clock, decided = self._policy, self._loop, self._loop.clock, self._decided
+
+        def job() -> None:  # the strategies are user code
+            try:
+                verdict, delay = policy.next_delay(attempt_number=attempt, first_at=first_at, now=clock(), error=error)
+            except Exception:
+                log.exception("! a reconnect strategy failed; the default delay is used")
+                verdict, delay = "retry", 1.0
+            loop.post(decided, connection, epoch, attempt, error, verdict, delay, was_open)
+
+        self._dialer.submit(job)
+
+    def _decided(
+        self,
+        connection: Connection,
+        epoch: int,
+        attempt: int,
+        error: RtpoolError,
+        verdict: str,
+        delay: float,
+        was_open: bool,
+    ) -> None:
+        current = self._by_id.get(connection.connection_id) is connection and connection.epoch == epoch
+        if not current or connection.attempts != attempt or connection.state != "waiting" or self._stopping:
+            return
+        if verdict == "fatal":
+            self._give_up(connection, error, None)
+        elif verdict == "stop" and not was_open:
+            self._give_up(connection, error, self._options.health_check_interval)
+        else:
+            self._update_status(StatusChange(None, "reconnecting", error, attempt, delay))
+            self._loop.call_later(delay, lambda: self._dial_again(connection, epoch, attempt))
+
+    def _dial_again(self, connection: Connection, epoch: int, attempt: int) -> None:
+        if (
+            self._by_id.get(connection.connection_id) is connection
+            and connection.epoch == epoch
+            and connection.attempts == attempt
+            and connection.state in ("waiting", "error")
+            and not self._stopping
+        ):
+            self._dial(connection)
+
+    def _give_up(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
+        """The quick attempts are over. The health check goes on where another attempt can succeed."""
+        connection.state = "error"
+        for waiter in self._connect_waiters:
+            waiter.set_exception(error.again())
+        self._connect_waiters.clear()
+        for join in list(connection.joins.values()):
+            self._fail_waiting(join, error)
+        self._update_status(StatusChange(None, "error", error, connection.attempts, again_in or 0.0))
+        if again_in is not None and self._options.enable_health_check:
+            epoch, attempt = connection.epoch, connection.attempts
+            self._loop.call_later(again_in, lambda: self._dial_again(connection, epoch, attempt))
+        if not connection.joins:
+            self._remove(connection)
+
+    def _schedule_idle_close(self, connection: Connection) -> None:
+        def close_if_idle() -> None:
+            if not connection.joins and self._by_id.get(connection.connection_id) is connection:
+                self._retire(connection)
+
+        if connection.state == "open":
+            self._loop.call_later(self._options.cleanup_interval, close_if_idle)
+        else:
+            self._loop.post(close_if_idle)  # nobody needs it dialled
+
+    def _retire(self, connection: Connection) -> None:
+        """Close a connection in good order: what is queued, a close frame, then the peer's answer or half a second."""
+        self._by_id.pop(connection.connection_id, None)
+        self._publish()
+        if connection.transport is None:
+            self._account(connection)
+            self._update_status()
+            return
+        self._closing.add(connection)
+        connection.say_goodbye(self._loop.now)
+        self._update_status()
+        if connection in self._closing:
+            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
+
+    def _goodbye_over(self, connection: Connection) -> None:
+        queued = connection.transport is not None and connection.transport.queued
+        if queued and self._stopping and self._loop.now + GOODBYE_SECONDS < self._deadline:
+            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
+        else:
+            self._closed(connection)
+
+    def _closed(self, connection: Connection) -> None:
+        if connection not in self._closing:
+            return
+        self._closing.discard(connection)
+        connection.session.disconnected()
+        self._drop_socket(connection)
+        self._on_events(connection, connection.session.events())
+        self._account(connection)
+        log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
+        self._stop_when_closed()
+
+    def _remove(self, connection: Connection) -> None:
+        self._by_id.pop(connection.connection_id, None)
+        self._publish()
+        self._account(connection)
+        self._update_status()
+
+    def _drop_socket(self, connection: Connection) -> None:
+        self._loop.remove(connection)
+        connection.close_socket()
+
+    def _account(self, connection: Connection) -> None:
+        details = connection.details()
+        self.past_messages += details.messages_received
+        self.past_bytes_received += details.bytes_received
+        self.past_bytes_sent += details.bytes_sent
+
+    # What sessions say
+
+    def _on_events(self, connection: Connection, events: list[SessionEvent]) -> None:
+        unsent: list[tuple[Join, Outgoing]] = []
+        joins_answered = False
+        for event in events:
+            if isinstance(event, Received):
+                join = connection.joins.get(event.topic)
+                if join is not None:
+                    self._received(join, event)
+            elif isinstance(event, PushSettled):
+                self._push_settled(event, unsent)
+            elif isinstance(event, (Joined, JoinFailed, ChannelLost, Left)):
+                joins_answered = True
+                join = connection.joins.get(event.topic)
+                if join is not None:
+                    self._channel_event(join, event)
+        for join, outgoing in reversed(unsent):
+            join.buffer.appendleft(outgoing)
+            self._loop.call_at(outgoing.deadline, lambda j=join, o=outgoing: self._expire_buffered(j, o))  # type: ignore[misc]
+        self._overflowed(self._router.flush())
+        if joins_answered:
+            self._send_joins()
+
+    def _received(self, join: Join, event: Received) -> None:
+        flowed = join.ready
+        self._router.route(join, event.message)
+        if join.ready and not flowed:
+            self._flow(join)
+
+    def _channel_event(self, join: Join, event: Joined | JoinFailed | ChannelLost | Left) -> None:
+        if isinstance(event, Left):
+            join.leaving = False
+            self._forget(join)
+        elif isinstance(event, Joined):
+            self._joined(join, event.response)
+        elif isinstance(event, JoinFailed):
+            if event.timed_out:
+                timeout = self._options.join_timeout
+                error: RtpoolError = JoinTimeout(
+                    f"no reply to the join of {join.name!r} within {timeout} s", topic=join.name, timeout=timeout
+                )
+                self._join_failed(join, error, Action.BACK_OFF)
+            else:
+                action = classify_join(event.response)
+                self._join_failed(join, _refused(join.name, event.response, action), action)
+        else:
+            self._channel_lost(join, event)
+
+    def _channel_lost(self, join: Join, event: ChannelLost) -> None:
+        if join.outage is None:
+            join.outage = Outage("token" if join.system_error.startswith("Token") else "rejoin", self._wall())
+        action = classify_system(join.system_error)
+        words = join.system_error or f"the server ended the channel ({event.cause})"
+        join.system_error = ""
+        self._join_failed(join, _refused(join.name, words, action), action)
+
+    def _overflowed(self, mailboxes: list[Any]) -> None:
+        for mailbox in mailboxes:
+            subscriber: Subscriber = mailbox.owner
+            join = self._joins.get(subscriber.key)
+            if join is None:
+                continue
+            if mailbox.overflow == "block":
+                if join.connection is not None:
+                    join.connection.paused_by.add(mailbox)
+            elif self._registry.detach(subscriber) is not None:
+                self._router.overflow_closed(subscriber, mailbox)
+                self._registry.left(subscriber)
+                self._loop.post(self.sync, subscriber.key)
+
+    # Saying what is
+
+    def _publish_state(self, join: Join) -> None:
+        connection = join.connection
+        if join.blocked is not None:
+            join.share.state = ChannelState.ERRORED
+            return
+        state = connection.session.state(join.topic) if connection else ChannelState.CLOSED
+        # Waiting for its turn is joining to its users, unless it is known to be in trouble.
+        join.share.state = ChannelState.JOINING if state is ChannelState.CLOSED else state
+
+    def _tell_members(self, join: Join, status: str, error: RtpoolError | None) -> None:
+        for subscriber in join.members:
+            self._router.tell(subscriber, StatusChange(subscriber.topic, status, error))
+
+    def _set_status(self, status: str, change: StatusChange | None = None) -> None:
+        if status == self.status and change is None:
+            return
+        self.status = status
+        self._announce(change or StatusChange(None, status))
+
+    def _update_status(self, change: StatusChange | None = None) -> None:
+        states = {c.state for c in self.connections}
+        ever = any(c.epoch for c in self.connections)
+        if not states:
+            status = "idle"
+        elif states == {"open"}:
+            status = "connected"
+        elif "error" in states:
+            status = "error"
+        elif "waiting" in states or (ever and "dialing" in states and "open" not in states):
+            status = "reconnecting"
+        elif "open" in states:
+            status = "connected"
+        else:
+            status = "connecting"
+        if change is not None and change.status != status:
+            change = None
+        self._set_status(status, change)
+
+
+def _was_ready(subscriber: Subscriber) -> bool:
+    attachment = subscriber.attachment
+    return attachment is not None and attachment.ready.done() and attachment.ready.exception() is None
+
+
+def _refused(topic: str, response: Any, action: Action) -> JoinRefused:
+    code, reason = parse_reason(response)
+    words = f"{code}: {reason}" if code else reason
+    after = "rtpool tries again by itself" if action.retryable else f"not tried again ({action.value} needed)"
+    if action is Action.FATAL:
+        after = "not tried again: the same request cannot succeed"
+    return JoinRefused(
+        f"the server refused {topic!r}: {words or 'no reason given'}; {after}",
+        topic=topic,
+        code=code,
+        reason=reason,
+        retryable=action.retryable,
+    )

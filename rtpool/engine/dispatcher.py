@@ -1,0 +1,460 @@
+"""
+Callbacks: worker threads, and one ordered mailbox per Channel.
+
+A mailbox is in the hands of at most one worker at a time, so one Channel's callbacks never overlap and keep the
+server's order, while different Channels run in parallel.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+__all__ = ["Dispatcher", "Mailbox"]
+
+log = logging.getLogger("rtpool.dispatch")
+
+Lock = threading.Lock
+
+#: Items a worker takes at a time. Few enough that `off` and other mailboxes wait for one callback, not for a queue.
+BATCH = 64
+#: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
+RESUME_AT = 0.8
+#: How long `quiesce` waits for a callback in progress. It covers the moment between a worker's decision to call and
+#: the callback's first line; a callback that runs longer has plainly begun before.
+QUIESCE_SECONDS = 0.1
+
+
+class _Loss:
+    """What an overflow lost, from the first event to the last; becomes one announcement."""
+
+    __slots__ = ("count", "first", "last")
+
+    def __init__(self, at: datetime) -> None:
+        self.count = 0
+        self.first = self.last = at
+
+
+class Mailbox:
+    """
+    What waits for one Channel.
+
+    Args:
+        owner: whose it is, for who decides about an overflow.
+        run: called on a worker with each item; None for a mailbox that is read with `Dispatcher.take`.
+        limit: items it holds; what is essential comes on top.
+        overflow: see `PoolOptions.overflow`.
+        announce_loss: makes the item that tells of lost ones, from the first and last time of loss and their number.
+
+    Thread-safety: every attribute belongs to the dispatcher's lock; the counters may be read anywhere.
+    """
+
+    __slots__ = (
+        "announce_loss",
+        "blocked",
+        "delivered",
+        "dropped",
+        "ended",
+        "generation",
+        "interrupted",
+        "items",
+        "limit",
+        "loss",
+        "overflow",
+        "owner",
+        "run",
+        "running",
+        "runs",
+        "scheduled",
+        "spare",
+    )
+
+    def __init__(
+        self,
+        owner: Any,
+        run: Callable[[Any], None] | None,
+        *,
+        limit: int,
+        overflow: str,
+        announce_loss: Callable[[datetime, datetime, int], Any],
+    ) -> None:
+        self.owner = owner
+        self.run = run
+        self.limit = limit
+        self.overflow = overflow
+        self.announce_loss = announce_loss
+        self.items: deque[Any] = deque()
+        self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
+        self.loss: _Loss | None = None
+        self.scheduled = False
+        self.running: int | None = None  # the worker's thread id
+        self.runs = 0
+        self.interrupted = False
+        self.blocked = False
+        self.ended = True  # closed to ordinary items until its Channel is attached
+        self.generation = 0  # of the subscription; a worker drops what an earlier one left in its hands
+        self.delivered = 0
+        self.dropped = 0
+
+
+class _Essential(NamedTuple):
+    """An item that is never dropped and does not count: a status, a gap, a push's callback."""
+
+    run: Callable[[Any], None]
+    item: Any
+
+
+class Dispatcher:
+    """
+    The worker pool.
+
+    Args:
+        name: the pool's, for thread names.
+        num_workers: threads, started at the first delivery.
+        on_drained: called on a worker, without a lock, when a blocked mailbox has room again.
+        wall: aware wall-clock time, for the bounds of a loss.
+
+    Thread-safety: every method may be called from any thread. User code is entered without a lock.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_workers: int,
+        *,
+        on_drained: Callable[[Mailbox], None],
+        wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self._name = name
+        self._num_workers = num_workers
+        self._on_drained = on_drained
+        self._wall = wall
+        #: Ordinary items handed over, and lost; over every mailbox there ever was. Read anywhere.
+        self.delivered = 0
+        self.dropped = 0
+        # Guards: _runnable, _stopping, _idle, _threads, delivered, dropped and every Mailbox
+        self._lock = Lock()
+        self._ready = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
+        self._runnable: deque[Mailbox] = deque()
+        self._stopping = False
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the workers, once."""
+        with self._lock:
+            if self._threads or self._stopping:
+                return
+            self._threads = threads = [
+                threading.Thread(target=self._work, name=f"rtpool-{self._name}-worker-{i}", daemon=True)
+                for i in range(self._num_workers)
+            ]
+        for thread in threads:
+            thread.start()
+
+    def open(self, mailbox: Mailbox) -> None:
+        """Let ordinary items in, if it is closed to them; what an earlier subscription left is gone."""
+        with self._lock:
+            if not mailbox.ended:
+                return
+            mailbox.ended = False
+            mailbox.blocked = False
+            mailbox.generation += 1
+            self._discard(mailbox)
+
+    def deliver(self, batch: Iterable[tuple[Mailbox, Any]]) -> list[Mailbox]:
+        """
+        Put items into mailboxes, in order, under one lock.
+
+        Returns:
+            The mailboxes that reached their limit and whose policy, ``block`` or ``close``, the I/O thread carries out.
+        """
+        overflowed: list[Mailbox] = []
+        with self._lock:
+            for mailbox, item in batch:
+                if mailbox.ended or self._stopping:
+                    self._drop(mailbox, 1)
+                    continue
+                if len(mailbox.items) >= mailbox.limit and not self._make_room(mailbox, overflowed):
+                    continue
+                mailbox.items.append(item)
+                self._schedule(mailbox)
+        return overflowed
+
+    def deliver_essential(self, mailbox: Mailbox, run: Callable[[Any], None], item: Any) -> bool:
+        """
+        Queue something that must not be lost (a status, a push's callback) behind what waits already.
+
+        Returns:
+            False when the workers are gone.
+        """
+        with self._lock:
+            if self._stopping:
+                return False
+            essential = _Essential(run, item)
+            # A reader of a pull mailbox sees data only; its essentials run on a worker.
+            (mailbox.items if mailbox.run is not None and not mailbox.ended else mailbox.spare).append(essential)
+            self._schedule(mailbox, always=True)
+        return True
+
+    def end(self, mailbox: Mailbox, *, wait: bool = True) -> None:
+        """
+        Close a mailbox to ordinary items and drop those that wait; essential ones still run.
+
+        On return no ordinary item starts any more, see `quiesce`; without `wait` one may be just starting.
+        """
+        with self._lock:
+            mailbox.ended = True
+            mailbox.generation += 1
+            self._discard(mailbox)
+            self._changed.notify_all()
+        if wait:
+            self.quiesce(mailbox)
+
+    def quiesce(self, mailbox: Mailbox) -> None:
+        """
+        Wait until the callback in progress has returned, or plainly begun before this call.
+
+        Called on a worker it does not wait: two callbacks could otherwise wait for each other.
+        """
+        deadline = time.monotonic() + QUIESCE_SECONDS
+        with self._lock:
+            if mailbox.running is None or threading.current_thread() in self._threads:
+                return
+            mailbox.interrupted = True
+            seen = mailbox.runs
+            self._changed.wait_for(
+                lambda: mailbox.running is None or mailbox.runs != seen, timeout=deadline - time.monotonic()
+            )
+
+    def take(self, mailbox: Mailbox, timeout: float | None) -> Any:
+        """
+        Take one item out of a pull mailbox.
+
+        Args:
+            timeout: seconds, None waits for ever.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            EOFError: the mailbox was ended, or the workers stopped.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        drained = False
+        with self._lock:
+            while not mailbox.items and mailbox.loss is None:
+                if mailbox.ended or self._stopping:
+                    raise EOFError
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    raise TimeoutError
+                self._changed.wait(remaining)
+            loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
+            if loss is not None:
+                mailbox.loss = None
+            else:
+                mailbox.delivered += 1
+                self.delivered += 1
+                item = mailbox.items.popleft()
+                drained = self._has_drained(mailbox)
+        if loss is not None:
+            return mailbox.announce_loss(loss.first, loss.last, loss.count)
+        if drained:
+            self._on_drained(mailbox)
+        return item
+
+    def is_worker(self) -> bool:
+        """Whether the calling thread is one of the workers."""
+        with self._lock:
+            return threading.current_thread() in self._threads
+
+    def stop(self) -> None:
+        """Drop ordinary items, let essential ones run, then end the workers. Does not wait."""
+        with self._lock:
+            self._stopping = True
+            self._ready.notify_all()
+            self._changed.notify_all()
+
+    def join(self, deadline: float) -> list[str]:
+        """
+        Wait for the workers, never for the calling one.
+
+        Args:
+            deadline: monotonic seconds.
+
+        Returns:
+            The names of those that did not stop.
+        """
+        with self._lock:
+            threads = list(self._threads)
+        alive = []
+        for thread in threads:
+            if thread is threading.current_thread():
+                continue
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                alive.append(thread.name)
+        return alive
+
+    # The caller holds self._lock in what follows, up to _work.
+
+    def _make_room(self, mailbox: Mailbox, overflowed: list[Mailbox]) -> bool:
+        assert self._lock.locked()
+        policy = mailbox.overflow
+        if policy == "block":
+            # Over its limit by at most what one read had; the socket is read no further.
+            if not mailbox.blocked:
+                mailbox.blocked = True
+                overflowed.append(mailbox)
+            return True
+        self._drop(mailbox, 1)
+        if policy == "close":
+            if not mailbox.blocked:
+                mailbox.blocked = True
+                overflowed.append(mailbox)
+            return False
+        now = self._wall()
+        loss = mailbox.loss = mailbox.loss or _Loss(now)
+        loss.count += 1
+        loss.last = now
+        if policy == "drop_newest":
+            return False
+        for index, item in enumerate(mailbox.items):
+            if not isinstance(item, _Essential):
+                del mailbox.items[index]
+                break
+        return True
+
+    def _drop(self, mailbox: Mailbox, count: int) -> None:
+        assert self._lock.locked()
+        mailbox.dropped += count
+        self.dropped += count
+
+    def _schedule(self, mailbox: Mailbox, *, always: bool = False) -> None:
+        assert self._lock.locked()
+        if mailbox.run is None and not always:
+            self._changed.notify_all()
+            return
+        if not mailbox.scheduled:
+            mailbox.scheduled = True
+            self._runnable.append(mailbox)
+            if self._idle:
+                self._ready.notify()
+
+    def _discard(self, mailbox: Mailbox) -> None:
+        assert self._lock.locked()
+        kept = [item for item in mailbox.items if isinstance(item, _Essential)]
+        self._drop(mailbox, len(mailbox.items) - len(kept))
+        mailbox.items.clear()
+        mailbox.spare.extend(kept)
+        mailbox.loss = None
+
+    def _has_drained(self, mailbox: Mailbox) -> bool:
+        assert self._lock.locked()
+        if mailbox.blocked and mailbox.overflow == "block" and len(mailbox.items) <= mailbox.limit * RESUME_AT:
+            mailbox.blocked = False
+            return True
+        return False
+
+    def _next_batch(self, mailbox: Mailbox) -> tuple[list[Any], _Loss | None]:
+        assert self._lock.locked()
+        batch: list[Any] = []
+        while mailbox.spare:
+            batch.append(mailbox.spare.popleft())
+        loss = None
+        if mailbox.run is not None:
+            items = mailbox.items
+            while items and len(batch) < BATCH:
+                batch.append(items.popleft())
+            if mailbox.loss is not None and (mailbox.overflow == "drop_oldest" or not items):
+                loss, mailbox.loss = mailbox.loss, None
+        return batch, loss
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                while not self._runnable:
+                    if self._stopping:
+                        return
+                    self._idle += 1
+                    self._ready.wait()
+                    self._idle -= 1
+                mailbox = self._runnable.popleft()
+                batch, loss = self._next_batch(mailbox)
+                mailbox.running = threading.get_ident()
+                mailbox.interrupted = False
+                generation = mailbox.generation
+            done = ordinary = 0
+            # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
+            loss_first = loss is not None and mailbox.overflow == "drop_oldest"
+            try:
+                if loss is not None and loss_first:
+                    self._announce(mailbox, loss)
+                done, ordinary = self._run(mailbox, batch, generation)
+                if loss is not None and not loss_first and done == len(batch):
+                    self._announce(mailbox, loss)
+                    loss = None
+            finally:
+                with self._lock:
+                    mailbox.delivered += ordinary
+                    self.delivered += ordinary
+                    if loss is not None and not loss_first and generation == mailbox.generation:
+                        mailbox.loss = mailbox.loss or loss
+                    self._put_back(mailbox, batch[done:], generation)
+                    drained = self._has_drained(mailbox)
+            if drained:
+                self._on_drained(mailbox)
+
+    def _run(self, mailbox: Mailbox, batch: list[Any], generation: int) -> tuple[int, int]:
+        """Run a batch outside the lock; return how many items are used up, and how many of those were ordinary."""
+        run, done, ordinary = mailbox.run, 0, 0
+        for item in batch:
+            if mailbox.interrupted and done:
+                break
+            if isinstance(item, _Essential):
+                self._call(item.run, item.item)
+            elif mailbox.generation != generation or self._stopping or run is None:
+                break
+            else:
+                self._call(run, item)
+                ordinary += 1
+            done += 1
+        return done, ordinary
+
+    def _put_back(self, mailbox: Mailbox, rest: list[Any], generation: int) -> None:
+        assert self._lock.locked()
+        mailbox.runs += 1
+        mailbox.running = None
+        current = generation == mailbox.generation and not self._stopping
+        for item in reversed(rest):
+            if current:
+                mailbox.items.appendleft(item)
+            elif isinstance(item, _Essential):
+                mailbox.spare.appendleft(item)
+            else:
+                self._drop(mailbox, 1)
+        if self._stopping:
+            self._discard(mailbox)
+        mailbox.scheduled = bool(mailbox.spare or (mailbox.items and mailbox.run is not None))
+        if mailbox.scheduled:
+            self._runnable.append(mailbox)
+            if self._idle:
+                self._ready.notify()
+        self._changed.notify_all()
+
+    def _announce(self, mailbox: Mailbox, loss: _Loss) -> None:
+        if mailbox.run is not None:
+            self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
+
+    def _call(self, run: Callable[[Any], None], item: Any) -> None:
+        try:
+            run(item)
+        except Exception:
+            # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
+            log.exception("! a worker of pool %s failed outside a callback", self._name)

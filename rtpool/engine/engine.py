@@ -1,0 +1,241 @@
+"""
+The parts of a running pool as one thing: started at first use, stopped once. It knows nothing of the pool itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from rtpool.engine.coordinator import Coordinator
+from rtpool.engine.dialer import Dialer, Endpoint
+from rtpool.engine.dispatcher import Dispatcher, Mailbox
+from rtpool.engine.io_loop import IoLoop
+from rtpool.engine.outgoing import SendBudget
+from rtpool.errors import PoolClosed
+from rtpool.events import StatusChange
+from rtpool.options import PoolOptions
+from rtpool.registry import Callback, Registry
+
+__all__ = ["Engine"]
+
+log = logging.getLogger("rtpool.pool")
+
+Lock = threading.Lock
+
+
+#: Engines that run, to be stopped before the interpreter ends.
+_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+#: Seconds a pool gets to say goodbye when it is forgotten, or at the end of the process.
+ABANDON_SECONDS = 1.0
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    for engine in list(_running):
+        if engine.warn_at_exit:
+            warnings.warn(f"the pool {engine.name} was open at exit; call close()", ResourceWarning, stacklevel=2)
+        engine.stop(ABANDON_SECONDS)
+
+
+class Engine:
+    """
+    Registry, I/O loop, dialer, workers and coordinator of one pool.
+
+    Args:
+        name: for thread names.
+        endpoint: where to dial.
+        options: the pool's.
+        token: the pool's token, str or callable.
+
+    Thread-safety: every method may be called from any thread.
+    """
+
+    def __init__(
+        self, name: str, endpoint: Endpoint, options: PoolOptions, token: str | Callable[[], str] | None
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self.options = options
+        self.registry = Registry()
+        self.budget = SendBudget(options.send_buffer_limit)
+        self.dialer = Dialer(name)
+        self.dispatcher = Dispatcher(name, options.num_workers, on_drained=self._drained)
+        self.loop = IoLoop(name, on_interrupt=self._interrupted, on_end=self._ended)
+        #: Called on a worker with each status of the pool; replaced whole.
+        self.listeners: tuple[Callback, ...] = ()
+        self.callback_errors = 0
+        self.overflow_gaps = 0
+        #: Called on a worker with (error, callback, event) after a callback raised.
+        self.on_callback_error: Callable[[BaseException, Callback, Any], object] | None = None
+        #: False for pools that live as long as the process by design.
+        self.warn_at_exit = True
+        #: Set when everything has ended.
+        self.ended = threading.Event()
+        self._pool_mailbox = Mailbox(
+            self, self._run_listeners, limit=1, overflow="drop_newest", announce_loss=_no_announcement
+        )
+        self.coordinator = Coordinator(
+            name,
+            endpoint,
+            options,
+            pool_token=token,
+            registry=self.registry,
+            dispatcher=self.dispatcher,
+            loop=self.loop,
+            dialer=self.dialer,
+            budget=self.budget,
+            announce=self._announce,
+        )
+        # Guards: _state, listeners, callback_errors, overflow_gaps
+        self._lock = Lock()
+        self._state = "new"  # new running stopping
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was stopped; it never starts again."""
+        return self._state == "stopping"
+
+    @property
+    def started(self) -> bool:
+        """Whether its threads were ever started."""
+        return self._state != "new"
+
+    def start(self) -> None:
+        """
+        Start the threads, at the first call.
+
+        Raises:
+            PoolClosed: it was stopped.
+        """
+        with self._lock:
+            state = self._state
+            if state == "new":
+                self._state = "running"
+        if state == "stopping":
+            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+        if state == "new":
+            _running.add(self)
+            self.dispatcher.start()
+            self.loop.start()
+
+    def post(self, call: Callable[..., None], *args: Any) -> None:
+        """
+        Have a coordinator method called on the I/O thread.
+
+        Raises:
+            PoolClosed: the loop has ended.
+        """
+        if not self.loop.post(call, *args):
+            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+
+    def stop(self, timeout: float) -> bool:
+        """
+        Stop everything within `timeout` seconds; from any thread, once or often.
+
+        Returns:
+            True when every thread has ended. A calling callback's own thread ends when it returns, and counts so.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            before, self._state = self._state, "stopping"
+        if before == "new":
+            self.ended.set()
+            return True
+        self.budget.close()
+        if before == "running":
+            self.loop.post(self.coordinator.shutdown, deadline)
+            self.dialer.stop()
+        alive = self.loop.join(deadline)
+        alive += self.dialer.join(deadline)
+        alive += self.dispatcher.join(deadline)
+        _running.discard(self)
+        for name in alive:
+            log.warning("- thread %s did not stop within %.1f s", name, timeout)
+        return not alive
+
+    def abandon(self) -> None:
+        """Stop without waiting and without a lock: for the garbage collector."""
+        self._state = "stopping"
+        self.loop.interrupt()
+
+    def run_user_code(self, callback: Callback, value: Any, where: str) -> bool:
+        """
+        Call user code on a worker; what it raises is logged and counted, and harms nothing else.
+
+        Returns:
+            False when it raised.
+        """
+        try:
+            callback(value)
+        except BaseException as error:  # a callback that calls sys.exit() must not take a worker along
+            with self._lock:
+                self.callback_errors += 1
+            log.exception("! callback %r of %s raised", _name(callback), where)
+            hook = self.on_callback_error
+            if hook is not None:
+                try:
+                    hook(error, callback, value)
+                except Exception:
+                    log.exception("! on_callback_error itself raised")
+            return False
+        return True
+
+    def listen(self, callback: Callback) -> None:
+        """Add a listener for the pool's status."""
+        with self._lock:
+            self.listeners = (*self.listeners, callback)
+
+    def warn(self, message: str) -> None:
+        """Log something a user should know that is no error of any call."""
+        log.warning("- pool %s: %s", self.name, message)
+
+    def count_overflow_gap(self) -> None:
+        """A mailbox announced what it lost."""
+        with self._lock:
+            self.overflow_gaps += 1
+
+    def _announce(self, change: StatusChange) -> None:
+        log.info("= pool %s %s", self.name, change.status)
+        if self.listeners:
+            self.dispatcher.deliver_essential(self._pool_mailbox, self._run_listeners, change)
+
+    def _run_listeners(self, change: StatusChange) -> None:
+        for callback in self.listeners:
+            self.run_user_code(callback, change, f"pool {self.name}")
+
+    def _drained(self, mailbox: Mailbox) -> None:
+        self.loop.post(self.coordinator.resume, mailbox)
+
+    def _interrupted(self) -> None:
+        self.dialer.stop()
+        self.coordinator.shutdown(self.loop.now + ABANDON_SECONDS)
+
+    def _ended(self, error: BaseException | None) -> None:
+        """The I/O thread is about to end; in good order, or because it failed."""
+        if error is not None:
+            closed = PoolClosed(f"the I/O thread of pool {self.name} failed: {type(error).__name__}; see the log")
+            closed.__cause__ = error
+            self.coordinator.abandon(closed)
+        with self._lock:
+            self._state = "stopping"
+        self.budget.close()
+        self.dialer.stop()
+        self.dispatcher.stop()
+        self.ended.set()
+
+
+def _name(callback: Callback) -> str:
+    return getattr(callback, "__qualname__", type(callback).__name__)
+
+
+def _no_announcement(first: datetime, last: datetime, count: int) -> Any:
+    raise AssertionError(f"the pool's own mailbox lost {count} items from {first} to {last}")

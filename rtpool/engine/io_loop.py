@@ -1,0 +1,287 @@
+"""
+The one I/O thread: a selector, an inbox other threads post to, and timers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["IoLoop", "Pollable", "Timer"]
+
+log = logging.getLogger("rtpool.io")
+
+Lock = threading.Lock
+
+
+class Pollable(Protocol):
+    """What the loop needs of a connection. All of it is called on the I/O thread."""
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+
+    def ready(self, events: int, now: float) -> None:
+        """The selector saw `events`, or the transport has bytes of its own to read."""
+
+    def tick(self, now: float) -> None:
+        """A turn of the loop: do what is due."""
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do."""
+
+    def interest(self) -> int:
+        """The selector events it waits for now; 0 for none."""
+
+    def has_more(self) -> bool:
+        """Whether it can be read without waiting."""
+
+
+class Timer:
+    """A call at an instant; `cancel` forgets it."""
+
+    __slots__ = ("call", "cancelled")
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Never make the call. Harmless when it was made."""
+        self.cancelled = True
+
+
+class IoLoop:
+    """
+    The I/O thread.
+
+    Args:
+        name: the pool's, for the thread's name.
+        on_interrupt: called on the I/O thread after `interrupt`.
+        on_end: called last on the I/O thread, with the error when the loop itself failed.
+        clock: monotonic seconds, read once a turn.
+
+    Thread-safety: `post`, `start`, `stop` and `join` may be called from any thread; everything else is confined to
+    the I/O thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_interrupt: Callable[[], None],
+        on_end: Callable[[BaseException | None], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._on_interrupt = on_interrupt
+        self._on_end = on_end
+        self._interrupted = False
+        self.clock = clock
+        self.now = clock()
+        # Guards: _inbox, _awake, _stopped
+        self._lock = Lock()
+        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._awake = False  # a wake-up byte is on its way
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._wake_in: socket.socket | None = None
+        self._wake_out: socket.socket | None = None
+        # Confined to the I/O thread.
+        self._stopping = False
+        self._selector: selectors.BaseSelector | None = None
+        self._pollables: dict[int, tuple[Pollable, int]] = {}  # by id(): its descriptor may be closed before it leaves
+        self._registered: dict[int, tuple[int, int]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+
+    # From any thread
+
+    def start(self) -> None:
+        """Open the selector and the wake-up pair, then start the thread. Called once."""
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
+        self._thread.start()
+
+    def post(self, call: Callable[..., None], *args: Any) -> bool:
+        """
+        Have `call(*args)` made on the I/O thread, in the order of posting.
+
+        Returns:
+            False when the loop has ended and the call will never be made.
+        """
+        with self._lock:
+            if self._stopped:
+                return False
+            self._inbox.append((call, args))
+            wake = not self._awake
+            self._awake = True
+        if wake:
+            self._wake()
+        return True
+
+    def _wake(self) -> None:
+        wake_out = self._wake_out
+        if wake_out is None:
+            return  # not started yet: the first turn drains the inbox
+        try:
+            wake_out.send(b"\0")
+        except (BlockingIOError, OSError) as error:
+            # Full means a wake-up is pending anyway; closed means the loop has just ended.
+            log.debug("- wake-up of pool %s not needed: %s", self._name, error)
+
+    def interrupt(self) -> None:
+        """
+        Have `on_interrupt` called. Takes no lock, so that the garbage collector may call it anywhere, even within
+        `post` on the same thread.
+        """
+        self._interrupted = True
+        self._wake()
+
+    def join(self, deadline: float) -> list[str]:
+        """Wait for the thread until `deadline` (monotonic); return its name if it still runs. Never joins itself."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return []
+        thread.join(max(0.0, deadline - time.monotonic()))
+        return [thread.name] if thread.is_alive() else []
+
+    def is_current_thread(self) -> bool:
+        """Whether the caller is the I/O thread."""
+        return threading.current_thread() is self._thread
+
+    # On the I/O thread
+
+    def add(self, pollable: Pollable) -> None:
+        """Serve a connection from now on."""
+        self._pollables[id(pollable)] = (pollable, pollable.fileno())
+
+    def remove(self, pollable: Pollable) -> None:
+        """Serve it no more. To be called before its socket is closed."""
+        self._pollables.pop(id(pollable), None)
+        registered = self._registered.pop(id(pollable), None)
+        if registered is not None and self._selector is not None:
+            self._selector.unregister(registered[0])
+
+    def call_at(self, at: float, call: Callable[[], None]) -> Timer:
+        """Make `call` at the instant `at`; a past one means the next turn."""
+        timer = Timer(call)
+        heapq.heappush(self._timers, (at, next(self._order), timer))
+        return timer
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Make `call` in `delay` seconds."""
+        return self.call_at(self.now + delay, call)
+
+    def stop(self) -> None:
+        """End the loop after this turn."""
+        self._stopping = True
+
+    def _run(self) -> None:
+        failure: BaseException | None = None
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:  # a silent dead thread is the worst bug a library can have
+            log.exception("! the I/O thread of pool %s failed", self._name)
+            failure = error
+        self._close()
+        self._on_end(failure)
+
+    def _turn(self) -> None:
+        selector = self._selector
+        assert selector is not None
+        self._update_interest(selector)
+        ready = selector.select(self._timeout())
+        self.now = self.clock()
+        for key, events in ready:
+            if key.data is None:
+                self._drain_wake_ups()
+            elif id(key.data) in self._pollables:
+                key.data.ready(events, self.now)
+        for pollable, _ in list(self._pollables.values()):
+            if pollable.has_more():
+                pollable.ready(selectors.EVENT_READ, self.now)
+        if self._interrupted:
+            self._interrupted = False
+            self._on_interrupt()
+        self._run_inbox()
+        self._run_timers()
+        for pollable, _ in list(self._pollables.values()):
+            if id(pollable) in self._pollables:
+                pollable.tick(self.now)
+
+    def _timeout(self) -> float | None:
+        if self._inbox or any(p.has_more() for p, _ in self._pollables.values()):
+            return 0.0
+        while self._timers and self._timers[0][2].cancelled:
+            heapq.heappop(self._timers)
+        deadlines = [at for p, _ in self._pollables.values() if (at := p.next_deadline()) is not None]
+        if self._timers:
+            deadlines.append(self._timers[0][0])
+        return max(0.0, min(deadlines) - self.clock()) if deadlines else None
+
+    def _update_interest(self, selector: selectors.BaseSelector) -> None:
+        for key, (pollable, fd) in self._pollables.items():
+            wanted = pollable.interest()
+            current = self._registered.get(key)
+            if current is None:
+                if wanted:
+                    selector.register(fd, wanted, pollable)
+                    self._registered[key] = (fd, wanted)
+            elif not wanted:
+                selector.unregister(fd)
+                del self._registered[key]
+            elif current[1] != wanted:
+                selector.modify(fd, wanted, pollable)
+                self._registered[key] = (fd, wanted)
+
+    def _drain_wake_ups(self) -> None:
+        assert self._wake_in is not None
+        try:
+            while self._wake_in.recv(4096):
+                continue
+        except BlockingIOError:
+            return
+
+    def _run_inbox(self) -> None:
+        with self._lock:
+            calls, self._inbox = self._inbox, deque()
+            self._awake = False
+        for call, args in calls:
+            call(*args)
+
+    def _run_timers(self) -> None:
+        while self._timers and (self._timers[0][2].cancelled or self._timers[0][0] <= self.now):
+            timer = heapq.heappop(self._timers)[2]
+            if not timer.cancelled:
+                timer.cancelled = True
+                timer.call()
+
+    def _close(self) -> None:
+        with self._lock:
+            self._stopped = True
+            calls, self._inbox = self._inbox, deque()
+        for call, args in calls:  # posted in the last moment: they answer their waiters
+            try:
+                call(*args)
+            except Exception:
+                log.exception("! a late call to pool %s failed", self._name)
+        self._timers.clear()
+        self._pollables.clear()
+        if self._selector is not None:
+            self._selector.close()
+        for sock in (self._wake_in, self._wake_out):
+            if sock is not None:
+                sock.close()

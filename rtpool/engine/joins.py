@@ -1,0 +1,142 @@
+"""
+One join as the I/O thread sees it: who shares it, where it lives, what it still owes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import attrs
+
+from rtpool.engine.outgoing import Outgoing
+from rtpool.engine.tokens import TokenSource
+from rtpool.errors import RtpoolError
+from rtpool.events import ChannelState, SystemMessage
+from rtpool.protocol.json_engine import dumps, loads
+from rtpool.protocol.messages import JsonBody
+from rtpool.protocol.postgres import ChangeBinding
+from rtpool.protocol.presence import PresenceState
+from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
+
+if TYPE_CHECKING:
+    from rtpool.engine.connection import Connection
+    from rtpool.engine.io_loop import Timer
+
+__all__ = ["Echo", "Join", "Outage"]
+
+#: Broadcasts of our own whose echo is awaited, per join; beyond it the oldest is taken for lost.
+MAX_ECHOES = 1_000
+
+
+class Outage(NamedTuple):
+    """An interruption: its cause, and the last proof of life before it."""
+
+    cause: str
+    lost_from: datetime
+
+
+class Echo(NamedTuple):
+    """A broadcast of our own that the server will send back to the join."""
+
+    sender: Subscriber
+    event: str
+    data: bytes
+    is_binary: bool
+
+
+@attrs.define(eq=False)
+class Join:
+    """
+    One server channel and the Channels that share it. Confined to the I/O thread.
+
+    Attributes:
+        members: the Channels that are served; the registry's `Share` says who should be.
+        connection: where it is placed, None while there is no room.
+        config: what was asked of the server last.
+        leaving, leavers: a leave awaits the server's word, and who awaits it with us.
+        requested: whether it stands in the queue for its join, or waits for a token.
+        changes_flow: whether the server said that Postgres changes flow since the last join.
+        outage: set from the loss of the channel until events flow again.
+        blocked: refused for good, until a new token or a new Channel.
+    """
+
+    share: Share
+    source: TokenSource
+    members: tuple[Subscriber, ...] = ()
+    connection: Connection | None = None
+    config: JoinConfig = attrs.field(factory=JoinConfig)
+    requested: bool = False
+    leaving: bool = False
+    leavers: list[Attachment] = attrs.field(factory=list)
+    ids: dict[int, tuple[ChangeBinding, ...]] = attrs.field(factory=dict)
+    changes_flow: bool = False
+    changes_message: SystemMessage | None = None
+    system_error: str = ""
+    presence: PresenceState = attrs.field(factory=PresenceState)
+    echoes: deque[Echo] = attrs.field(factory=lambda: deque(maxlen=MAX_ECHOES))
+    buffer: deque[Outgoing] = attrs.field(factory=deque)
+    attempts: int = 0
+    retry: Timer | None = None
+    outage: Outage | None = None
+    blocked: RtpoolError | None = None
+    token: str | None = None
+
+    @property
+    def topic(self) -> str:
+        """The wire topic."""
+        return self.share.key.topic
+
+    @property
+    def name(self) -> str:
+        """The topic as its users wrote it."""
+        return self.members[0].topic if self.members else self.topic
+
+    @property
+    def joined(self) -> bool:
+        """Whether the server has let it in on a live connection."""
+        return (
+            self.connection is not None
+            and self.connection.state == "open"
+            and self.connection.session.state(self.topic) is ChannelState.JOINED
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything it asks for flows."""
+        return self.joined and (self.changes_flow or not self.config.changes)
+
+    def body(self, *, supabase: bool) -> JsonBody:
+        """The payload of its `phx_join`; plain Phoenix servers get an empty object."""
+        if not supabase:
+            return JsonBody(b"{}")
+        config, key = self.config, self.share.key
+        broadcast: dict[str, Any] = {"ack": config.ack, "self": config.receive_own}
+        if config.replay is not None:  # the mere presence of the key is an error on public channels
+            broadcast["replay"] = dict(config.replay)
+        payload: dict[str, Any] = {
+            "config": {
+                "broadcast": broadcast,
+                "presence": {"key": key.presence_key or "", "enabled": config.presence},
+                "postgres_changes": [change.to_wire() for change in config.changes],
+                "private": key.private,
+            }
+        }
+        if self.token is not None:
+            payload["access_token"] = self.token
+        return JsonBody(dumps(payload))
+
+    def claim_echo(self, event: str, payload: Any) -> Subscriber | None:
+        """
+        Whose broadcast an incoming one is, when the server echoes ours.
+
+        Echoes come in the order of sending, so a match means that earlier ones will not come any more. A stranger's
+        message of equal name and content is indistinguishable from ours, and so is who of the two is served which.
+        """
+        for index, echo in enumerate(self.echoes):
+            if echo.event == event and payload == (echo.data if echo.is_binary else loads(echo.data)):
+                for _ in range(index + 1):
+                    self.echoes.popleft()
+                return echo.sender
+        return None

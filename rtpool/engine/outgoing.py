@@ -1,0 +1,142 @@
+"""
+A push on its way out, and the budget that bounds how much may be on its way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import attrs
+
+from rtpool.errors import PushTimeout, RtpoolError, SendBufferFull
+from rtpool.protocol.messages import Body
+from rtpool.registry import Subscriber
+
+__all__ = ["Outgoing", "SendBudget", "SentBroadcast"]
+
+Lock = threading.Lock
+
+#: Bytes of pushes a pool holds at a time, from the call until they are settled. A caller beyond it waits.
+MAX_OUTSTANDING_BYTES = 32 * 1024 * 1024
+
+
+class SentBroadcast(NamedTuple):
+    """What a broadcast said, for the Channels that share the sender's join."""
+
+    event: str
+    data: bytes
+    is_binary: bool
+
+
+@attrs.frozen(eq=False)
+class Outgoing:
+    """
+    One push, as the I/O thread carries it. The caller's `Push` wraps the same future.
+
+    Attributes:
+        subscriber: whose it is.
+        event, body: the Phoenix event and its encoded payload.
+        wants_reply: False settles it once the kernel has the frame.
+        timeout, deadline: seconds allowed; the monotonic instant they end.
+        broadcast: set when it is one.
+    """
+
+    subscriber: Subscriber
+    event: str
+    body: Body
+    wants_reply: bool
+    timeout: float
+    deadline: float
+    broadcast: SentBroadcast | None = None
+    future: Future[Any] = attrs.field(factory=Future)
+
+    @property
+    def name(self) -> str:
+        """The event as the user named it."""
+        return self.broadcast.event if self.broadcast else self.event
+
+    @property
+    def size(self) -> int:
+        """Bytes of payload."""
+        return len(self.body.data)
+
+    def timed_out(self, *, written: bool) -> PushTimeout:
+        """The error for its deadline."""
+        waited = "no reply to" if written else "could not send"
+        return PushTimeout(
+            f"{waited} push {self.name!r} on {self.subscriber.topic!r} within {self.timeout} s",
+            topic=self.subscriber.topic,
+            event=self.name,
+            timeout=self.timeout,
+            sent=written,
+        )
+
+
+class SendBudget:
+    """
+    Bounds what is on its way out: bytes over the pool, pushes per Channel that is not joined.
+
+    Thread-safety: every method may be called from any thread.
+    """
+
+    def __init__(self, send_buffer_limit: int) -> None:
+        self._limit = send_buffer_limit
+        # Guards: _outstanding, _closed and every Subscriber.unsettled
+        self._lock = Lock()
+        self._room = threading.Condition(self._lock)
+        self._outstanding = 0
+        self._closed = False
+
+    def acquire(self, outgoing: Outgoing, *, joined: bool) -> None:
+        """
+        Take room for a push; wait for it until the push's deadline.
+
+        Raises:
+            SendBufferFull: the Channel is not joined and has its limit of pushes waiting; or no room in time.
+        """
+        subscriber, size = outgoing.subscriber, outgoing.size
+        with self._lock:
+            if not joined and subscriber.unsettled >= self._limit:
+                raise SendBufferFull(
+                    f"{subscriber.unsettled} pushes wait on {subscriber.topic!r}, which is not joined; the option "
+                    f"send_buffer_limit is {self._limit}",
+                    limit=self._limit,
+                )
+            while self._outstanding and self._outstanding + size > MAX_OUTSTANDING_BYTES and not self._closed:
+                remaining = outgoing.deadline - time.monotonic()
+                if remaining <= 0 or not self._room.wait(remaining):
+                    raise SendBufferFull(
+                        f"{self._outstanding} bytes wait to be sent and the server takes no more; push "
+                        f"{outgoing.name!r} on {subscriber.topic!r} was not accepted",
+                        limit=MAX_OUTSTANDING_BYTES,
+                    )
+            self._outstanding += size
+            subscriber.unsettled += 1
+
+    def settle(self, outgoing: Outgoing, result: Any, error: RtpoolError | None) -> bool:
+        """
+        Give a push its outcome and free its room.
+
+        Returns:
+            False when it had one already.
+        """
+        if outgoing.future.done():
+            return False
+        with self._lock:
+            self._outstanding -= outgoing.size
+            outgoing.subscriber.unsettled -= 1
+            self._room.notify_all()
+        if error is not None:
+            outgoing.future.set_exception(error)
+        else:
+            outgoing.future.set_result(result)
+        return True
+
+    def close(self) -> None:
+        """Wake everybody who waits for room; nothing is sent any more."""
+        with self._lock:
+            self._closed = True
+            self._room.notify_all()

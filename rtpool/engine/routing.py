@@ -1,0 +1,232 @@
+"""
+From a message of a join to the mailboxes of the Channels that share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from rtpool.engine.dispatcher import Dispatcher, Mailbox
+from rtpool.engine.joins import Echo, Join, Outage
+from rtpool.engine.outgoing import Outgoing
+from rtpool.errors import MailboxOverflow
+from rtpool.events import Broadcast, Gap, Message, Presence, StatusChange, SystemMessage
+from rtpool.protocol.json_engine import loads
+from rtpool.protocol.messages import (
+    BROADCAST,
+    POSTGRES_CHANGES,
+    PRESENCE_DIFF,
+    PRESENCE_STATE,
+    SYSTEM,
+    WireMessage,
+)
+from rtpool.protocol.postgres import index_ids, matching, parse_change
+from rtpool.protocol.presence import PresenceChange
+from rtpool.registry import Delivery, Subscriber
+
+__all__ = ["Router"]
+
+#: The server's word that changes flow from now on.
+SUBSCRIBED_TO_POSTGRES = "Subscribed to PostgreSQL"
+
+
+class Router:
+    """
+    Fans a join's messages out. Deliveries are collected and handed over together by `flush`.
+
+    Args:
+        wall: aware wall-clock time, for the bounds of gaps.
+        supabase: False for plain Phoenix, where every event is the application's own.
+
+    Thread-safety: none; confined to the I/O thread.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, wall: Callable[[], datetime], *, supabase: bool) -> None:
+        self._dispatcher = dispatcher
+        self._wall = wall
+        self._batch: list[tuple[Mailbox, Delivery]] = []
+        self._full: list[Mailbox] = []
+        self._handlers: dict[str, Callable[[Join, WireMessage], None]] = {
+            PRESENCE_STATE: self._presence_state,
+            PRESENCE_DIFF: self._presence_diff,
+        }
+        if supabase:
+            self._handlers |= {
+                BROADCAST: self._broadcast,
+                POSTGRES_CHANGES: self._postgres_changes,
+                SYSTEM: self._system,
+            }
+        self.gaps = 0
+
+    def flush(self) -> list[Mailbox]:
+        """Hand over what was collected; return the mailboxes that overflowed and need a decision."""
+        self._hand_over()
+        full, self._full = self._full, []
+        return full
+
+    def _hand_over(self) -> None:
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self._full += self._dispatcher.deliver(batch)
+
+    def route(self, join: Join, message: WireMessage) -> None:
+        """Deliver one message of a join."""
+        handler = self._handlers.get(message.event)
+        if handler is None:
+            self._raw(join, message)
+        else:
+            handler(join, message)
+
+    # By event
+
+    def _raw(self, join: Join, message: WireMessage) -> None:
+        event = Message(join.name, message.event, message.payload)
+        self._deliver(join.members, Delivery("raw", message.event, event, message))
+
+    def _broadcast(self, join: Join, message: WireMessage) -> None:
+        payload = message.payload
+        if not isinstance(payload, dict) or not isinstance(payload.get("event"), str):
+            self._raw(join, message)
+            return
+        meta = payload.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
+        event = Broadcast(
+            join.name, payload["event"], payload.get("payload"), meta.get("id"), bool(meta.get("replayed", False))
+        )
+        members = join.members
+        if join.echoes and event.id is None:
+            sender = join.claim_echo(event.event, event.payload)
+            if sender is not None and not sender.receive_own:
+                members = tuple(s for s in members if s is not sender)
+        self._deliver(members, Delivery("broadcast", event.event, event, message))
+
+    def _postgres_changes(self, join: Join, message: WireMessage) -> None:
+        change = parse_change(join.name, message.payload)
+        if change is None:
+            self._raw(join, message)
+            return
+        changes = matching(join.ids, message.payload, change.type)
+        delivery = Delivery("postgres_changes", change.type, change, message, changes)
+        self._deliver(tuple(s for s in join.members if not changes.isdisjoint(s.config.changes)), delivery)
+
+    def _system(self, join: Join, message: WireMessage) -> None:
+        payload = message.payload if isinstance(message.payload, dict) else {}
+        event = SystemMessage(
+            join.name,
+            str(payload.get("extension", "")),
+            str(payload.get("status", "")),
+            str(payload.get("message", "")),
+        )
+        if event.extension == POSTGRES_CHANGES and event.status == "ok":
+            if join.changes_flow and join.outage is None:
+                # A second one on a healthy join: the server restarted the feed and told nobody what it missed.
+                self.announce_gap(join, Outage("feed restart", self._wall()))
+            join.changes_flow, join.changes_message = True, event
+        elif event.extension == SYSTEM and event.status == "error":
+            join.system_error = event.message
+        self._deliver(join.members, Delivery("system", event.status, event, message))
+
+    def _presence_state(self, join: Join, message: WireMessage) -> None:
+        self._presence_changed(join, join.members, join.presence.sync_state(message.payload), message)
+
+    def _presence_diff(self, join: Join, message: WireMessage) -> None:
+        if not join.config.presence:
+            return  # public channels get diffs without having asked, and never a state to apply them to
+        changes = join.presence.sync_diff(message.payload)
+        if changes is not None:
+            self._presence_changed(join, join.members, changes, message)
+
+    def _presence_changed(
+        self,
+        join: Join,
+        members: tuple[Subscriber, ...],
+        changes: list[PresenceChange],
+        message: WireMessage | None,
+    ) -> None:
+        members = tuple(s for s in members if s.config.presence)
+        for change in changes:
+            event = Presence(join.name, change.type, change.key, change.metas, change.current)
+            self._deliver(members, Delivery("presence", change.type, event))
+        join.share.presence = state = join.presence.snapshot()
+        sync = Presence(join.name, "sync", state=state)
+        self._deliver(members, Delivery("presence", "sync", sync, message))
+
+    # By what we do
+
+    def joined(self, join: Join, response: Any) -> None:
+        """Learn the ids of a join reply."""
+        join.ids = index_ids(join.config.changes, response)
+
+    def sent(self, join: Join, outgoing: Outgoing) -> None:
+        """A push is on its way; when the server echoes broadcasts, remember whose it is."""
+        broadcast = outgoing.broadcast
+        if broadcast is not None and join.config.receive_own:
+            join.echoes.append(Echo(outgoing.subscriber, broadcast.event, broadcast.data, broadcast.is_binary))
+
+    def loop_back(self, join: Join, outgoing: Outgoing) -> None:
+        """Siblings hear a broadcast that the server does not send back to the socket it came from."""
+        broadcast = outgoing.broadcast
+        if broadcast is None or join.config.receive_own:
+            return
+        siblings = tuple(s for s in join.members if s is not outgoing.subscriber)
+        if not siblings:
+            return
+        payload = broadcast.data if broadcast.is_binary else loads(broadcast.data)
+        wire = WireMessage(
+            None, None, join.topic, BROADCAST, {"type": BROADCAST, "event": broadcast.event, "payload": payload}
+        )
+        event = Broadcast(join.name, broadcast.event, payload)
+        self._deliver(siblings, Delivery("broadcast", broadcast.event, event, wire))
+
+    def catch_up(self, join: Join, subscriber: Subscriber) -> None:
+        """Give a Channel that came late what it would have been told on a join of its own."""
+        if join.changes_message is not None and subscriber.config.changes:
+            self._deliver((subscriber,), Delivery("system", "ok", join.changes_message))
+        if join.presence.synced and subscriber.config.presence:
+            changes = [PresenceChange("join", key, metas, ()) for key, metas in join.presence.snapshot().items()]
+            self._presence_changed(join, (subscriber,), changes, None)
+
+    def announce_gap(self, join: Join, outage: Outage) -> None:
+        """Tell every Channel that was served before the outage."""
+        gap = Gap(join.name, outage.cause, outage.lost_from, self._wall())
+        for subscriber in join.members:
+            attachment = subscriber.attachment
+            if attachment is not None and attachment.ready.done():
+                self.gaps += 1
+                self._essential(subscriber, Delivery("gap", outage.cause, gap))
+
+    def tell(self, subscriber: Subscriber, change: StatusChange) -> None:
+        """Queue a status for a Channel's listeners, behind what it was sent before."""
+        if any(binding.kind == "status" for binding in subscriber.bindings):
+            self._essential(subscriber, Delivery("status", change.status, change))
+
+    def overflow_closed(self, subscriber: Subscriber, mailbox: Mailbox) -> None:
+        """End a Channel whose policy is to be closed when it falls behind."""
+        error = MailboxOverflow(
+            f"{subscriber.topic!r} fell {mailbox.limit} events behind and was unsubscribed, as overflow='close' asks",
+            limit=mailbox.limit,
+        )
+        self._essential(subscriber, Delivery("gap", "overflow", self._overflow_gap(subscriber, mailbox)))
+        self._essential(subscriber, Delivery("status", "closed", StatusChange(subscriber.topic, "closed", error)))
+        for sink in subscriber.sinks:
+            self._dispatcher.end(sink, wait=False)
+
+    def _overflow_gap(self, subscriber: Subscriber, mailbox: Mailbox) -> Gap:
+        now = self._wall()
+        self.gaps += 1
+        return Gap(subscriber.topic, "overflow", mailbox.loss.first if mailbox.loss else now, now, certain=True)
+
+    # Inside
+
+    def _deliver(self, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
+        for subscriber in members:
+            for sink in subscriber.sinks:
+                self._batch.append((sink, delivery))
+
+    def _essential(self, subscriber: Subscriber, delivery: Delivery) -> None:
+        self._hand_over()  # keeps the order
+        self._dispatcher.deliver_essential(subscriber.mailbox, subscriber.mailbox.run, delivery)
+        if subscriber.stream is not None and isinstance(delivery.event, Gap):
+            self._batch.append((subscriber.stream, delivery))

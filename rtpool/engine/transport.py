@@ -1,0 +1,162 @@
+"""
+A non-blocking WebSocket over a connected socket: reads and writes that resume byte-exactly, TLS included.
+
+websocket-client's own `send`, `recv` and `close` lose the rest of a partial write, so none of them is used here.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import ssl
+from collections import deque
+from typing import NamedTuple
+
+from rtpool.errors import ConnectionFailed
+from rtpool.protocol.frames import FrameDecoder, FrameEncoder, WsMessage
+
+__all__ = ["Transport", "TransportClosed"]
+
+#: Bytes asked of one recv call.
+READ_SIZE = 64 * 1024
+#: Reads of one turn, so that one busy socket cannot starve the others.
+READS_PER_TURN = 16
+
+
+class TransportClosed(ConnectionFailed):
+    """The stream ended or broke; the cause is chained."""
+
+    __module__ = "rtpool"
+
+
+class _Chunk(NamedTuple):
+    view: memoryview
+    ref: str | None  # told back once the kernel has all of it
+
+
+class Transport:
+    """
+    Bytes between one connected socket and whole WebSocket messages.
+
+    Args:
+        sock: connected, through its TLS and WebSocket handshakes; the transport owns it and makes it non-blocking.
+        decoder, encoder: of this connection's frames.
+
+    Thread-safety: none; confined to the I/O thread.
+    """
+
+    def __init__(self, sock: socket.socket, decoder: FrameDecoder, encoder: FrameEncoder) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._decoder = decoder
+        self._encoder = encoder
+        self._chunks: deque[_Chunk] = deque()
+        #: TLS wants to write before it can read on.
+        self.read_wants_write = False
+        self._write_wants_read = False
+        #: Bytes that wait for the kernel.
+        self.queued = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        #: Bytes may be at hand that no selector can see (read limit reached, or decrypted already).
+        self.has_more = self._tls
+
+    def send(self, opcode: int, data: bytes, ref: str | None = None) -> None:
+        """Queue a message; `flush` hands it to the kernel."""
+        self._queue(self._encoder.encode(opcode, data), ref)
+
+    def send_close(self, code: int) -> None:
+        """Queue a close frame."""
+        self._queue(self._encoder.encode_close(code), None)
+
+    def _queue(self, frame: bytes, ref: str | None) -> None:
+        self._chunks.append(_Chunk(memoryview(frame), ref))
+        self.queued += len(frame)
+
+    def interest(self, *, reading: bool) -> int:
+        """The selector events this transport waits for; `reading` False leaves what arrives to the kernel."""
+        events = 0
+        if reading or self._write_wants_read:
+            events |= selectors.EVENT_READ
+        if self.read_wants_write or (self._chunks and not self._write_wants_read):
+            events |= selectors.EVENT_WRITE
+        return events
+
+    def flush(self) -> list[str]:
+        """
+        Hand queued bytes to the kernel until it takes no more.
+
+        Returns:
+            The refs of the frames it has all of.
+
+        Raises:
+            TransportClosed: the stream is broken.
+        """
+        written: list[str] = []
+        self._write_wants_read = False
+        while self._chunks:
+            chunk = self._chunks[0]
+            try:
+                sent = self.sock.send(chunk.view)
+            except ssl.SSLWantReadError:
+                # The very same bytes must be offered again: the chunk stays at the head.
+                self._write_wants_read = True
+                break
+            except (BlockingIOError, ssl.SSLWantWriteError, InterruptedError):
+                break
+            except (OSError, ValueError) as error:  # ValueError: the socket object was closed under us
+                raise TransportClosed(f"the connection broke while sending: {error}") from error
+            self.bytes_sent += sent
+            self.queued -= sent
+            if sent < len(chunk.view):
+                self._chunks[0] = _Chunk(chunk.view[sent:], chunk.ref)
+                continue
+            self._chunks.popleft()
+            if chunk.ref is not None:
+                written.append(chunk.ref)
+        return written
+
+    def receive(self) -> list[WsMessage]:
+        """
+        Read what is there, within a turn's share, and return the messages it completes.
+
+        Raises:
+            TransportClosed: the stream ended or broke. What came before it was returned by earlier calls.
+            ProtocolError, MessageTooBig: the peer broke the WebSocket protocol or the size limit.
+        """
+        messages: list[WsMessage] = []
+        self.read_wants_write = False
+        for _ in range(READS_PER_TURN):
+            try:
+                data = self.sock.recv(READ_SIZE)
+            except ssl.SSLWantWriteError:
+                self.read_wants_write = True
+                self.has_more = False
+                return messages
+            except (BlockingIOError, ssl.SSLWantReadError, InterruptedError):
+                self.has_more = False
+                return messages
+            except (OSError, ValueError) as error:
+                return self._ended(messages, TransportClosed(f"the connection broke while receiving: {error}"), error)
+            if not data:
+                return self._ended(messages, TransportClosed("the server ended the stream without a close frame"), None)
+            self.bytes_received += len(data)
+            messages += self._decoder.receive(data)
+            if len(data) < READ_SIZE and not self._tls:
+                self.has_more = False
+                return messages
+        self.has_more = True
+        return messages
+
+    def _ended(self, messages: list[WsMessage], error: TransportClosed, cause: Exception | None) -> list[WsMessage]:
+        if messages:
+            self.has_more = True  # the next call meets the end again and raises
+            return messages
+        raise error from cause
+
+    def close(self) -> None:
+        """Close the socket without a word; queued bytes are dropped."""
+        self._chunks.clear()
+        self.queued = 0
+        self.sock.close()

@@ -1,0 +1,306 @@
+"""
+Every error rtpool raises. One root, and each leaf is also the built-in type people already catch.
+
+```
+RtpoolError
+├── InvalidValue (ValueError)          an argument or option out of range
+│   └── ConfigConflict                 two callers want different things of what they share
+├── InvalidType (TypeError)            an argument of the wrong type
+├── MessageTooBig (ValueError)         a payload, frame or event over a size limit
+├── ProtocolError (ValueError)         the peer sent what the protocol forbids
+├── ConnectionFailed (ConnectionError) no connection, or it was lost
+│   └── HandshakeRefused               the server answered the upgrade with an HTTP status
+├── JoinRefused                        the server refused the channel
+├── JoinTimeout (TimeoutError)         no answer to a join in time
+├── PushRefused                        the server answered a push with an error
+├── PushTimeout (TimeoutError)         no answer to a push in time
+├── ReceiveTimeout (TimeoutError)      no event in time
+├── NotSubscribed (RuntimeError)       the Channel is not subscribed
+├── PoolExhausted (RuntimeError)       every connection is full and no more are allowed
+├── SendBufferFull (RuntimeError)      too many pushes are waiting
+├── MailboxOverflow (RuntimeError)     a Channel with `overflow="close"` fell too far behind
+├── PoolClosed (RuntimeError)          the pool was closed
+└── PoolForked (RuntimeError)          the pool belongs to the parent process
+```
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ConfigConflict",
+    "ConnectionFailed",
+    "HandshakeRefused",
+    "InvalidType",
+    "InvalidValue",
+    "JoinRefused",
+    "JoinTimeout",
+    "MailboxOverflow",
+    "MessageTooBig",
+    "NotSubscribed",
+    "PoolClosed",
+    "PoolExhausted",
+    "PoolForked",
+    "ProtocolError",
+    "PushRefused",
+    "PushTimeout",
+    "ReceiveTimeout",
+    "RtpoolError",
+    "SendBufferFull",
+]
+
+
+def _rebuild(cls: type[RtpoolError], message: str, fields: dict[str, Any]) -> RtpoolError:
+    return cls(message, **fields)
+
+
+class RtpoolError(Exception):
+    """
+    Root of every error rtpool raises.
+
+    Args:
+        message: What happened, where, the number, and what to do.
+        fields: Values for the attributes the class documents.
+    """
+
+    __module__ = "rtpool"
+
+    #: Whether trying the same thing again can succeed.
+    retryable: bool = False
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self._fields = fields
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self.args[0]), self._fields)
+
+    def again(self) -> RtpoolError:
+        """
+        A fresh copy chained to this one, so that no two waiters raise the same object.
+        """
+        copy = type(self)(str(self.args[0]), **self._fields)
+        copy.__cause__ = self
+        return copy
+
+
+class InvalidValue(RtpoolError, ValueError):
+    """An argument or option has a value rtpool cannot accept; nothing was changed or sent."""
+
+    __module__ = "rtpool"
+
+
+class InvalidType(RtpoolError, TypeError):
+    """An argument or option has the wrong type; nothing was changed or sent."""
+
+    __module__ = "rtpool"
+
+
+class ConfigConflict(InvalidValue):
+    """Two callers asked for different things of something they would share."""
+
+    __module__ = "rtpool"
+
+
+class MessageTooBig(RtpoolError, ValueError):
+    """
+    A message is over a size limit: ours at the call, or the peer's when receiving.
+
+    Attributes:
+        size: bytes it has, as far as known.
+        limit: bytes allowed.
+    """
+
+    __module__ = "rtpool"
+    size: int = 0
+    limit: int = 0
+
+
+class ProtocolError(RtpoolError, ValueError):
+    """
+    The peer sent bytes that the WebSocket or Phoenix protocol forbids.
+
+    Attributes:
+        close_code: the RFC 6455 §7.4.1 code to close with, or None when the frame alone is to be dropped.
+    """
+
+    __module__ = "rtpool"
+    close_code: int | None = None
+
+
+class ConnectionFailed(RtpoolError, ConnectionError):
+    """
+    A connection could not be made, or was lost.
+
+    Attributes:
+        close_code: the WebSocket close code received, None when there was none.
+        cause: what a `Gap` says of it: ``"transport"``, ``"heartbeat"`` or ``"server restart"``.
+    """
+
+    __module__ = "rtpool"
+    retryable = True
+    close_code: int | None = None
+    cause: str = "transport"
+
+
+class HandshakeRefused(ConnectionFailed):
+    """
+    The server answered the WebSocket upgrade with an HTTP status.
+
+    Attributes:
+        status: the HTTP status.
+        body: the start of the response body, at most 2,000 characters.
+        retryable: whether a later attempt with the same key can succeed.
+    """
+
+    __module__ = "rtpool"
+    status: int = 0
+    body: str = ""
+
+
+class JoinRefused(RtpoolError):
+    """
+    The server refused to let a channel in, or put it out.
+
+    Attributes:
+        topic: the topic as the user wrote it.
+        code: the server's code, e.g. ``"Unauthorized"``; None when it sent none.
+        reason: the server's words.
+        retryable: whether rtpool goes on trying by itself.
+    """
+
+    __module__ = "rtpool"
+    topic: str = ""
+    code: str | None = None
+    reason: str = ""
+
+
+class JoinTimeout(RtpoolError, TimeoutError):
+    """
+    A Channel was not ready in time.
+
+    Attributes:
+        topic: the topic as the user wrote it.
+        timeout: seconds waited.
+    """
+
+    __module__ = "rtpool"
+    retryable = True
+    topic: str = ""
+    timeout: float = 0.0
+
+
+class PushRefused(RtpoolError):
+    """
+    The server answered a push with a status other than ok.
+
+    Attributes:
+        topic: the topic as the user wrote it.
+        event: the event pushed.
+        status: the server's status, usually ``"error"``.
+        response: the server's response, any JSON value (a string for ``payload_size_exceeded``).
+    """
+
+    __module__ = "rtpool"
+    topic: str = ""
+    event: str = ""
+    status: str = "error"
+    response: Any = None
+
+
+class PushTimeout(RtpoolError, TimeoutError):
+    """
+    No answer to a push in time, or it could not be sent in time.
+
+    Attributes:
+        topic: the topic as the user wrote it.
+        event: the event pushed.
+        timeout: seconds allowed.
+        sent: whether the frame had been handed to the kernel.
+    """
+
+    __module__ = "rtpool"
+    retryable = True
+    topic: str = ""
+    event: str = ""
+    timeout: float = 0.0
+    sent: bool = False
+
+
+class ReceiveTimeout(RtpoolError, TimeoutError):
+    """
+    `Channel.get` saw no event in time.
+
+    Attributes:
+        topic: the topic as the user wrote it.
+        timeout: seconds waited.
+    """
+
+    __module__ = "rtpool"
+    retryable = True
+    topic: str = ""
+    timeout: float = 0.0
+
+
+class NotSubscribed(RtpoolError, RuntimeError):
+    """
+    The Channel is not subscribed, so nothing can be sent or received on it.
+
+    Attributes:
+        topic: the topic as the user wrote it.
+    """
+
+    __module__ = "rtpool"
+    topic: str = ""
+
+
+class PoolExhausted(RtpoolError, RuntimeError):
+    """
+    Every connection is full or holds this topic already, and `max_connections` are in use.
+
+    Attributes:
+        topic: the topic as the user wrote it.
+    """
+
+    __module__ = "rtpool"
+    topic: str = ""
+
+
+class SendBufferFull(RtpoolError, RuntimeError):
+    """
+    Too much is waiting to be sent; nothing was accepted.
+
+    Attributes:
+        limit: the limit that was reached.
+    """
+
+    __module__ = "rtpool"
+    retryable = True
+    limit: int = 0
+
+
+class MailboxOverflow(RtpoolError, RuntimeError):
+    """
+    A Channel with ``overflow="close"`` fell `mailbox_limit` events behind and was unsubscribed.
+
+    Attributes:
+        limit: the mailbox limit.
+    """
+
+    __module__ = "rtpool"
+    limit: int = 0
+
+
+class PoolClosed(RtpoolError, RuntimeError):
+    """The pool was closed, or failed; make a new one."""
+
+    __module__ = "rtpool"
+
+
+class PoolForked(RtpoolError, RuntimeError):
+    """The pool belongs to the parent of this process; its sockets are never touched here."""
+
+    __module__ = "rtpool"

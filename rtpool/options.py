@@ -1,0 +1,292 @@
+"""
+What can be configured: one frozen, validated `PoolOptions`, and the reconnect policy made of tenacity strategies.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import attrs
+from tenacity import RetryCallState
+from tenacity.retry import retry_base, retry_if_exception
+from tenacity.stop import stop_after_attempt, stop_base
+from tenacity.wait import wait_base
+
+from rtpool.errors import InvalidType, InvalidValue, RtpoolError
+
+__all__ = ["FullJitter", "PoolOptions", "ReconnectPolicy", "make_options"]
+
+WaitStrategy = wait_base | Callable[[RetryCallState], float]
+StopStrategy = stop_base | Callable[[RetryCallState], bool]
+RetryStrategy = retry_base | Callable[[RetryCallState], bool]
+
+
+class FullJitter(wait_base):
+    """
+    A tenacity wait: a uniform delay between 0 and ``min(maximum, base * 2 ** (attempt - 1))``.
+
+    Full jitter spreads the clients of a restarted server best; see the AWS architecture note on exponential back-off.
+
+    Args:
+        base: seconds, > 0.
+        maximum: seconds, >= `base`.
+        exponential: False keeps the bound at `base` for every attempt.
+        rng: source of chance; None makes a `random.Random` of its own.
+    """
+
+    def __init__(
+        self, base: float, maximum: float, *, exponential: bool = True, rng: random.Random | None = None
+    ) -> None:
+        self._base = base
+        self._maximum = maximum
+        self._exponential = exponential
+        self._rng = rng or random.Random()
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        # 2 ** 64 is far beyond any maximum; the clamp keeps a very long outage from overflowing a float.
+        factor = 2.0 ** min(retry_state.attempt_number - 1, 64) if self._exponential else 1.0
+        return self._rng.uniform(0.0, min(self._maximum, self._base * factor))
+
+
+def _is_retryable(error: BaseException) -> bool:
+    return bool(getattr(error, "retryable", True))
+
+
+def _callable_or_none(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not callable(value):
+        raise InvalidType(f"{attribute.name} must be callable or None, not {type(value).__name__}")
+
+
+@attrs.frozen(kw_only=True)
+class ReconnectPolicy:
+    """
+    When to try again, as tenacity strategies. They are user code and run on a dial thread; nothing sleeps in them.
+
+    Args:
+        wait: seconds before the next attempt; None takes `FullJitter` over the pool's `base_delay` and `max_delay`.
+        stop: when the quick attempts of an outage end; None takes `stop_after_attempt(max_retries)`. Afterwards the
+            pool's status is ``error`` and the health check goes on trying.
+        retry: whether an error is worth another attempt; None takes each error's `retryable`.
+
+    Thread-safety: immutable; the strategies are called from one dial thread at a time per connection.
+    """
+
+    wait: WaitStrategy | None = attrs.field(default=None, validator=_callable_or_none)
+    stop: StopStrategy | None = attrs.field(default=None, validator=_callable_or_none)
+    retry: RetryStrategy | None = attrs.field(default=None, validator=_callable_or_none)
+
+    def resolved(self, options: PoolOptions) -> ReconnectPolicy:
+        """
+        This policy with every gap filled from `options`.
+        """
+        return ReconnectPolicy(
+            wait=self.wait
+            or FullJitter(options.base_delay, options.max_delay, exponential=options.exponential_backoff),
+            stop=self.stop or stop_after_attempt(options.max_retries),
+            retry=self.retry or retry_if_exception(_is_retryable),
+        )
+
+    def next_delay(
+        self, *, attempt_number: int, first_at: float, now: float, error: BaseException
+    ) -> tuple[Literal["retry", "stop", "fatal"], float]:
+        """
+        Ask the strategies about a failed attempt.
+
+        Args:
+            attempt_number: 1 for the first failure of an outage.
+            first_at, now: monotonic seconds.
+            error: what failed.
+
+        Returns:
+            ``("retry", seconds)``, ``("stop", seconds)`` when the quick attempts are used up, or ``("fatal", 0.0)``
+            when trying again cannot help.
+        """
+        if self.wait is None or self.stop is None or self.retry is None:
+            raise InvalidValue("an unresolved ReconnectPolicy cannot be asked; call resolved(options) first")
+        # tenacity's engine keeps thread-local statistics and sleeps; its strategies need only the state object.
+        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        state.start_time, state.attempt_number = first_at, attempt_number
+        outcome: Future[Any] = Future()
+        outcome.set_exception(error)
+        state.outcome, state.outcome_timestamp = outcome, now  # type: ignore[assignment]
+        if not self.retry(state):
+            return "fatal", 0.0
+        state.upcoming_sleep = delay = max(0.0, float(self.wait(state)))
+        return ("stop" if self.stop(state) else "retry"), delay
+
+
+def _number(low: float, *, exclusive: bool = False, integer: bool = False) -> Any:
+    kind = "an integer" if integer else "a number"
+    bound = f"> {low}" if exclusive else f">= {low}"
+
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        allowed = (int,) if integer else (int, float)
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise InvalidType(f"option {attribute.name} must be {kind} {bound}, not {value!r}")
+        if not math.isfinite(value) or value < low or (exclusive and value <= low):
+            raise InvalidValue(f"option {attribute.name} must be {kind} {bound}, not {value!r}")
+
+    return check
+
+
+def _one_of(*allowed: str) -> Any:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in allowed:
+            raise InvalidValue(f"option {attribute.name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+    return check
+
+
+def _of_type(*types: type) -> Any:
+    names = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, types):
+            raise InvalidType(f"option {attribute.name} must be {names}, not {type(value).__name__}")
+
+    return check
+
+
+def _headers(value: Any) -> tuple[tuple[str, str], ...]:
+    try:
+        pairs = value.items() if isinstance(value, Mapping) else value
+        headers = tuple((name, text) for name, text in pairs)
+    except (TypeError, ValueError) as error:
+        raise InvalidType("option headers must be a mapping or a sequence of (name, value) pairs") from error
+    for name, text in headers:
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise InvalidType(f"option headers: {name!r} must be a str with a str value")
+        if not name or any(c in name + text for c in "\r\n\0") or ":" in name:
+            raise InvalidValue(f"option headers: {name!r} is not a legal header name, or its value has a line break")
+    return headers
+
+
+def _proxy(_instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise InvalidType(f"option {attribute.name} must be a URL or None, not {type(value).__name__}")
+    try:
+        parts = urlsplit(value)
+        usable = parts.hostname and parts.port and parts.scheme in ("http", "socks4", "socks4a", "socks5", "socks5h")
+    except ValueError:
+        usable = None
+    if not usable:
+        # The value may hold credentials: it is not repeated.
+        raise InvalidValue(f"option {attribute.name} must look like http://host:port or socks5://host:port")
+
+
+_POSITIVE = _number(0, exclusive=True)
+_AT_LEAST_ONE = _number(1, integer=True)
+
+
+@attrs.frozen(kw_only=True)
+class PoolOptions:
+    """
+    Every option of a pool. Seconds are floats. Validated at construction, immutable afterwards.
+
+    Attributes:
+        max_connections: hard cap on sockets.
+        max_channels_per_connection: the server allows 100 a socket; placement fills one before opening another.
+        connection_timeout: seconds for DNS, TCP, TLS and the upgrade together.
+        join_timeout: seconds for a join's reply, counted from the moment its frame is written. The server delays a
+            refusal by 5 s, so less than about 6 turns refusals into time-outs.
+        max_joins_per_second: pool-wide pacing; over the project's limit the server drops the whole socket.
+        max_joins_in_flight: joins awaiting a reply on one socket; the server runs them one at a time.
+        heartbeat_interval, heartbeat_timeout: seconds between heartbeats, and for a reply to one. The server closes a
+            socket that was silent for 60 s.
+        auto_reconnect: False reports a lost connection once and stops.
+        max_retries: quick attempts of an outage; then status ``error``, and the health check goes on trying.
+        base_delay, max_delay, exponential_backoff: the default back-off, with full jitter.
+        reconnect: tenacity strategies in place of that default.
+        enable_health_check, health_check_interval: attempts after the quick ones, and the audit.
+        cleanup_interval: seconds an idle socket lives after its last channel left.
+        num_workers: callback threads.
+        mailbox_limit, overflow: events waiting per Channel, and what happens to more: ``"drop_oldest"``,
+            ``"drop_newest"``, ``"block"`` (the socket is read no further, TCP pushes back) or ``"close"``.
+        send_buffer_limit: pushes kept per Channel while it is not joined.
+        max_message_size: bytes of one received message; a larger one recycles the connection.
+        protocol: ``"2.0.0"`` or ``"1.0.0"``, the Phoenix serializer.
+        topic_prefix: put before every topic on the wire; ``""`` for plain Phoenix.
+        after_fork: ``"close"`` or ``"resubscribe"``.
+        ssl_context: an `ssl.SSLContext`, None for the platform's defaults.
+        proxy: ``http://[user:password@]host:port``, or ``socks5://…`` where python-socks is installed.
+        headers: extra headers of the upgrade request, a mapping or pairs.
+        api_key_in: ``"query"``, or ``"header"`` (``x-api-key``) which keeps the key out of URLs.
+        debug: log every message at DEBUG, payloads elided.
+
+    Raises:
+        InvalidValue, InvalidType: naming the option, what it takes and what it got.
+    """
+
+    max_connections: int = attrs.field(default=10, validator=_AT_LEAST_ONE)
+    max_channels_per_connection: int = attrs.field(default=100, validator=_AT_LEAST_ONE)
+    connection_timeout: float = attrs.field(default=30.0, validator=_POSITIVE)
+    join_timeout: float = attrs.field(default=10.0, validator=_POSITIVE)
+    max_joins_per_second: float = attrs.field(default=50, validator=_POSITIVE)
+    max_joins_in_flight: int = attrs.field(default=5, validator=_AT_LEAST_ONE)
+    heartbeat_interval: float = attrs.field(default=25.0, validator=_POSITIVE)
+    heartbeat_timeout: float = attrs.field(default=10.0, validator=_POSITIVE)
+    auto_reconnect: bool = attrs.field(default=True, validator=_of_type(bool))
+    max_retries: int = attrs.field(default=3, validator=_number(0, integer=True))
+    base_delay: float = attrs.field(default=1.0, validator=_POSITIVE)
+    max_delay: float = attrs.field(default=30.0, validator=_POSITIVE)
+    exponential_backoff: bool = attrs.field(default=True, validator=_of_type(bool))
+    reconnect: ReconnectPolicy = attrs.field(factory=ReconnectPolicy, validator=_of_type(ReconnectPolicy))
+    enable_health_check: bool = attrs.field(default=True, validator=_of_type(bool))
+    health_check_interval: float = attrs.field(default=30.0, validator=_POSITIVE)
+    cleanup_interval: float = attrs.field(default=60.0, validator=_number(0))
+    num_workers: int = attrs.field(default=4, validator=_AT_LEAST_ONE)
+    mailbox_limit: int = attrs.field(default=10_000, validator=_AT_LEAST_ONE)
+    overflow: str = attrs.field(
+        default="drop_oldest", validator=_one_of("drop_oldest", "drop_newest", "block", "close")
+    )
+    send_buffer_limit: int = attrs.field(default=100, validator=_AT_LEAST_ONE)
+    max_message_size: int = attrs.field(default=5 * 1024 * 1024, validator=_number(1024, integer=True))
+    protocol: str = attrs.field(default="2.0.0", validator=_one_of("2.0.0", "1.0.0"))
+    topic_prefix: str = attrs.field(default="realtime:", validator=_of_type(str))
+    after_fork: str = attrs.field(default="close", validator=_one_of("close", "resubscribe"))
+    ssl_context: ssl.SSLContext | None = attrs.field(
+        default=None, validator=_of_type(ssl.SSLContext, type(None)), repr=False
+    )
+    proxy: str | None = attrs.field(default=None, validator=_proxy, repr=False)
+    headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_headers, repr=False)
+    api_key_in: str = attrs.field(default="query", validator=_one_of("query", "header"))
+    debug: bool = attrs.field(default=False, validator=_of_type(bool))
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_delay < self.base_delay:
+            raise InvalidValue(f"option max_delay ({self.max_delay}) must be >= base_delay ({self.base_delay})")
+
+
+_NAMES = frozenset(attribute.name for attribute in attrs.fields(PoolOptions))
+
+
+def make_options(options: PoolOptions | None, overrides: Mapping[str, Any]) -> PoolOptions:
+    """
+    One `PoolOptions` out of an optional base and keyword overrides.
+
+    Raises:
+        InvalidType: an unknown option, with the nearest known name.
+        InvalidValue: an option out of range.
+    """
+    if options is not None and not isinstance(options, PoolOptions):
+        raise InvalidType(f"options must be a PoolOptions or None, not {type(options).__name__}")
+    for name in overrides:
+        if name not in _NAMES:
+            near = difflib.get_close_matches(name, _NAMES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; see rtpool.PoolOptions for the list"
+            raise InvalidType(f"there is no option {name!r}{hint}")
+    try:
+        return attrs.evolve(options, **overrides) if options is not None else PoolOptions(**overrides)
+    except RtpoolError:
+        raise
+    except (TypeError, ValueError) as error:  # an attrs-level refusal is still ours to word
+        raise InvalidValue(f"the options cannot be used: {error}") from error

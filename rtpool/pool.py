@@ -1,0 +1,501 @@
+"""
+`RealtimePool`: the pool's life and its face.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from types import TracebackType
+from typing import Any, overload
+
+import attrs
+
+from rtpool.channel import Channel, make_subscriber_mailbox
+from rtpool.checks import check_callable, check_name, check_timeout, check_type
+from rtpool.engine.dialer import Endpoint
+from rtpool.engine.engine import Engine
+from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
+from rtpool.events import PostgresChange, StatusChange
+from rtpool.options import PoolOptions, make_options
+from rtpool.protocol.messages import MAX_NAME_BYTES
+from rtpool.registry import ShareKey, Subscriber
+from rtpool.stats import Health, PoolStats, SubscriptionDetails
+
+__all__ = ["RealtimePool", "get_pool"]
+
+Lock = threading.Lock
+
+Token = str | Callable[[], str]
+
+#: Seconds `close` may take when nobody says otherwise.
+CLOSE_TIMEOUT = 5.0
+
+_numbers = itertools.count(1)
+
+
+def _forgotten(engine: Engine) -> None:
+    # Runs wherever the collector strikes, perhaps within one of our own critical sections: it takes no lock.
+    if engine.started and not engine.closed:
+        engine.abandon()
+        warnings.warn(
+            f"the pool {engine.name} was never closed; use `with RealtimePool(…)` or call close()",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+
+class RealtimePool:
+    """
+    Few sockets, many channels: the synchronous way to Supabase Realtime and Phoenix Channels.
+
+    Creating a pool opens nothing and starts nothing; first use does.
+
+    Args:
+        url: the project's URL (``https://abc.supabase.co``), a realtime base, or a Phoenix socket's mount
+            (``ws://localhost:4000/socket``).
+        api_key: the project's key. Required unless `topic_prefix` is empty or a header ``x-api-key`` is given.
+        access_token: a user's JWT for joins, or a callable that returns one; it is called on a dial thread. None joins
+            with the key.
+        options: a base for the options.
+        option_overrides: any field of `PoolOptions`.
+
+    Raises:
+        InvalidValue, InvalidType: a bad URL, no key, an unknown or bad option.
+
+    Thread-safety: every method may be called from any thread, callbacks included.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        access_token: Token | None = None,
+        options: PoolOptions | None = None,
+        **option_overrides: Any,
+    ) -> None:
+        self.options = make_options(options, option_overrides)
+        self._endpoint = _endpoint(url, api_key, self.options)
+        self._given = (access_token, self.options)
+        _check_token(access_token)
+        self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, access_token)
+        self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        # At exit the engine sees to itself, where locks may be taken.
+        self._finalizer = weakref.finalize(self, _forgotten, self._engine)
+        self._finalizer.atexit = False
+
+    @classmethod
+    def from_env(cls, prefix: str = "SUPABASE", **options: Any) -> RealtimePool:
+        """
+        A pool from ``<prefix>_URL`` and the first of ``<prefix>_KEY``, ``_ANON_KEY``, ``_SERVICE_ROLE_KEY``.
+
+        Args:
+            prefix: of the variables' names.
+            options: as the constructor's keywords.
+
+        Raises:
+            InvalidValue: a variable is missing; the error names those looked for.
+        """
+        check_type("prefix", prefix, str)
+        url = os.environ.get(f"{prefix}_URL")
+        if not url:
+            raise InvalidValue(f"the environment has no {prefix}_URL")
+        names = [f"{prefix}_KEY", f"{prefix}_ANON_KEY", f"{prefix}_SERVICE_ROLE_KEY"]
+        key = next((value for name in names if (value := os.environ.get(name))), None)
+        if key is None and "api_key" not in options:
+            raise InvalidValue(f"the environment has none of {', '.join(names)}")
+        return cls(url, **{"api_key": key, **options})
+
+    # Channels
+
+    def channel(
+        self,
+        topic: str,
+        *,
+        private: bool = False,
+        receive_own: bool = False,
+        ack: bool = False,
+        presence_key: str | None = None,
+        replay: Mapping[str, int] | None = None,
+        access_token: Token | None = None,
+    ) -> Channel:
+        """
+        A new handle on a topic. Opens nothing; `Channel.subscribe` does.
+
+        Args:
+            topic: without the prefix; 1 to 255 bytes of UTF-8 with it.
+            private: ask for the private channel, which row-level security guards.
+            receive_own: hear one's own broadcasts.
+            ack: have the server acknowledge broadcasts.
+            presence_key: be present under this key; Channels with different keys do not share a join.
+            replay: ``{"since": ms since the epoch, "limit": 1…25}``, for private channels.
+            access_token: a token of its own; Channels with different tokens never share a join.
+
+        Raises:
+            InvalidValue, InvalidType: naming the argument.
+            PoolClosed: the pool is closed.
+        """
+        prefix = self.options.topic_prefix
+        check_name("topic", topic, MAX_NAME_BYTES - len(prefix.encode("utf-8")))
+        for name, flag in (("private", private), ("receive_own", receive_own), ("ack", ack)):
+            check_type(name, flag, bool)
+        if presence_key is not None:
+            check_name("presence_key", presence_key, MAX_NAME_BYTES)
+        _check_token(access_token)
+        engine = self._engine
+        if engine.closed:
+            raise PoolClosed(f"the pool {engine.name} is closed; make a new one")
+        subscriber = Subscriber(
+            topic,
+            ShareKey(prefix + topic, private, access_token, presence_key),
+            receive_own=receive_own,
+            ack=ack,
+            replay=_replay(replay, private),
+            token=access_token,
+        )
+        subscriber.mailbox = make_subscriber_mailbox(engine, subscriber)
+        return self._handle(subscriber)
+
+    def _handle(self, subscriber: Subscriber) -> Channel:
+        handle = self._handles.get(id(subscriber))
+        if handle is None or handle._subscriber is not subscriber:
+            handle = self._handles[id(subscriber)] = Channel(self, self._engine, subscriber)
+        return handle
+
+    def on_changes(
+        self,
+        table: str,
+        callback: Callable[[PostgresChange], object],
+        *,
+        event: str = "*",
+        schema: str = "public",
+        filter: str | None = None,
+        select: Sequence[str] | None = None,
+        timeout: float = 10.0,
+    ) -> Channel:
+        """
+        Subscribe to a table's changes in one line; equal requests share one join.
+
+        Args:
+            table, event, schema, filter, select: as `Channel.on_postgres_changes`.
+            timeout: seconds until changes flow.
+
+        Returns:
+            The subscribed Channel; unsubscribe it when done.
+
+        Raises:
+            As `Channel.on_postgres_changes` and `Channel.subscribe`.
+        """
+        check_type("table", table, str)
+        wish = repr((event, schema, table, filter, tuple(select or ())))
+        digest = hashlib.sha256(wish.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        channel = self.channel(f"changes:{table[:40].encode('ascii', 'replace').decode()}:{digest}")
+        channel.on_postgres_changes(event, callback, schema=schema, table=table, filter=filter, select=select)
+        return channel.subscribe(timeout=timeout)
+
+    def channels(self) -> list[Channel]:
+        """
+        Every subscribed Channel, whoever made it.
+        """
+        return [self._handle(subscriber) for subscriber in self._engine.registry.subscribers()]
+
+    def unsubscribe_all(self, *, timeout: float = 10.0) -> None:
+        """
+        Unsubscribe every Channel.
+
+        Args:
+            timeout: seconds for all of them together.
+        """
+        check_timeout(timeout)
+        deadline = time.monotonic() + timeout
+        channels = self.channels()
+        for channel in channels[:-1]:
+            channel.unsubscribe(timeout=0)  # all leave at once; the last wait stands for them
+        for channel in channels[-1:]:
+            channel.unsubscribe(timeout=max(0.0, deadline - time.monotonic()))
+
+    # Connection
+
+    def connect(self, timeout: float = 30.0) -> None:
+        """
+        Have an open connection, or retry at once when the pool waits to reconnect.
+
+        Args:
+            timeout: seconds to wait for it.
+
+        Raises:
+            ConnectionFailed: there is none in time, or there can be none.
+            PoolClosed: the pool is closed.
+        """
+        check_timeout(timeout)
+        self._engine.start()
+        waiter: Future[None] = Future()
+        self._engine.post(self._engine.coordinator.connect, waiter)
+        try:
+            waiter.result(timeout)
+        except RtpoolError as error:
+            raise error.again() from error
+        except FutureTimeout:
+            raise ConnectionFailed(f"no connection to {self._endpoint.url} within {timeout} s") from None
+
+    def set_auth(self, token: Token) -> None:
+        """
+        Use another access token: on live channels now, on every later join too.
+
+        Args:
+            token: a JWT, or a callable that returns one.
+
+        Raises:
+            InvalidType: neither.
+        """
+        if token is None:
+            raise InvalidType("token must be a str or a callable that returns one, not None")
+        _check_token(token)
+        self._engine.start()
+        self._engine.post(self._engine.coordinator.set_token, token)
+
+    @overload
+    def on_status(self, callback: Callable[[StatusChange], object]) -> RealtimePool: ...
+    @overload
+    def on_status(self) -> Callable[[Callable[[StatusChange], object]], Callable[[StatusChange], object]]: ...
+    def on_status(self, callback: Callable[[StatusChange], object] | None = None) -> Any:
+        """
+        Call back, on a worker, with each `StatusChange` of the pool.
+
+        Returns:
+            The pool; without `callback` a decorator.
+        """
+        if callback is None:
+
+            def decorate(function: Callable[[StatusChange], object]) -> Callable[[StatusChange], object]:
+                self.on_status(function)
+                return function
+
+            return decorate
+        check_callable(callback)
+        self._engine.listen(callback)
+        return self
+
+    def on_callback_error(self, hook: Callable[[BaseException, Callable[[Any], object], Any], object]) -> RealtimePool:
+        """
+        Call `hook(error, callback, event)`, on a worker, after a callback raised; it was logged and counted already.
+
+        Replaces an earlier hook.
+        """
+        check_callable(hook)
+        self._engine.on_callback_error = hook
+        return self
+
+    def force_cleanup(self) -> int:
+        """
+        Close idle connections now instead of after `cleanup_interval`.
+
+        Returns:
+            How many.
+        """
+        if not self._engine.started or self._engine.closed:
+            return 0
+        done: Future[int] = Future()
+        self._engine.post(self._engine.coordinator.cleanup, done)
+        return done.result(CLOSE_TIMEOUT)
+
+    # What is going on
+
+    def stats(self) -> PoolStats:
+        """
+        A snapshot. Numbers of different threads may be a moment apart.
+        """
+        engine, coordinator = self._engine, self._engine.coordinator
+        connections = tuple(connection.details() for connection in coordinator.connections)
+        subscribers = engine.registry.subscribers()
+        latencies = [c.heartbeat_latency for c in connections if c.state == "open" and c.heartbeat_latency is not None]
+        return PoolStats(
+            connection_status="closed" if engine.closed else coordinator.status,
+            total_connections=len(connections),
+            active_connections=sum(c.state == "open" for c in connections),
+            error_connections=sum(c.state == "error" for c in connections),
+            total_subscriptions=len(subscribers),
+            active_subscriptions=sum(s.is_ready for s in subscribers),
+            total_joins=coordinator.total_joins,
+            reconnect_attempts=coordinator.reconnect_attempts,
+            messages_received=coordinator.past_messages + sum(c.messages_received for c in connections),
+            messages_delivered=engine.dispatcher.delivered,
+            messages_dropped=engine.dispatcher.dropped,
+            callback_errors=engine.callback_errors,
+            gaps=coordinator.gaps + engine.overflow_gaps,
+            pushes_sent=coordinator.pushes_sent,
+            bytes_received=coordinator.past_bytes_received + sum(c.bytes_received for c in connections),
+            bytes_sent=coordinator.past_bytes_sent + sum(c.bytes_sent for c in connections),
+            heartbeat_latency=max(latencies, default=None),
+            connection_details=connections,
+            subscription_details=tuple(_details(s) for s in subscribers),
+        )
+
+    def health(self) -> Health:
+        """
+        Whether the pool does what it was asked to; for probes.
+        """
+        engine = self._engine
+        if engine.closed:
+            return Health(ok=False, status="closed", reasons=("the pool is closed",))
+        reasons = [
+            f"connection {c.connection_id} is {c.state} after {c.attempts} failed attempts"
+            for c in (connection.details() for connection in engine.coordinator.connections)
+            if c.state in ("waiting", "error")
+        ]
+        reasons += [f"{s.topic!r} is {s.state}" for s in engine.registry.subscribers() if not s.is_ready]
+        return Health(ok=not reasons, status=engine.coordinator.status, reasons=tuple(reasons))
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, or the pool failed."""
+        return self._engine.closed
+
+    # Life
+
+    def run_forever(self) -> None:
+        """
+        Block until the pool is closed; Ctrl-C closes it and returns.
+        """
+        try:
+            while not self._engine.ended.wait(1.0):  # an endless wait could not be interrupted on Windows
+                continue
+        except KeyboardInterrupt:
+            self.close()
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
+        """
+        Send what was accepted, leave, close every socket, end every thread. Idempotent, also within a callback.
+
+        Args:
+            timeout: seconds it may take.
+
+        Returns:
+            True when everything was stopped in time; what was not is named in the log. A callback that closes its own
+            pool gets True although its thread ends only when it returns.
+        """
+        check_timeout(timeout)
+        self._finalizer.detach()
+        stopped = self._engine.stop(timeout)
+        with _pools_lock:
+            for key in [key for key, pool in _pools.items() if pool is self]:
+                del _pools[key]
+        return stopped
+
+    def __enter__(self) -> RealtimePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        status = "closed" if self.closed else self._engine.coordinator.status
+        return f"<rtpool.RealtimePool {self._engine.name} {self._endpoint.url} {status}>"
+
+
+#: Guards: _pools
+_pools_lock = Lock()
+_pools: dict[tuple[str, str | None], RealtimePool] = {}
+
+
+def get_pool(
+    url: str,
+    *,
+    api_key: str | None = None,
+    access_token: Token | None = None,
+    options: PoolOptions | None = None,
+    **option_overrides: Any,
+) -> RealtimePool:
+    """
+    The process-wide pool for a URL and key, as `logging.getLogger` is for names.
+
+    Two modules that never heard of each other share sockets. The first call makes the pool; it lives until `close` or
+    the end of the process.
+
+    Args:
+        url, api_key, access_token, options, option_overrides: as `RealtimePool`. A later call may leave out the token
+            and the options and takes the pool as it is.
+
+    Raises:
+        ConfigConflict: the pool exists with another token or other options; the error names them.
+        InvalidValue, InvalidType: as `RealtimePool`.
+    """
+    wanted = make_options(options, option_overrides)
+    _check_token(access_token)
+    key = (_endpoint(url, api_key, wanted).url, api_key)
+    fresh = RealtimePool(url, api_key=api_key, access_token=access_token, options=wanted)
+    with _pools_lock:
+        pool = _pools.get(key)
+        if pool is None or pool.closed:
+            pool = _pools[key] = fresh
+            fresh._engine.warn_at_exit = False
+    if pool is fresh:
+        return pool
+    token, present = pool._given
+    if access_token is not None and access_token != token:
+        raise ConfigConflict(f"the pool for {key[0]} exists with another access_token; use pool.set_auth()")
+    if options is not None or option_overrides:
+        differing = [f.name for f in attrs.fields(PoolOptions) if getattr(present, f.name) != getattr(wanted, f.name)]
+        if differing:
+            raise ConfigConflict(
+                f"the pool for {key[0]} exists with other options: {', '.join(differing)} differ; ask with the same "
+                "options, with none, or make a RealtimePool of your own"
+            )
+    return pool
+
+
+def _endpoint(url: str, api_key: str | None, options: PoolOptions) -> Endpoint:
+    check_type("url", url, str)
+    if api_key is not None:
+        check_type("api_key", api_key, str)
+    in_header = any(name.lower() == "x-api-key" for name, _ in options.headers)
+    if not api_key and options.topic_prefix and not in_header:
+        raise InvalidValue(
+            "api_key is missing: pass the project's key, use RealtimePool.from_env(), or set topic_prefix='' for a "
+            "plain Phoenix server"
+        )
+    return Endpoint.from_url(url, api_key)
+
+
+def _check_token(token: object) -> None:
+    if token is not None and not callable(token) and not (isinstance(token, str) and token):
+        raise InvalidType(f"access_token must be a str or a callable that returns one, not {type(token).__name__}")
+
+
+def _replay(replay: Mapping[str, int] | None, private: bool) -> tuple[tuple[str, int], ...] | None:
+    if replay is None:
+        return None
+    if not private:
+        raise InvalidValue("replay works on private channels only; pass private=True")
+    if not isinstance(replay, Mapping) or "since" not in replay or not set(replay) <= {"since", "limit"}:
+        raise InvalidValue('replay must be {"since": ms since the epoch, "limit": 1 to 25}')
+    for name, value in replay.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InvalidValue(f"replay[{name!r}] must be a whole number, not {value!r}")
+    if not 1 <= replay.get("limit", 25) <= 25:
+        raise InvalidValue(f"replay['limit'] must be 1 to 25, not {replay['limit']}")
+    return tuple(sorted(replay.items()))
+
+
+def _details(subscriber: Subscriber) -> SubscriptionDetails:
+    mailboxes = [m for m in (subscriber.mailbox, subscriber.stream) if m is not None]
+    return SubscriptionDetails(
+        topic=subscriber.topic,
+        state=subscriber.state.value,
+        private=subscriber.key.private,
+        callbacks=len(subscriber.bindings),
+        queued=sum(len(m.items) for m in mailboxes),
+        delivered=sum(m.delivered for m in mailboxes),
+        dropped=sum(m.dropped for m in mailboxes),
+    )

@@ -1,0 +1,167 @@
+"""
+WebSocket frames over websocket-client's codec, with the size limit it lacks.
+
+websocket-client parses and builds single frames; this module feeds it from a buffer instead of a socket, refuses what
+a server must not send, and puts fragments together (RFC 6455 §5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from websocket import ABNF, WebSocketException, frame_buffer
+
+from rtpool.errors import MessageTooBig, ProtocolError
+
+__all__ = ["FrameDecoder", "FrameEncoder", "WsMessage", "close_code"]
+
+#: RFC 6455 §7.4.1.
+CLOSE_NORMAL, CLOSE_PROTOCOL_ERROR, CLOSE_BAD_DATA, CLOSE_TOO_BIG = 1000, 1002, 1007, 1009
+#: Registered with IANA for a restart; Phoenix sends it when it drains for a deploy.
+CLOSE_SERVICE_RESTART = 1012
+#: What §7.1.5 calls the code of a close frame without one.
+CLOSE_NO_STATUS = 1005
+
+OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = (
+    ABNF.OPCODE_TEXT,
+    ABNF.OPCODE_BINARY,
+    ABNF.OPCODE_CLOSE,
+    ABNF.OPCODE_PING,
+    ABNF.OPCODE_PONG,
+)
+
+
+class WsMessage(NamedTuple):
+    """A whole WebSocket message: a control frame, or a data message with its fragments joined."""
+
+    opcode: int
+    data: bytes
+
+
+class _NeedData(Exception):
+    """The buffer is empty; websocket-client keeps what it has and goes on at the next call."""
+
+
+class _Frames(frame_buffer):  # type: ignore[misc, unused-ignore]
+    """websocket-client's parser, refusing a frame as soon as its header is known."""
+
+    def __init__(self, recv: Callable[[int], bytes], refuse: Callable[[int, bool, int], None]) -> None:
+        super().__init__(recv, skip_utf8_validation=True)
+        self._refuse = refuse
+
+    def recv_length(self) -> None:
+        super().recv_length()
+        fin, _, _, _, opcode, has_mask, _ = self.header or (0,) * 7
+        if has_mask:
+            raise ProtocolError("the server sent a masked frame", close_code=CLOSE_PROTOCOL_ERROR)
+        self._refuse(opcode, bool(fin), self.length or 0)
+
+
+class FrameDecoder:
+    """
+    Bytes in, whole messages out, under any split of the byte stream.
+
+    Args:
+        max_message_size: bytes a message may have, fragments added up.
+
+    Thread-safety: none; confined to the I/O thread.
+    """
+
+    def __init__(self, max_message_size: int) -> None:
+        self._limit = max_message_size
+        self._frames = _Frames(self._take, self._check)
+        self._data = b""
+        self._position = 0
+        self._opcode: int | None = None
+        self._fragments: list[bytes] = []
+        self._fragments_size = 0
+
+    def receive(self, data: bytes) -> list[WsMessage]:
+        """
+        Take the next bytes of the stream and return the messages they complete.
+
+        Raises:
+            ProtocolError: with the `close_code` to answer; the decoder is of no further use.
+            MessageTooBig: a frame or message over the limit was announced; nothing of its payload was kept.
+        """
+        self._data, self._position = data, 0
+        messages: list[WsMessage] = []
+        try:
+            while True:
+                message = self._assemble(self._frames.recv_frame())
+                if message is not None:
+                    messages.append(message)
+        except _NeedData:
+            return messages
+        except WebSocketException as error:
+            raise ProtocolError(f"bad WebSocket frame: {error}", close_code=CLOSE_PROTOCOL_ERROR) from error
+
+    def _take(self, size: int) -> bytes:
+        chunk = self._data[self._position : self._position + size]
+        if not chunk:
+            raise _NeedData
+        self._position += len(chunk)
+        return chunk
+
+    def _check(self, opcode: int, fin: bool, length: int) -> None:
+        if opcode >= OP_CLOSE:
+            if length > 125 or not fin:
+                raise ProtocolError(
+                    f"a control frame of {length} bytes, or in fragments (RFC 6455 §5.5)",
+                    close_code=CLOSE_PROTOCOL_ERROR,
+                )
+            return
+        if (opcode == ABNF.OPCODE_CONT) != (self._opcode is not None):
+            raise ProtocolError("a fragment out of place (RFC 6455 §5.4)", close_code=CLOSE_PROTOCOL_ERROR)
+        size = self._fragments_size + length
+        if size > self._limit:
+            raise MessageTooBig(
+                f"the server announced a message of at least {size} bytes, over the option max_message_size "
+                f"of {self._limit}",
+                size=size,
+                limit=self._limit,
+            )
+
+    def _assemble(self, frame: ABNF) -> WsMessage | None:
+        data = bytes(frame.data)  # type: ignore[arg-type, unused-ignore]
+        if frame.opcode >= OP_CLOSE:
+            return WsMessage(frame.opcode, data)
+        if frame.fin and self._opcode is None:
+            return WsMessage(frame.opcode, data)
+        if self._opcode is None:
+            self._opcode = frame.opcode
+        self._fragments.append(data)
+        self._fragments_size += len(data)
+        if not frame.fin:
+            return None
+        message = WsMessage(self._opcode, b"".join(self._fragments))
+        self._opcode, self._fragments, self._fragments_size = None, [], 0
+        return message
+
+
+class FrameEncoder:
+    """
+    Messages to masked frames.
+
+    Args:
+        mask_key: returns that many unpredictable bytes (RFC 6455 §10.3); the shell gives `os.urandom`.
+    """
+
+    def __init__(self, mask_key: Callable[[int], bytes]) -> None:
+        self._mask_key = mask_key
+
+    def encode(self, opcode: int, data: bytes) -> bytes:
+        """The bytes of one unfragmented frame."""
+        frame = ABNF.create_frame(data, opcode)
+        frame.get_mask_key = self._mask_key
+        return bytes(frame.format())
+
+    def encode_close(self, code: int) -> bytes:
+        """The bytes of a close frame with `code` and no reason."""
+        return self.encode(OP_CLOSE, code.to_bytes(2, "big"))
+
+
+def close_code(data: bytes) -> int:
+    """The code in a close frame's payload, 1005 when it has none."""
+    return int.from_bytes(data[:2], "big") if len(data) >= 2 else CLOSE_NO_STATUS

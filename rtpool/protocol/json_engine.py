@@ -1,0 +1,65 @@
+"""
+Strict JSON in and out, the same with and without orjson.
+
+Encoding is the standard library's: orjson writes NaN as null and refuses large integers. Decoding takes orjson where
+it is installed; it turns integers beyond 64 bits into floats, so text with such digits goes to the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from rtpool.errors import InvalidType, InvalidValue, ProtocolError
+
+try:
+    import orjson
+except ImportError:  # the `speedups` extra is not installed
+    orjson = None  # type: ignore[assignment, unused-ignore]
+
+__all__ = ["dumps", "loads"]
+
+#: Nineteen digits is the shortest run that can leave the range of a signed 64-bit integer.
+_LARGE_NUMBER = re.compile(rb"[0-9]{19}")
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def dumps(value: Any, what: str = "the payload") -> bytes:
+    """
+    Encode a JSON value as compact UTF-8.
+
+    Args:
+        value: what to encode.
+        what: how the error names it.
+
+    Raises:
+        InvalidType: a type JSON does not have.
+        InvalidValue: NaN or infinity, a lone surrogate, a cycle, nesting beyond Python's recursion limit.
+    """
+    try:
+        return _encoder.encode(value).encode("utf-8")
+    except TypeError as error:
+        raise InvalidType(f"{what} cannot be written as JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
+        raise InvalidValue(f"{what} cannot be written as JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def loads(data: bytes) -> Any:
+    """
+    Decode UTF-8 JSON text. Integers are exact.
+
+    Raises:
+        ProtocolError: the bytes are no JSON text.
+    """
+    try:
+        if orjson is not None and _LARGE_NUMBER.search(data) is None:
+            return orjson.loads(data)
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"a frame of {len(data)} bytes holds no JSON: {error}") from error

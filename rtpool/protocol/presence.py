@@ -1,0 +1,126 @@
+"""
+The presence of one join: the server's state and diffs, merged by Phoenix's algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rtpool.protocol.messages import JsonBody
+
+__all__ = ["UNTRACK", "PresenceChange", "PresenceState", "track_body"]
+
+Metas = tuple[Mapping[str, Any], ...]
+
+
+#: The payload of a push that ends a presence.
+UNTRACK = JsonBody(b'{"type":"presence","event":"untrack"}')
+
+
+def track_body(data: bytes) -> JsonBody:
+    """The payload of a push that makes the join present with an encoded JSON object."""
+    return JsonBody(b'{"type":"presence","event":"track","payload":%s}' % data)
+
+
+class PresenceChange(NamedTuple):
+    """One key's metas joined or left; `current` is what it had before a join, or keeps after a leave."""
+
+    type: str
+    key: str
+    metas: Metas
+    current: Metas
+
+
+class PresenceState:
+    """
+    Who is present, by key.
+
+    A diff that arrives before the state of the present join is kept and applied after it (Phoenix `presence.js`). The
+    state survives a disconnect on purpose: the next one then yields the right joins and leaves.
+
+    Thread-safety: none; confined to the I/O thread. `snapshot` returns a copy to give away.
+    """
+
+    def __init__(self) -> None:
+        self._metas: dict[str, Metas] = {}
+        self._synced = False
+        self._waiting: list[tuple[dict[str, Metas], dict[str, Metas]]] = []
+
+    @property
+    def synced(self) -> bool:
+        """Whether the state of the present join has come."""
+        return self._synced
+
+    def rejoined(self) -> None:
+        """A new join began: diffs wait for its state."""
+        self._synced = False
+        self._waiting.clear()
+
+    def snapshot(self) -> dict[str, Metas]:
+        """The metas by key."""
+        return dict(self._metas)
+
+    def sync_state(self, payload: Any) -> list[PresenceChange]:
+        """Apply a ``presence_state`` and the diffs that waited for it."""
+        new = _metas_by_key(payload)
+        joins: dict[str, Metas] = {}
+        leaves: dict[str, Metas] = {k: metas for k, metas in self._metas.items() if k not in new}
+        for key, metas in new.items():
+            old = self._metas.get(key, ())
+            old_refs, new_refs = _refs(old), _refs(metas)
+            joined = tuple(m for m in metas if m.get("phx_ref") not in old_refs)
+            left = tuple(m for m in old if m.get("phx_ref") not in new_refs)
+            if joined:
+                joins[key] = joined
+            if left:
+                leaves[key] = left
+        changes = self._apply(joins, leaves)
+        self._synced = True
+        waiting, self._waiting = self._waiting, []
+        for diff in waiting:
+            changes += self._apply(*diff)
+        return changes
+
+    def sync_diff(self, payload: Any) -> list[PresenceChange] | None:
+        """Apply a ``presence_diff``, or keep it and return None when the state has not come yet."""
+        if not isinstance(payload, dict):
+            return []
+        diff = (_metas_by_key(payload.get("joins")), _metas_by_key(payload.get("leaves")))
+        if not self._synced:
+            self._waiting.append(diff)
+            return None
+        return self._apply(*diff)
+
+    def _apply(self, joins: dict[str, Metas], leaves: dict[str, Metas]) -> list[PresenceChange]:
+        changes = []
+        for key, metas in joins.items():
+            current = self._metas.get(key, ())
+            refs = _refs(metas)
+            self._metas[key] = tuple(m for m in current if m.get("phx_ref") not in refs) + metas
+            changes.append(PresenceChange("join", key, metas, current))
+        for key, metas in leaves.items():
+            if key not in self._metas:
+                continue
+            refs = _refs(metas)
+            remaining = tuple(m for m in self._metas[key] if m.get("phx_ref") not in refs)
+            if remaining:
+                self._metas[key] = remaining
+            else:
+                del self._metas[key]
+            changes.append(PresenceChange("leave", key, metas, remaining))
+        return changes
+
+
+def _refs(metas: Metas) -> set[Any]:
+    return {meta.get("phx_ref") for meta in metas}
+
+
+def _metas_by_key(payload: Any) -> dict[str, Metas]:
+    if not isinstance(payload, dict):
+        return {}
+    return {
+        key: tuple(meta for meta in entry["metas"] if isinstance(meta, dict))
+        for key, entry in payload.items()
+        if isinstance(entry, dict) and isinstance(entry.get("metas"), list)
+    }

@@ -1,0 +1,124 @@
+"""
+What to do about a refusal: one table from the server's words to an action.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Any
+
+__all__ = ["Action", "classify_handshake", "classify_join", "classify_system", "parse_reason"]
+
+
+class Action(enum.Enum):
+    """What a refusal calls for."""
+
+    RETRY = "retry"  #: at once, then back off
+    BACK_OFF = "back off"
+    BACK_OFF_LONG = "back off long"  #: 10 s and more; trying sooner makes it worse
+    NEW_TOKEN = "new token"  #: only another token helps
+    OTHER_SOCKET = "other socket"  #: this socket is full or going away
+    FATAL = "fatal"  #: the same request can never succeed
+
+    @property
+    def retryable(self) -> bool:
+        """Whether rtpool goes on by itself."""
+        return self not in (Action.NEW_TOKEN, Action.FATAL)
+
+
+_CODE = re.compile(r"([A-Z][A-Za-z0-9]*): (.*)\Z", re.DOTALL)
+
+#: Codes of join replies (supabase/realtime, `RealtimeWeb.RealtimeChannel`); a code not listed backs off.
+JOIN_CODES: dict[str, Action] = {
+    "TopicNameRequired": Action.FATAL,
+    "PrivateOnly": Action.FATAL,
+    "Unauthorized": Action.NEW_TOKEN,
+    "InvalidJWTToken": Action.NEW_TOKEN,
+    "MalformedJWT": Action.NEW_TOKEN,
+    "JwtSignatureError": Action.NEW_TOKEN,
+    "JwtSignerError": Action.NEW_TOKEN,
+    "ChannelRateLimitReached": Action.OTHER_SOCKET,
+    "RealtimeRestarting": Action.OTHER_SOCKET,
+    "ConnectionRateLimitReached": Action.BACK_OFF_LONG,
+    "ClientJoinRateLimitReached": Action.BACK_OFF_LONG,
+    "DatabaseLackOfConnections": Action.BACK_OFF_LONG,
+    "InitializingProjectConnection": Action.RETRY,
+    "TenantNotFound": Action.FATAL,
+    "RealtimeDisabledForTenant": Action.FATAL,
+    "RealtimeDisabledForConfiguration": Action.FATAL,
+}
+
+#: Whole texts of join replies that carry no code, or whose code alone does not tell.
+JOIN_TEXTS: dict[str, Action] = {
+    "unmatched topic": Action.FATAL,
+    "too many channels joined": Action.OTHER_SOCKET,  # plain Phoenix
+    "UnableToReplayMessages: Replay params are not valid": Action.FATAL,
+    "UnableToReplayMessages: Replay is not allowed for public channels": Action.FATAL,
+}
+
+#: Statuses of a refused upgrade. Servers before 2.115 answer everything with an empty 403.
+HANDSHAKE_STATUSES: dict[int, Action] = {
+    400: Action.FATAL,
+    401: Action.NEW_TOKEN,
+    404: Action.FATAL,
+    407: Action.FATAL,
+    410: Action.FATAL,
+    414: Action.FATAL,
+    426: Action.FATAL,
+    429: Action.BACK_OFF_LONG,
+    431: Action.FATAL,
+}
+
+
+#: Starts of `system` error messages that precede a close; one not listed backs off.
+SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
+    ("Token has expired", Action.NEW_TOKEN),
+    ("Fields `role` and `exp`", Action.NEW_TOKEN),
+    ("The token provided is not a valid JWT", Action.NEW_TOKEN),
+    ("Failed to generate JWT signer", Action.NEW_TOKEN),
+    (":signature_error", Action.NEW_TOKEN),
+    (":error_generating_signer", Action.NEW_TOKEN),
+    ("You do not have permissions", Action.NEW_TOKEN),
+    ("You no longer have permission", Action.NEW_TOKEN),
+    ("Too many messages per second", Action.BACK_OFF_LONG),
+    ("Too many presence messages per second", Action.BACK_OFF_LONG),
+    (":tenant_suspended", Action.FATAL),
+)
+
+
+def parse_reason(response: Any) -> tuple[str | None, str]:
+    """
+    The code and the words of an error response, which may be an object with a reason, a string, or anything.
+
+    Returns:
+        ``(code, reason)``; the code is None when the server sent none.
+    """
+    reason = response.get("reason", "") if isinstance(response, dict) else response
+    text = reason if isinstance(reason, str) else repr(reason)
+    match = _CODE.match(text)
+    return (match.group(1), match.group(2)) if match else (None, text)
+
+
+def classify_join(response: Any) -> Action:
+    """What to do about an error reply to a join."""
+    code, reason = parse_reason(response)
+    whole = f"{code}: {reason}" if code else reason
+    return JOIN_TEXTS.get(whole) or JOIN_CODES.get(code or "", Action.BACK_OFF)
+
+
+def classify_handshake(status: int, body: str) -> Action:
+    """What to do about an HTTP answer to the upgrade."""
+    if status == 403:
+        return Action.FATAL if body.strip() else Action.BACK_OFF
+    return HANDSHAKE_STATUSES.get(status, Action.BACK_OFF)
+
+
+def classify_system(message: str) -> Action:
+    """What to do about a channel the server closed after this `system` error; an empty message backs off."""
+    if message.lstrip("-").isdigit():
+        return Action.NEW_TOKEN  # the seconds since a token's expiry, printed bare
+    for start, action in SYSTEM_MESSAGES:
+        if message.startswith(start):
+            return action
+    return Action.BACK_OFF

@@ -1,0 +1,175 @@
+"""
+Phoenix messages to and from WebSocket payloads, serializer versions 1.0.0 and 2.0.0.
+
+Version 1 is a JSON object per text frame. Version 2 is a JSON array ``[join_ref, ref, topic, event, payload]`` per text
+frame, and binary frames whose first byte is the kind: 0 push, 1 reply, 2 broadcast (Phoenix), 3 user broadcast push,
+4 user broadcast (Supabase Realtime).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rtpool.errors import InvalidValue, ProtocolError
+from rtpool.protocol.json_engine import dumps, loads
+from rtpool.protocol.messages import (
+    BROADCAST,
+    MAX_NAME_BYTES,
+    PHX_REPLY,
+    BinaryBody,
+    Body,
+    JsonBody,
+    Ref,
+    WireMessage,
+)
+
+__all__ = ["Serializer", "SerializerV1", "SerializerV2", "serializer_for"]
+
+KIND_PUSH, KIND_REPLY, KIND_BROADCAST, KIND_USER_PUSH, KIND_USER_BROADCAST = range(5)
+
+#: Kind 4's encoding byte: 1 is JSON, anything else is raw bytes (realtime-js decodes it so).
+ENCODING_BINARY, ENCODING_JSON = 0, 1
+
+
+class Serializer(Protocol):
+    """What a session needs of a serializer version. Implementations hold no state."""
+
+    vsn: str
+
+    def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
+        """Return ``(is_binary, data)``; raise `InvalidValue` for a body this version cannot carry."""
+
+    def decode(self, data: bytes, is_binary: bool) -> WireMessage:
+        """Return the message; raise `ProtocolError` for anything else."""
+
+
+def _checked(join_ref: Any, ref: Any, topic: Any, event: Any, payload: Any) -> WireMessage:
+    if not isinstance(topic, str) or not isinstance(event, str):
+        raise ProtocolError("a message's topic and event must be strings")
+    for value in (join_ref, ref):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int))):
+            raise ProtocolError(f"a message's ref must be a string, an integer or null, not {type(value).__name__}")
+    return WireMessage(join_ref, ref, topic, event, payload)
+
+
+class SerializerV1:
+    """Version 1.0.0: JSON objects. Servers never send a join_ref and have no binary payloads."""
+
+    vsn = "1.0.0"
+
+    def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
+        if not isinstance(body, JsonBody):
+            raise InvalidValue("protocol 1.0.0 has no binary payloads; use the option protocol='2.0.0'")
+        head = dumps({"topic": topic, "event": event, "ref": ref, "join_ref": join_ref})
+        return False, b'%s,"payload":%s}' % (head[:-1], body.data)
+
+    def decode(self, data: bytes, is_binary: bool) -> WireMessage:
+        if is_binary:
+            raise ProtocolError("a binary frame on a 1.0.0 socket")
+        value = loads(data)
+        if not isinstance(value, dict):
+            raise ProtocolError(f"a 1.0.0 message must be an object, not {type(value).__name__}")
+        try:
+            topic, event, payload, ref = value["topic"], value["event"], value["payload"], value["ref"]
+        except KeyError as error:
+            raise ProtocolError(f"a 1.0.0 message lacks the key {error}") from error
+        return _checked(value.get("join_ref"), ref, topic, event, payload)
+
+
+def _fields(data: bytes, header: int, sizes: int) -> tuple[list[str], bytes]:
+    """The UTF-8 fields whose sizes are bytes 1 to `sizes`, after a header of `header` bytes, and what follows them."""
+    if len(data) < header:
+        raise ProtocolError(f"a binary frame of {len(data)} bytes is shorter than its header of {header}")
+    position = header
+    fields = []
+    for size in data[1 : 1 + sizes]:
+        field = data[position : position + size]
+        if len(field) != size:
+            raise ProtocolError(f"a binary frame of {len(data)} bytes ends within a field of {size}")
+        try:
+            fields.append(field.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"a binary frame's field is not UTF-8: {error}") from error
+        position += size
+    return fields, data[position:]
+
+
+def _names(kind: int, names: tuple[str, ...], metadata: bytes = b"") -> tuple[bytes, bytes]:
+    encoded = [name.encode("utf-8") for name in names]
+    if metadata:
+        encoded.append(metadata)
+    for name in encoded:
+        if len(name) > MAX_NAME_BYTES:
+            raise InvalidValue(f"a binary frame's name of {len(name)} bytes is over {MAX_NAME_BYTES}: {name[:40]!r}…")
+    return bytes((kind, *map(len, encoded))), b"".join(encoded)
+
+
+def _text(ref: Ref) -> str:
+    return "" if ref is None else str(ref)
+
+
+class SerializerV2:
+    """Version 2.0.0: JSON arrays, and binary kinds 0 to 4."""
+
+    vsn = "2.0.0"
+
+    def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
+        if isinstance(body, JsonBody):
+            head = dumps([join_ref, ref, topic, event])
+            return False, b"%s,%s]" % (head[:-1], body.data)
+        if isinstance(body, BinaryBody):
+            sizes, names = _names(KIND_PUSH, (_text(join_ref), _text(ref), topic, event))
+            return True, sizes + names + body.data
+        sizes, names = _names(KIND_USER_PUSH, (_text(join_ref), _text(ref), topic, body.event), body.metadata)
+        if not body.metadata:
+            sizes += b"\0"
+        return True, b"%s%c%s%s" % (sizes, ENCODING_JSON if body.is_json else ENCODING_BINARY, names, body.data)
+
+    def decode(self, data: bytes, is_binary: bool) -> WireMessage:
+        if is_binary:
+            return self._decode_binary(data)
+        value = loads(data)
+        if not isinstance(value, list):
+            raise ProtocolError(f"a 2.0.0 message must be an array, not {type(value).__name__}")
+        if len(value) < 5:
+            raise ProtocolError(f"a 2.0.0 message has 5 elements, not {len(value)}")
+        return _checked(*value[:5])
+
+    def _decode_binary(self, data: bytes) -> WireMessage:
+        kind = data[0] if data else None
+        if kind == KIND_USER_BROADCAST:
+            return self._decode_user_broadcast(data)
+        if kind == KIND_PUSH:
+            (join_ref, topic, event), rest = _fields(data, 4, 3)
+            return WireMessage(join_ref, None, topic, event, rest)
+        if kind == KIND_REPLY:
+            (join_ref, ref, topic, status), rest = _fields(data, 5, 4)
+            return WireMessage(join_ref, ref, topic, PHX_REPLY, {"status": status, "response": rest})
+        if kind == KIND_BROADCAST:
+            (topic, event), rest = _fields(data, 3, 2)
+            return WireMessage(None, None, topic, event, rest)
+        raise ProtocolError("an empty binary frame" if kind is None else f"a binary frame of unknown kind {kind}")
+
+    def _decode_user_broadcast(self, data: bytes) -> WireMessage:
+        (topic, event, metadata), rest = _fields(data, 5, 3)
+        payload = {
+            "type": BROADCAST,
+            "event": event,
+            "payload": loads(rest) if data[4] == ENCODING_JSON else rest,
+        }
+        if metadata:
+            payload["meta"] = loads(metadata.encode("utf-8"))
+        return WireMessage(None, None, topic, BROADCAST, payload)
+
+
+def serializer_for(vsn: str) -> Serializer:
+    """
+    The serializer of a version.
+
+    Raises:
+        InvalidValue: neither ``"1.0.0"`` nor ``"2.0.0"``.
+    """
+    for serializer in (SerializerV1, SerializerV2):
+        if serializer.vsn == vsn:
+            return serializer()
+    raise InvalidValue(f"protocol must be '1.0.0' or '2.0.0', not {vsn!r}")

@@ -1,0 +1,513 @@
+"""
+The Phoenix protocol of one connection: refs, joins, leaves, pushes, heartbeats.
+
+Inputs are method calls with the time as an argument; outputs are drained: `frames_to_send`, `events`. The session
+lives as long as its connection's identity: over a disconnect it keeps which topics are its own, not what was in flight.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import Any, NamedTuple
+
+import attrs
+
+from rtpool.events import ChannelState
+from rtpool.protocol.messages import (
+    HEARTBEAT,
+    PHOENIX_TOPIC,
+    PHX_CLOSE,
+    PHX_ERROR,
+    PHX_JOIN,
+    PHX_LEAVE,
+    PHX_REPLY,
+    Body,
+    JsonBody,
+    WireMessage,
+)
+from rtpool.protocol.serializer import Serializer
+from rtpool.protocol.states import ChannelInput, next_state
+
+__all__ = [
+    "ChannelLost",
+    "HeartbeatLost",
+    "HeartbeatReplied",
+    "JoinFailed",
+    "Joined",
+    "Left",
+    "OutgoingFrame",
+    "PushSettled",
+    "Received",
+    "Session",
+    "SessionEvent",
+]
+
+EMPTY_OBJECT = JsonBody(b"{}")
+#: The reply to a push on a topic the server has no channel for.
+UNMATCHED_TOPIC = "unmatched topic"
+
+
+class OutgoingFrame(NamedTuple):
+    """One Phoenix frame to send; `ref` is to be told to `Session.frame_written` once the kernel has it."""
+
+    is_binary: bool
+    data: bytes
+    ref: str
+
+
+class Joined(NamedTuple):
+    """The server let a topic in; `response` is the reply's."""
+
+    topic: str
+    response: Any
+
+
+class JoinFailed(NamedTuple):
+    """A join was refused with `response`, or not answered in time."""
+
+    topic: str
+    response: Any
+    timed_out: bool
+
+
+class ChannelLost(NamedTuple):
+    """The server ended a channel: `cause` is ``phx_error``, ``phx_close`` or ``unmatched topic``."""
+
+    topic: str
+    cause: str
+    payload: Any
+
+
+class Left(NamedTuple):
+    """The server forgot a topic we left, or the wait for its word ended."""
+
+    topic: str
+    timed_out: bool
+
+
+class PushSettled(NamedTuple):
+    """
+    A push is done. `outcome`: ``reply`` (with status and response), ``sent`` (handed to the kernel, no reply wanted),
+    ``timeout`` or ``lost`` (the connection or channel went away first). `written`: whether the kernel had it.
+    """
+
+    token: Any
+    outcome: str
+    status: str
+    response: Any
+    written: bool
+
+
+class Received(NamedTuple):
+    """A message for a topic's subscribers."""
+
+    topic: str
+    message: WireMessage
+
+
+class HeartbeatReplied(NamedTuple):
+    """A heartbeat came back after `latency` seconds."""
+
+    latency: float
+
+
+class HeartbeatLost(NamedTuple):
+    """A heartbeat was not answered; the peer is to be left."""
+
+    waited: float
+
+
+SessionEvent = Joined | JoinFailed | ChannelLost | Left | PushSettled | Received | HeartbeatReplied | HeartbeatLost
+
+
+@attrs.define(eq=False)
+class _Topic:
+    """What this connection knows of one topic."""
+
+    state: ChannelState = ChannelState.CLOSED
+    join_ref: str = ""
+    join_body: JsonBody = EMPTY_OBJECT
+    queued: bool = False  # the join waits for its turn
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """A frame that awaits its reply."""
+
+    kind: str  # join, leave, push, heartbeat
+    topic: str
+    sent_at: float
+    timeout: float
+    deadline: float | None  # joins, leaves and heartbeats: None until written
+    token: Any = None
+    wants_reply: bool = True
+    written: bool = False
+
+
+class Session:
+    """
+    The Phoenix protocol of one connection. Sans-I/O.
+
+    Args:
+        serializer: of the negotiated version.
+        heartbeat_interval, heartbeat_timeout, join_timeout: seconds, see `PoolOptions`.
+        max_joins_in_flight: joins awaiting a reply at a time. The server runs joins one by one, and everything else
+            on the socket waits meanwhile.
+
+    Thread-safety: none; confined to the I/O thread.
+    """
+
+    def __init__(
+        self,
+        serializer: Serializer,
+        *,
+        heartbeat_interval: float,
+        heartbeat_timeout: float,
+        join_timeout: float,
+        max_joins_in_flight: int,
+    ) -> None:
+        self._serializer = serializer
+        self._heartbeat_interval = heartbeat_interval
+        self._heartbeat_timeout = heartbeat_timeout
+        self._join_timeout = join_timeout
+        self._max_joins_in_flight = max_joins_in_flight
+        self._connected = False
+        self._last_ref = 0  # never reused, over reconnects too: a late reply matches nothing
+        self._topics: dict[str, _Topic] = {}
+        self._pending: dict[str, _Pending] = {}
+        self._join_queue: deque[str] = deque()
+        self._joins_in_flight = 0
+        self._next_heartbeat: float | None = None
+        self._timers: list[tuple[float, str]] = []
+        self._frames: list[OutgoingFrame] = []
+        self._events: list[SessionEvent] = []
+        #: Messages dropped: of an earlier join, of no topic here, or meaningless in the channel's state.
+        self.dropped = 0
+
+    # What is known
+
+    @property
+    def topics(self) -> dict[str, _Topic]:
+        """The topics of this connection; for placement and for reading only."""
+        return self._topics
+
+    def state(self, topic: str) -> ChannelState:
+        """The state of a topic, closed when it is not here."""
+        entry = self._topics.get(topic)
+        return entry.state if entry else ChannelState.CLOSED
+
+    @property
+    def joins_available(self) -> int:
+        """How many joins may be asked for now without waiting for a reply."""
+        return self._max_joins_in_flight - self._joins_in_flight - len(self._join_queue) if self._connected else 0
+
+    def frames_to_send(self) -> list[OutgoingFrame]:
+        """Drain the frames to write, in order."""
+        frames, self._frames = self._frames, []
+        return frames
+
+    @property
+    def has_events(self) -> bool:
+        """Whether `events` would return any."""
+        return bool(self._events)
+
+    def postpone_heartbeat(self, now: float) -> None:
+        """Nothing is read at present: an answer to a heartbeat cannot be seen, so its time starts anew."""
+        for ref, pending in self._pending.items():
+            if pending.kind == "heartbeat" and pending.deadline is not None:
+                if pending.deadline > now + self._heartbeat_timeout / 2:
+                    return
+                pending.deadline = now + self._heartbeat_timeout
+                self._arm(pending, ref)
+                return
+
+    def events(self) -> list[SessionEvent]:
+        """Drain what happened, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due next; None when nothing is awaited."""
+        while self._timers:
+            at, ref = self._timers[0]
+            pending = self._pending.get(ref)
+            if pending is not None and pending.deadline == at:
+                break
+            heapq.heappop(self._timers)
+        deadlines = [at for at in (self._next_heartbeat,) if at is not None]
+        if self._timers:
+            deadlines.append(self._timers[0][0])
+        return min(deadlines, default=None)
+
+    # What we do
+
+    def connected(self, now: float) -> None:
+        """The connection is open; topics are joined only when asked for again."""
+        self._connected = True
+        self._next_heartbeat = now + self._heartbeat_interval
+
+    def disconnected(self) -> None:
+        """The connection is gone: pushes are lost, leaves are done, joined and joining topics are errored."""
+        self._connected = False
+        self._next_heartbeat = None
+        self._frames.clear()
+        self._join_queue.clear()
+        self._joins_in_flight = 0
+        pending, self._pending = self._pending, {}
+        self._timers.clear()
+        for entry in pending.values():
+            if entry.kind == "push":
+                self._settle(entry, "lost")
+        for topic, channel in list(self._topics.items()):
+            channel.queued = False
+            was_leaving = channel.state is ChannelState.LEAVING
+            self._advance(topic, channel, ChannelInput.DISCONNECTED)
+            if was_leaving:
+                self._forget(topic, timed_out=False)
+
+    def join(self, topic: str, body: JsonBody, now: float) -> None:
+        """
+        Join a topic, or join it anew with another config; the server replaces the earlier channel in one step.
+
+        The frame is sent as soon as fewer than `max_joins_in_flight` are awaited.
+        """
+        channel = self._topics.setdefault(topic, _Topic())
+        if self._advance(topic, channel, ChannelInput.JOIN) is None:
+            raise RuntimeError(f"cannot join {topic!r} while {channel.state}")
+        channel.join_body = body
+        if not channel.queued:
+            channel.queued = True
+            self._join_queue.append(topic)
+        self._send_joins(now)
+
+    def leave(self, topic: str, now: float) -> None:
+        """Leave a topic; `Left` follows, at once when the server knows nothing of it."""
+        channel = self._topics.get(topic)
+        if channel is None or channel.state is ChannelState.LEAVING:
+            return
+        unknown_to_server = channel.queued and not channel.join_ref
+        state = self._advance(topic, channel, ChannelInput.LEAVE)
+        channel.queued = False
+        if state is not ChannelState.LEAVING or unknown_to_server or not self._connected:
+            self._forget(topic, timed_out=False)
+            return
+        # A join in flight is overtaken: the server runs it first, then the leave, and answers both.
+        self._send("leave", topic, PHX_LEAVE, EMPTY_OBJECT, channel.join_ref, now, self._join_timeout)
+
+    def push(
+        self, topic: str, event: str, body: Body, *, token: Any, wants_reply: bool, deadline: float, now: float
+    ) -> bool:
+        """
+        Send a push on a joined topic.
+
+        Args:
+            token: comes back in `PushSettled`.
+            wants_reply: False settles it as soon as the kernel has the frame.
+            deadline: when it times out.
+
+        Returns:
+            False when the topic is not joined here; nothing was sent then.
+        """
+        channel = self._topics.get(topic)
+        if channel is None or channel.state is not ChannelState.JOINED or not self._connected:
+            return False
+        pending = self._send("push", topic, event, body, channel.join_ref, now, 0.0)
+        pending.token, pending.wants_reply, pending.deadline = token, wants_reply, deadline
+        self._arm(pending, str(self._last_ref))
+        return True
+
+    def frame_written(self, ref: str, now: float) -> None:
+        """The kernel has all of the frame `ref`: its reply's time starts now."""
+        pending = self._pending.get(ref)
+        if pending is None:
+            return
+        pending.written = True
+        if pending.kind != "push":
+            pending.deadline = now + pending.timeout
+            self._arm(pending, ref)
+        elif not pending.wants_reply:
+            del self._pending[ref]
+            self._settle(pending, "sent")
+
+    def tick(self, now: float) -> None:
+        """Do what is due: time-outs, the heartbeat."""
+        while self._timers and self._timers[0][0] <= now:
+            at, ref = heapq.heappop(self._timers)
+            pending = self._pending.get(ref)
+            if pending is not None and pending.deadline == at:
+                self._expire(ref, pending, now)
+        if self._next_heartbeat is not None and self._next_heartbeat <= now:
+            self._next_heartbeat = None  # the next follows the reply
+            self._send("heartbeat", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None, now, self._heartbeat_timeout)
+
+    # What the server does
+
+    def receive(self, data: bytes, is_binary: bool, now: float) -> None:
+        """
+        Take one data message.
+
+        Raises:
+            ProtocolError: it is no Phoenix message; the session is unharmed.
+        """
+        message = self._serializer.decode(data, is_binary)
+        if message.event == PHX_REPLY:
+            self._reply(message, now)
+        elif message.event in (PHX_CLOSE, PHX_ERROR):
+            self._ended(message, now)
+        else:
+            self._deliver(message)
+
+    def _reply(self, message: WireMessage, now: float) -> None:
+        ref = str(message.ref)
+        pending = self._pending.get(ref)
+        payload = message.payload
+        if pending is None or pending.topic != message.topic or not isinstance(payload, dict):
+            self.dropped += 1
+            return
+        del self._pending[ref]
+        status, response = str(payload.get("status")), payload.get("response")
+        channel = self._topics.get(pending.topic)
+        if pending.kind == "heartbeat":
+            self._next_heartbeat = now + self._heartbeat_interval
+            self._events.append(HeartbeatReplied(now - pending.sent_at))
+        elif pending.kind == "push":
+            self._settle(pending, "reply", status, response)
+            if _is_unmatched(status, response) and channel and channel.state is ChannelState.JOINED:
+                self._lose(pending.topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
+        elif pending.kind == "leave":
+            if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_OK) is not None:
+                self._forget(pending.topic, timed_out=False)
+        else:
+            self._joins_in_flight -= 1
+            self._join_answered(ref, pending.topic, channel, status, response)
+            self._send_joins(now)
+
+    def _join_answered(self, ref: str, topic: str, channel: _Topic | None, status: str, response: Any) -> None:
+        if channel is None or channel.join_ref != ref or channel.queued:
+            self.dropped += 1  # overtaken by a later join of the same topic
+            return
+        if status == "ok":
+            if self._advance(topic, channel, ChannelInput.JOIN_OK) is ChannelState.JOINED:
+                self._events.append(Joined(topic, response))
+        elif self._advance(topic, channel, ChannelInput.JOIN_ERROR) is ChannelState.ERRORED:
+            self._events.append(JoinFailed(topic, response, False))
+
+    def _ended(self, message: WireMessage, now: float) -> None:
+        channel = self._topics.get(message.topic)
+        # Version 1 carries no join_ref; there the ref of a close is the join_ref it ends (Phoenix V1 serializer).
+        ended_ref = message.join_ref or message.ref
+        if channel is None or (ended_ref not in (None, "") and str(ended_ref) != channel.join_ref):
+            self.dropped += 1  # the close of a channel that a later join replaced
+            return
+        if channel.state is ChannelState.LEAVING:
+            happened = ChannelInput.PHX_CLOSE if message.event == PHX_CLOSE else ChannelInput.PHX_ERROR
+            if self._advance(message.topic, channel, happened) is ChannelState.CLOSED:
+                self._forget(message.topic, timed_out=False)
+            return
+        happened = ChannelInput.PHX_CLOSE if message.event == PHX_CLOSE else ChannelInput.PHX_ERROR
+        self._lose(message.topic, channel, happened, message.event, message.payload)
+
+    def _deliver(self, message: WireMessage) -> None:
+        channel = self._topics.get(message.topic)
+        if channel is None or (message.join_ref not in (None, "") and str(message.join_ref) != channel.join_ref):
+            self.dropped += 1
+            return
+        # While a live channel is joined anew the old one still delivers, so joining counts.
+        if channel.state not in (ChannelState.JOINED, ChannelState.JOINING):
+            self.dropped += 1
+            return
+        self._events.append(Received(message.topic, message))
+
+    # Inside
+
+    def _advance(self, topic: str, channel: _Topic, happened: ChannelInput) -> ChannelState | None:
+        state = next_state(channel.state, happened)
+        if state is None:
+            self.dropped += 1
+            return None
+        channel.state = state
+        return state
+
+    def _lose(self, topic: str, channel: _Topic, happened: ChannelInput, cause: str, payload: Any) -> None:
+        before = channel.state
+        if self._advance(topic, channel, happened) is ChannelState.ERRORED and before is not ChannelState.ERRORED:
+            self._fail_pushes(topic)
+            self._events.append(ChannelLost(topic, cause, payload))
+
+    def _forget(self, topic: str, *, timed_out: bool) -> None:
+        self._topics.pop(topic, None)
+        self._fail_pushes(topic)
+        self._events.append(Left(topic, timed_out))
+
+    def _fail_pushes(self, topic: str) -> None:
+        for ref in [ref for ref, p in self._pending.items() if p.kind == "push" and p.topic == topic]:
+            self._settle(self._pending.pop(ref), "lost")
+
+    def _settle(self, pending: _Pending, outcome: str, status: str = "ok", response: Any = None) -> None:
+        self._events.append(PushSettled(pending.token, outcome, status, response, pending.written))
+
+    def _send_joins(self, now: float) -> None:
+        while self._connected and self._join_queue and self._joins_in_flight < self._max_joins_in_flight:
+            topic = self._join_queue.popleft()
+            channel = self._topics.get(topic)
+            if channel is None or not channel.queued:
+                continue  # left meanwhile
+            channel.queued = False
+            channel.join_ref = str(self._last_ref + 1)
+            self._joins_in_flight += 1
+            self._send("join", topic, PHX_JOIN, channel.join_body, channel.join_ref, now, self._join_timeout)
+
+    def _send(
+        self, kind: str, topic: str, event: str, body: Body, join_ref: str | None, now: float, timeout: float
+    ) -> _Pending:
+        self._last_ref += 1
+        ref = str(self._last_ref)
+        is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
+        self._frames.append(OutgoingFrame(is_binary, data, ref))
+        pending = self._pending[ref] = _Pending(kind, topic, now, timeout, None)
+        return pending
+
+    def _arm(self, pending: _Pending, ref: str) -> None:
+        if pending.deadline is None:
+            return
+        if len(self._timers) > 2 * len(self._pending) + 64:  # answered pushes leave their timers behind
+            self._timers = [(p.deadline, r) for r, p in self._pending.items() if p.deadline is not None and r != ref]
+            heapq.heapify(self._timers)
+        heapq.heappush(self._timers, (pending.deadline, ref))
+
+    def _expire(self, ref: str, pending: _Pending, now: float) -> None:
+        if pending.kind == "heartbeat":
+            if self._joins_in_flight:
+                # The server answers nothing while it runs a join; each of those has a deadline of its own.
+                pending.deadline = now + self._heartbeat_timeout
+                self._arm(pending, ref)
+                return
+            del self._pending[ref]
+            self._events.append(HeartbeatLost(now - pending.sent_at))
+            return
+        del self._pending[ref]
+        channel = self._topics.get(pending.topic)
+        if pending.kind == "push":
+            self._settle(pending, "timeout")
+        elif pending.kind == "leave":
+            if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_TIMEOUT) is not None:
+                self._forget(pending.topic, timed_out=True)
+        else:
+            self._joins_in_flight -= 1
+            self._join_timed_out(ref, pending.topic, channel, now)
+            self._send_joins(now)
+
+    def _join_timed_out(self, ref: str, topic: str, channel: _Topic | None, now: float) -> None:
+        if channel is None or channel.join_ref != ref or channel.queued:
+            return
+        if self._advance(topic, channel, ChannelInput.JOIN_TIMEOUT) is ChannelState.ERRORED:
+            # The server may still let us in later: tell it not to. Its late reply matches no ref.
+            self._last_ref += 1
+            is_binary, data = self._serializer.encode(ref, str(self._last_ref), topic, PHX_LEAVE, EMPTY_OBJECT)
+            self._frames.append(OutgoingFrame(is_binary, data, str(self._last_ref)))
+            self._events.append(JoinFailed(topic, None, True))
+
+
+def _is_unmatched(status: str, response: Any) -> bool:
+    return status == "error" and isinstance(response, dict) and response.get("reason") == UNMATCHED_TOPIC

@@ -1,0 +1,356 @@
+"""
+Who wants what: share keys, the Channels behind each, and their callbacks.
+
+The registry is what users asked for; the engine makes the server agree with it. Its lock is held for dictionary work
+only. What the engine reads (`Share.subscribers`, `Subscriber.bindings`) are immutable tuples, replaced whole.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import attrs
+
+from rtpool.errors import ConfigConflict, RtpoolError
+from rtpool.events import ChannelState, Event
+from rtpool.protocol.messages import WireMessage
+from rtpool.protocol.postgres import ChangeBinding
+
+__all__ = [
+    "Attachment",
+    "Binding",
+    "Delivery",
+    "JoinConfig",
+    "Registry",
+    "Share",
+    "ShareKey",
+    "Subscriber",
+    "merge_configs",
+]
+
+Lock = threading.Lock
+Callback = Callable[[Any], object]
+
+
+@attrs.frozen
+class ShareKey:
+    """
+    What may be shared. Two Channels with equal keys share one join.
+
+    Attributes:
+        topic: the wire topic.
+        private: a private and a public channel of one name are different rooms on the server.
+        token: the identity whose row-level security applies; None is the pool's own. Never shown.
+        presence_key: the key under which the join is present; None lets the server choose.
+    """
+
+    topic: str
+    private: bool = False
+    token: Any = attrs.field(default=None, repr=False)
+    presence_key: str | None = None
+
+
+class Delivery(NamedTuple):
+    """
+    One event on its way to a Channel; made once and shared by every Channel that gets it.
+
+    Attributes:
+        kind: ``broadcast postgres_changes presence system gap status raw``.
+        name: the selector a callback is registered for: a broadcast's or Phoenix event's name, a presence type.
+        event: what the callback receives.
+        wire: the Phoenix message behind it, None for what rtpool says itself.
+        changes: the server-side bindings a change is for.
+    """
+
+    kind: str
+    name: str
+    event: Event
+    wire: WireMessage | None = None
+    changes: frozenset[ChangeBinding] = frozenset()
+
+
+@attrs.frozen(eq=False)
+class Binding:
+    """One callback of one Channel: `kind` and `name` as in `Delivery`, ``"*"`` is every name."""
+
+    kind: str
+    name: str
+    callback: Callback
+    change: ChangeBinding | None = None
+
+    def wants(self, delivery: Delivery) -> bool:
+        """Whether `delivery` is for this callback."""
+        if self.kind == "raw":
+            return delivery.wire is not None and self.name in ("*", delivery.wire.event)
+        if self.kind != delivery.kind:
+            return False
+        if self.change is not None:
+            return self.change in delivery.changes
+        return self.name == "*" or self.name == delivery.name
+
+
+@attrs.frozen
+class JoinConfig:
+    """
+    What a join asks of the server, or what one Channel asks of its join.
+
+    Attributes:
+        receive_own, ack, presence: as in the join's config.
+        changes: server-side bindings, without duplicates, in the order in which they were asked for.
+        replay: ``{"since": ms, "limit": n}`` or None.
+    """
+
+    receive_own: bool = False
+    ack: bool = False
+    presence: bool = False
+    changes: tuple[ChangeBinding, ...] = ()
+    replay: tuple[tuple[str, int], ...] | None = None
+
+    def covers(self, other: JoinConfig) -> bool:
+        """Whether a join with this config already gives all that `other` asks."""
+        return (
+            self.receive_own >= other.receive_own
+            and self.ack >= other.ack
+            and self.presence >= other.presence
+            and set(self.changes) >= set(other.changes)
+        )
+
+
+def merge_configs(configs: Iterable[JoinConfig]) -> JoinConfig:
+    """The union of what several Channels ask."""
+    merged = JoinConfig()
+    for config in configs:
+        merged = JoinConfig(
+            receive_own=merged.receive_own or config.receive_own,
+            ack=merged.ack or config.ack,
+            presence=merged.presence or config.presence,
+            changes=tuple(dict.fromkeys(merged.changes + config.changes)),
+            replay=merged.replay or config.replay,
+        )
+    return merged
+
+
+@attrs.define(eq=False)
+class Attachment:
+    """
+    One subscribe of one Channel, from `subscribe` to `unsubscribe`.
+
+    Attributes:
+        share: what it is attached to.
+        ready: done when events really flow, or with the error that says why they never will.
+        left: done when the server forgot the channel, or need not because others are on it.
+    """
+
+    share: Share
+    ready: Future[None] = attrs.field(factory=Future)
+    left: Future[None] = attrs.field(factory=Future)
+
+
+class Subscriber:
+    """
+    What the engine knows of a Channel: never the handle, so that a forgotten pool can be collected.
+
+    Args:
+        topic: as the user wrote it.
+        key: what it may share.
+        receive_own, ack, replay: its part of the join's config.
+
+    Thread-safety: `bindings` and `attachment` are written under the registry's lock and read anywhere.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        key: ShareKey,
+        *,
+        receive_own: bool = False,
+        ack: bool = False,
+        replay: tuple[tuple[str, int], ...] | None = None,
+        token: Any = None,
+    ) -> None:
+        self.topic = topic
+        self.key = key
+        #: The token of its own, str or callable; None is the pool's. Never shown.
+        self.token = token
+        self._receive_own = receive_own
+        self.ack = ack
+        self._replay = replay
+        self.bindings: tuple[Binding, ...] = ()
+        self.attachment: Attachment | None = None
+        self.leaving = False
+        #: The dispatcher's mailboxes: for callbacks, and for iterators once somebody iterates.
+        self.mailbox: Any = None
+        self.stream: Any = None
+        #: Whether somebody iterates; a stream nobody asked for yields to the first callback.
+        self.stream_claimed = False
+        #: Pushes accepted and not settled; guarded by the send budget's lock.
+        self.unsettled = 0
+
+    @property
+    def receive_own(self) -> bool:
+        """Whether it hears its own broadcasts."""
+        return self._receive_own
+
+    @property
+    def sinks(self) -> tuple[Any, ...]:
+        """The mailboxes its events go to."""
+        stream = self.stream
+        if stream is None:
+            return (self.mailbox,)
+        return (self.mailbox, stream) if self.bindings else (stream,)
+
+    @property
+    def config(self) -> JoinConfig:
+        """What it asks of its join, as its callbacks stand."""
+        bindings = self.bindings
+        return JoinConfig(
+            receive_own=self._receive_own,
+            ack=self.ack,
+            presence=any(b.kind == "presence" for b in bindings),
+            changes=tuple(dict.fromkeys(b.change for b in bindings if b.change is not None)),
+            replay=self._replay,
+        )
+
+    @property
+    def state(self) -> ChannelState:
+        """Where it is in its life."""
+        attachment = self.attachment
+        if attachment is None:
+            return ChannelState.LEAVING if self.leaving else ChannelState.CLOSED
+        return attachment.share.state
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether events really flow to it now."""
+        attachment = self.attachment
+        if attachment is None or attachment.share.state is not ChannelState.JOINED:
+            return False
+        return attachment.ready.done() and attachment.ready.exception() is None
+
+
+class Share:
+    """
+    One join and the Channels that share it.
+
+    Attributes:
+        key: what they have in common.
+        subscribers: the Channels, oldest first; replaced whole under the registry's lock.
+        state, presence: the join's state, and who is present by key; written by the I/O thread alone.
+        last_error: why it is not joined, the latest reason; None once it is. Written by the I/O thread alone.
+        tracked: which Channel is present with which encoded payload; under the registry's lock.
+    """
+
+    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "tracked")
+
+    def __init__(self, key: ShareKey) -> None:
+        self.key = key
+        self.subscribers: tuple[Subscriber, ...] = ()
+        self.state = ChannelState.JOINING
+        self.presence: Mapping[str, tuple[Mapping[str, Any], ...]] = {}
+        self.last_error: RtpoolError | None = None
+        self.tracked: tuple[Subscriber, bytes] | None = None
+
+
+class Registry:
+    """
+    The lock-protected map of share keys to Channels.
+
+    Thread-safety: every method may be called from any thread; none blocks or calls user code.
+    """
+
+    def __init__(self) -> None:
+        # Guards: _shares, Share.subscribers, Subscriber.bindings, Subscriber.attachment, Subscriber.leaving
+        self._lock = Lock()
+        self._shares: dict[ShareKey, Share] = {}
+
+    def attach(self, subscriber: Subscriber) -> Attachment | None:
+        """Attach a Channel to its share; None when it already is attached."""
+        with self._lock:
+            if subscriber.attachment is not None:
+                return None
+            share = self._shares.get(subscriber.key)
+            if share is None:
+                share = self._shares[subscriber.key] = Share(subscriber.key)
+            share.subscribers += (subscriber,)
+            subscriber.leaving = False
+            subscriber.attachment = attachment = Attachment(share)
+            return attachment
+
+    def detach(self, subscriber: Subscriber) -> Attachment | None:
+        """Detach a Channel and forget a share without Channels; None when it was not attached."""
+        with self._lock:
+            attachment = subscriber.attachment
+            if attachment is None:
+                return None
+            share = attachment.share
+            share.subscribers = tuple(s for s in share.subscribers if s is not subscriber)
+            subscriber.attachment = None
+            subscriber.leaving = True
+            if not share.subscribers and self._shares.get(share.key) is share:
+                del self._shares[share.key]
+            return attachment
+
+    def left(self, subscriber: Subscriber) -> None:
+        """The server forgot what `subscriber` had; it is closed unless it was attached again meanwhile."""
+        with self._lock:
+            subscriber.leaving = False
+
+    def bind(self, subscriber: Subscriber, binding: Binding) -> bool:
+        """Add a callback; True when the Channel is attached, so that its join may need another config."""
+        with self._lock:
+            subscriber.bindings += (binding,)
+            return subscriber.attachment is not None
+
+    def unbind(self, subscriber: Subscriber, callback: Callback) -> bool:
+        """Remove every registration of `callback`; False when there was none."""
+        with self._lock:
+            kept = tuple(b for b in subscriber.bindings if b.callback != callback)
+            removed = len(kept) != len(subscriber.bindings)
+            subscriber.bindings = kept
+            return removed
+
+    def track(self, subscriber: Subscriber, data: bytes) -> Share | None:
+        """
+        Make `subscriber` the one that is present for its join.
+
+        Returns:
+            Its share, or None when it is not attached.
+
+        Raises:
+            ConfigConflict: another Channel of the join is present with another payload.
+        """
+        with self._lock:
+            attachment = subscriber.attachment
+            if attachment is None:
+                return None
+            share = attachment.share
+            tracked = share.tracked
+            if tracked is None or tracked[0] is subscriber or tracked[1] == data:
+                share.tracked = (subscriber, data)
+                return share
+        raise ConfigConflict(
+            f"another Channel on {subscriber.topic!r} shares this join and is present with another payload; pass "
+            "presence_key to pool.channel() to be present separately"
+        )
+
+    def untrack(self, subscriber: Subscriber) -> bool:
+        """End a presence; False when `subscriber` is not the one that is present."""
+        with self._lock:
+            attachment = subscriber.attachment
+            if attachment is None or not attachment.share.tracked or attachment.share.tracked[0] is not subscriber:
+                return False
+            attachment.share.tracked = None
+            return True
+
+    def share(self, key: ShareKey) -> Share | None:
+        """The share of a key, None when nobody wants it."""
+        with self._lock:
+            return self._shares.get(key)
+
+    def subscribers(self) -> tuple[Subscriber, ...]:
+        """Every attached Channel."""
+        with self._lock:
+            return tuple(s for share in self._shares.values() for s in share.subscribers)

@@ -1,0 +1,132 @@
+"""
+What a pool can tell about itself: frozen snapshots, safe to keep, JSON-able, free of secrets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+__all__ = ["ConnectionDetails", "Health", "PoolStats", "SubscriptionDetails"]
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionDetails:
+    """
+    One connection.
+
+    Attributes:
+        connection_id: number, unique within the pool, kept over reconnects.
+        state: ``dialing open waiting error``.
+        epoch: how often it was dialled.
+        joins: joins placed on it.
+        attempts: failed attempts of the present outage.
+        bytes_received, bytes_sent, messages_received: since it was made.
+        heartbeat_latency: seconds of the last heartbeat's round trip, None before the first.
+        send_queue: bytes waiting for the kernel.
+    """
+
+    connection_id: int
+    state: str
+    epoch: int
+    joins: int
+    attempts: int
+    bytes_received: int
+    bytes_sent: int
+    messages_received: int
+    heartbeat_latency: float | None
+    send_queue: int
+
+
+@attrs.frozen(kw_only=True)
+class SubscriptionDetails:
+    """
+    One Channel.
+
+    Attributes:
+        topic: as the user wrote it.
+        state: a `ChannelState` value.
+        private: whether the channel is private.
+        callbacks: registered callbacks.
+        queued: events waiting in its mailbox.
+        delivered, dropped: events handed over, and lost to overflow.
+    """
+
+    topic: str
+    state: str
+    private: bool
+    callbacks: int
+    queued: int
+    delivered: int
+    dropped: int
+
+
+@attrs.frozen(kw_only=True)
+class PoolStats:
+    """
+    A snapshot of a pool. Counters only grow, over the pool's life.
+
+    Attributes:
+        connection_status: ``idle connecting connected reconnecting error closed``.
+        total_connections, active_connections, error_connections: sockets wanted, open, and given up for now.
+        total_subscriptions: subscribed Channels.
+        active_subscriptions: those of them that are ready.
+        total_joins: server channels, each shared by one or more Channels.
+        reconnect_attempts: dials after a failure or a loss.
+        messages_received: Phoenix messages decoded.
+        messages_delivered: events handed to a callback or an iterator.
+        messages_dropped: events lost to a full mailbox, or queued when their Channel ended.
+        callback_errors: callbacks that raised.
+        gaps: `Gap` events announced.
+        pushes_sent: pushes handed to the kernel.
+        bytes_received, bytes_sent: on the wire, headers of frames included.
+        heartbeat_latency: seconds, the slowest of the open connections; None before the first heartbeat.
+        connection_details: one `ConnectionDetails` a connection.
+        subscription_details: one `SubscriptionDetails` a Channel.
+    """
+
+    connection_status: str
+    total_connections: int
+    active_connections: int
+    error_connections: int
+    total_subscriptions: int
+    active_subscriptions: int
+    total_joins: int
+    reconnect_attempts: int
+    messages_received: int
+    messages_delivered: int
+    messages_dropped: int
+    callback_errors: int
+    gaps: int
+    pushes_sent: int
+    bytes_received: int
+    bytes_sent: int
+    heartbeat_latency: float | None
+    connection_details: tuple[ConnectionDetails, ...]
+    subscription_details: tuple[SubscriptionDetails, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """
+        The same as JSON-able dictionaries and lists.
+        """
+        data = attrs.asdict(self)
+        for name in ("connection_details", "subscription_details"):
+            data[name] = list(data[name])
+        return data
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    """
+    Whether a pool does what it was asked to, from the last proof of life rather than from hope.
+
+    Attributes:
+        ok: True when every subscribed Channel is ready and every connection it needs is alive. An idle pool is ok.
+        status: the pool's `connection_status`.
+        reasons: what is not ok, in plain words; empty when `ok`.
+    """
+
+    ok: bool
+    status: str
+    reasons: tuple[str, ...] = ()
