@@ -1,0 +1,30 @@
+"""
+A real Realtime server on a loopback port, for your tests, demos and ours. Needs the extra ``rtpool[testing]``.
+"""
+
+from __future__ import annotations
+
+from rtpool.testing.connection import NO_REPLY, ServerConnection
+from rtpool.testing.server import (
+    JoinRecord,
+    JoinRefusal,
+    LeaveRecord,
+    RealtimeServer,
+    ReceivedMessage,
+    Refusal,
+    RequestInfo,
+    ServerOptions,
+)
+
+__all__ = [
+    "NO_REPLY",
+    "JoinRecord",
+    "JoinRefusal",
+    "LeaveRecord",
+    "RealtimeServer",
+    "ReceivedMessage",
+    "Refusal",
+    "RequestInfo",
+    "ServerConnection",
+    "ServerOptions",
+]

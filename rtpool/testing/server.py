@@ -1,0 +1,610 @@
+"""
+`RealtimeServer`: the listener, its thread, and what tests see of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime, timezone
+from email.utils import formatdate
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import attrs
+from websockets.asyncio.server import ServerConnection as WebSocket
+from websockets.asyncio.server import serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from rtpool.testing.connection import NO_REPLY, ServerConnection, _NoReply
+from rtpool.testing.postgres import binding_id
+from rtpool.testing.rooms import Member, Rooms
+from rtpool.testing.tokens import make_token, token_error
+from rtpool.testing.wire import ClientMessage, ServerMessage
+
+__all__ = [
+    "JoinRecord",
+    "JoinRefusal",
+    "LeaveRecord",
+    "RealtimeServer",
+    "ReceivedMessage",
+    "Refusal",
+    "RequestInfo",
+    "ServerOptions",
+]
+
+T = TypeVar("T")
+
+WS_PATHS = ("/realtime/v1/websocket", "/socket/websocket")
+
+
+@attrs.frozen(kw_only=True)
+class ServerOptions:
+    """
+    Limits and timings. Seconds are floats.
+
+    Attributes:
+        max_channels_per_client: channels of one socket.
+        max_concurrent_users: sockets; more are refused with HTTP 429.
+        max_joins_per_second: joins accepted within a second over the server; one more is refused and its socket closed
+            with 1001. None is no limit.
+        max_payload_kb: of a broadcast, in 1,000 bytes.
+        max_frame_size: bytes; a larger frame closes the socket with 1009.
+        idle_timeout: a socket that sent nothing for so long is closed with 1000.
+        connect_error_backoff, join_error_backoff: how long a refusal is held back; the real server takes 2 and 5 s.
+        join_latency: how long every join takes; meanwhile its socket is deaf and mute.
+        postgres_delay: from a join's reply to "Subscribed to PostgreSQL".
+        presence_max_calls: presence messages a channel may send; None is no limit (the real one: 5 in 30 s).
+        record_limit: messages `received` keeps.
+        send_queue_limit: bytes waiting for one client; more and it is cut off.
+        plain_phoenix: any topic is welcome, and nothing of Supabase's is sent.
+    """
+
+    max_channels_per_client: int = 100
+    max_concurrent_users: int = 200
+    max_joins_per_second: int | None = None
+    max_payload_kb: int = 3000
+    max_frame_size: int = 5_000_000
+    idle_timeout: float = 60.0
+    connect_error_backoff: float = 0.0
+    join_error_backoff: float = 0.0
+    join_latency: float = 0.0
+    postgres_delay: float = 0.0
+    presence_max_calls: int | None = None
+    record_limit: int = 100_000
+    send_queue_limit: int = 64 * 1024 * 1024
+    plain_phoenix: bool = False
+
+
+@attrs.frozen
+class RequestInfo:
+    """An upgrade request: its path, the query's last value by name, the headers by lower-case name."""
+
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+
+@attrs.frozen
+class Refusal:
+    """What an `on_connect` hook returns to refuse: an HTTP status, a body, headers."""
+
+    status: int
+    body: str = ""
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class JoinRefusal:
+    """What an `on_join` hook returns to refuse: the reason, seconds to hold it back, a code to close the socket with."""
+
+    reason: str
+    delay: float | None = None
+    close_code: int | None = None
+
+
+@attrs.frozen
+class JoinRecord:
+    """A join that was asked for: by whom, for what, and whether it was let in."""
+
+    connection_id: int
+    topic: str
+    wire_topic: str
+    join_ref: Any
+    payload: Any
+    accepted: bool
+    reason: str | None
+
+
+@attrs.frozen
+class LeaveRecord:
+    """A channel that was left."""
+
+    connection_id: int
+    topic: str
+    wire_topic: str
+
+
+@attrs.frozen
+class ReceivedMessage:
+    """A message a client sent."""
+
+    connection_id: int
+    join_ref: Any
+    ref: Any
+    topic: str
+    event: str
+    payload: Any
+
+
+def _prefixed(topic: str) -> str:
+    return topic if topic.startswith("realtime:") else f"realtime:{topic}"
+
+
+class RealtimeServer:
+    """
+    A Supabase Realtime server on a loopback port, in a thread of its own.
+
+    It speaks both serializer versions, public and private topics, broadcast, presence and Postgres changes, in the
+    frame order of supabase/realtime 2.128; it breaks on demand.
+
+    Args:
+        port: 0 takes a free one.
+        host: where to listen.
+        api_key: the key to accept; None makes a JWT for the role ``anon``.
+        ssl_context: serve ``wss`` with it.
+        options: fields of `ServerOptions`.
+
+    Attributes:
+        on_connect: called with a `RequestInfo` before an upgrade; returns None, or a `Refusal`.
+        on_join: called with (topic as users write it, payload, connection) before a join; returns None, a
+            `JoinRefusal`, or `NO_REPLY`.
+
+    Thread-safety: every method may be called from any thread; hooks run on the server's thread.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        api_key: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        **options: Any,
+    ) -> None:
+        self.options = ServerOptions(**options)
+        self.port = port
+        self._host = host
+        self._ssl = ssl_context
+        self._secret = secrets.token_hex(16)
+        self.api_key = api_key or self.token(role="anon")
+        self.on_connect: Callable[[RequestInfo], Refusal | None] | None = None
+        self.on_join: Callable[[str, Any, ServerConnection], JoinRefusal | _NoReply | None] | None = None
+        self.rooms = Rooms()
+        # Guards: nothing but the waiting; everything else is written on the loop and read as immutable snapshots.
+        self._changed = threading.Condition()
+        self._connections: tuple[ServerConnection, ...] = ()
+        self.connections_total = 0
+        self.malformed = 0
+        self._received: deque[ReceivedMessage] = deque(maxlen=self.options.record_limit)
+        self._joins: list[JoinRecord] = []
+        self._leaves: list[LeaveRecord] = []
+        self._recent_joins: deque[float] = deque()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    # Life
+
+    def start(self) -> RealtimeServer:
+        """Listen. Idempotent. Raises `OSError` when the port is taken."""
+        if self._thread is not None:
+            return self
+        started = threading.Event()
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                asyncio.run(self._main(started))
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                started.set()
+
+        self._thread = threading.Thread(target=run, name="rtpool-testing-server", daemon=True)
+        self._thread.start()
+        started.wait()
+        if failure:
+            self._thread.join()
+            self._thread = None
+            raise failure[0]
+        return self
+
+    def close(self) -> None:
+        """Cut every client off and end. Idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is None or self._loop is None or self._stop is None:
+            return
+        self._loop.call_soon_threadsafe(self._stop.set)
+        thread.join()
+        self._loop = None
+
+    def __enter__(self) -> RealtimeServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """What to give to a client as the project's URL."""
+        return f"{'https' if self._ssl else 'http'}://{self._host}:{self.port}"
+
+    def token(self, *, role: str = "authenticated", expires_in: float = 10 * 365 * 86_400, **claims: Any) -> str:
+        """A JWT this server accepts, expiring in that many seconds."""
+        return make_token(self._secret, {"role": role, "exp": int(time.time() + expires_in), **claims})
+
+    # What was seen
+
+    @property
+    def connections(self) -> tuple[ServerConnection, ...]:
+        """The sockets open now, oldest first."""
+        return self._connections
+
+    @property
+    def received(self) -> list[ReceivedMessage]:
+        """Every message clients sent, oldest first, as far as `record_limit` goes."""
+        return self.call(lambda: list(self._received))
+
+    def joins(self, topic: str | None = None) -> list[JoinRecord]:
+        """Every join asked for, oldest first; of one topic with or without the prefix."""
+        records = list(self._joins)
+        return records if topic is None else [r for r in records if topic in (r.topic, r.wire_topic)]
+
+    def leaves(self, topic: str | None = None) -> list[LeaveRecord]:
+        """Every channel left, oldest first."""
+        records = list(self._leaves)
+        return records if topic is None else [r for r in records if topic in (r.topic, r.wire_topic)]
+
+    def members(self, topic: str) -> int:
+        """How many channels are joined to a topic now, public and private."""
+        return self.call(lambda: sum(len(room.members) for room in self.rooms.of(self._wire(topic))))
+
+    def presence(self, topic: str) -> dict[str, Any]:
+        """Who is present, ``{key: {"metas": [...]}}``, public and private together."""
+
+        def state() -> dict[str, Any]:
+            return {key: value for room in self.rooms.of(self._wire(topic)) for key, value in room.state().items()}
+
+        return self.call(state)
+
+    def wait_for(self, predicate: Callable[[RealtimeServer], object], timeout: float = 5.0) -> None:
+        """
+        Wait until `predicate(server)` is true; it is asked again whenever something changed.
+
+        Raises:
+            TimeoutError: it was not within `timeout` seconds; says what the server saw.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._changed:
+                version = self._version
+            if predicate(self):  # outside the lock: it may call the server
+                return
+            with self._changed:
+                left = deadline - time.monotonic()
+                if not self._changed.wait_for(lambda: self._version != version, max(0.0, left)):
+                    raise TimeoutError(
+                        f"not within {timeout} s; {len(self._connections)} connections of {self.connections_total}, "
+                        f"{len(self._joins)} joins, {len(self._leaves)} leaves, {len(self._received)} messages"
+                    )
+
+    _version = 0
+
+    def changed(self) -> None:
+        """Something happened; on the server's loop."""
+        with self._changed:
+            self._version += 1
+            self._changed.notify_all()
+
+    # What it does
+
+    def broadcast(
+        self,
+        topic: str,
+        event: str,
+        payload: Mapping[str, Any] | bytes,
+        *,
+        private: bool = False,
+        id: str | None = None,
+        as_text: bool = False,
+    ) -> int:
+        """
+        Broadcast from the server's side, as the database or a REST call would.
+
+        Args:
+            payload: an object, or bytes (which vsn 1 sockets do not get).
+            id: becomes ``meta.id``.
+            as_text: a text frame also on vsn 2, as the batch REST endpoint sends.
+
+        Returns:
+            How many channels it was sent to.
+        """
+        body = payload if isinstance(payload, bytes) else dict(payload)
+        data: dict[str, Any] = {"type": "broadcast", "event": event, "payload": body}
+        if id is not None:
+            data["meta"] = {"id": id}
+
+        def send() -> int:
+            room = self.rooms.get(self._wire(topic), private)
+            message = ServerMessage(None, None, self._wire(topic), "broadcast", data, not as_text)
+            return room.fan_out(message) if room else 0
+
+        return self.call(send)
+
+    def push(self, topic: str, event: str, payload: Any) -> int:
+        """Push any event to everybody on a topic; returns how many got it."""
+
+        def send() -> int:
+            message = ServerMessage(None, None, self._wire(topic), event, payload)
+            return sum(room.fan_out(message) for room in self.rooms.of(self._wire(topic)))
+
+        return self.call(send)
+
+    def change(
+        self,
+        schema: str,
+        table: str,
+        type: str,
+        record: Mapping[str, Any] | None = None,
+        old_record: Mapping[str, Any] | None = None,
+        *,
+        columns: list[dict[str, str]] | None = None,
+    ) -> int:
+        """
+        A row changed: tell every channel with a binding that matches.
+
+        Args:
+            type: ``INSERT``, ``UPDATE`` or ``DELETE``.
+            record: the new row; not for DELETE.
+            old_record: the replica identity of the old row; not for INSERT.
+            columns: ``{"name", "type"}`` of each; None guesses.
+
+        Returns:
+            How many channels got it.
+        """
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        row = record if record is not None else old_record or {}
+        data: dict[str, Any] = {
+            "schema": schema,
+            "table": table,
+            "type": type.upper(),
+            "commit_timestamp": now,
+            "errors": None,
+            "columns": columns or [{"name": name, "type": _column_type(value)} for name, value in row.items()],
+        }
+        if record is not None:
+            data["record"] = dict(record)
+        if old_record is not None:
+            data["old_record"] = dict(old_record)
+        return self.call(lambda: self.rooms.change(data))
+
+    # The loop's side, for connections
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run on the server's loop and return what it returns; directly when called there or when it has ended."""
+        loop = self._loop
+        if loop is None or threading.current_thread() is self._thread:
+            return function()
+
+        async def run() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), loop).result()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine in the background; on the server's loop."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def count_malformed(self) -> None:
+        """A frame nobody understands was dropped."""
+        self.malformed += 1
+        self.changed()
+
+    def record(self, connection: ServerConnection, message: ClientMessage) -> None:
+        """Keep what a client sent."""
+        self._received.append(ReceivedMessage(connection.id, *message[:5]))
+        self.changed()
+
+    def record_leave(self, connection: ServerConnection, message: ClientMessage) -> None:
+        """Keep that a channel was left."""
+        self._leaves.append(LeaveRecord(connection.id, message.topic.removeprefix("realtime:"), message.topic))
+        self.changed()
+
+    def decide_join(self, connection: ServerConnection, message: ClientMessage) -> Any:
+        """None to let a join in, a `JoinRefusal`, or `NO_REPLY`; and the record of it."""
+        refusal = self._refuse_join(connection, message)
+        accepted = refusal is None
+        reason = getattr(refusal, "reason", None) if not accepted else None
+        self._joins.append(
+            JoinRecord(
+                connection.id,
+                message.topic.removeprefix("realtime:"),
+                message.topic,
+                message.join_ref,
+                message.payload,
+                accepted,
+                reason,
+            )
+        )
+        self.changed()
+        if isinstance(refusal, JoinRefusal) and refusal.delay is None:
+            return attrs.evolve(refusal, delay=self.options.join_error_backoff)
+        return refusal
+
+    def _refuse_join(self, connection: ServerConnection, message: ClientMessage) -> Any:
+        options, topic = self.options, message.topic
+        if not options.plain_phoenix:
+            if not topic.startswith("realtime:"):
+                return JoinRefusal("unmatched topic", 0.0)
+            if topic == "realtime:":
+                return JoinRefusal("TopicNameRequired: You must provide a topic name")
+        if self.on_join is not None:
+            try:
+                decision = self.on_join(topic.removeprefix("realtime:"), message.payload, connection)
+            except Exception:
+                return JoinRefusal("join crashed")
+            if decision is not None:
+                return decision
+        if options.plain_phoenix:
+            return None
+        limit = options.max_joins_per_second
+        if limit is not None:
+            now = time.monotonic()
+            while self._recent_joins and now - self._recent_joins[0] >= 1.0:
+                self._recent_joins.popleft()
+            if len(self._recent_joins) >= limit:
+                return JoinRefusal("ClientJoinRateLimitReached: Too many joins per second", close_code=1001)
+            self._recent_joins.append(now)
+        if len(connection.members) >= options.max_channels_per_client and topic not in connection.members:
+            return JoinRefusal("ChannelRateLimitReached: Too many channels")
+        return self._refuse_payload(message.payload)
+
+    def _refuse_payload(self, payload: Any) -> JoinRefusal | None:
+        if not isinstance(payload, dict):
+            return JoinRefusal("UnknownErrorOnChannel: expected params to be a :map")
+        token = payload.get("user_token") or payload.get("access_token")
+        error = self.token_error(token, time.time())
+        if error is not None:
+            return JoinRefusal(f"{error[0]}: {error[1]}")
+        config = payload.get("config", {})
+        if not isinstance(config, dict):
+            return JoinRefusal("UnknownErrorOnChannel: no function clause matching in Access.get/3")
+        broadcast = config.get("broadcast")
+        if isinstance(broadcast, dict) and "replay" in broadcast and config.get("private") is not True:
+            return JoinRefusal("UnableToReplayMessages: Replay is not allowed for public channels")
+        return None
+
+    def token_error(self, token: Any, now: float) -> tuple[str, str] | None:
+        """Why a channel's token is refused; none, an opaque key and the server's own key are good."""
+        if token is None or token == self.api_key or (isinstance(token, str) and token.startswith("sb_")):
+            return None
+        return token_error(self._secret, str(token).strip(), now)
+
+    def join_response(self, member: Member) -> dict[str, Any]:
+        """The response of an ok reply: each binding as it was asked for, with its id."""
+        if self.options.plain_phoenix:
+            return {}
+        return {"postgres_changes": [{**binding, "id": binding_id(binding)} for binding in member.bindings]}
+
+    def after_join(self, member: Member) -> None:
+        """What follows the reply."""
+        self.changed()
+        if self.options.plain_phoenix:
+            return
+        self.rooms.after_join(member)
+        if member.bindings:
+            asyncio.get_running_loop().call_later(self.options.postgres_delay, self.rooms.postgres_status, member)
+
+    def _wire(self, topic: str) -> str:
+        return topic if self.options.plain_phoenix else _prefixed(topic)
+
+    async def _main(self, started: threading.Event) -> None:
+        self._stop = asyncio.Event()
+        options = self.options
+        async with serve(
+            self._serve,
+            self._host,
+            self.port,
+            process_request=self._process_request,
+            ssl=self._ssl,
+            compression=None,
+            ping_interval=None,
+            close_timeout=1.0,
+            max_size=options.max_frame_size,
+            max_queue=None,
+            server_header=None,
+        ) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            self._loop = asyncio.get_running_loop()
+            started.set()
+            await self._stop.wait()
+            server.close(close_connections=False)
+            for connection in self._connections:
+                connection._thawed.set()
+                connection._ws.transport.abort()
+            for task in list(self._tasks):
+                task.cancel()
+
+    async def _process_request(self, ws: WebSocket, request: Request) -> Response | None:
+        refusal = self._refuse_connect(request)
+        if refusal is None:
+            return None
+        await asyncio.sleep(self.options.connect_error_backoff)
+        headers = Headers()
+        headers["Date"] = formatdate(usegmt=True)
+        headers["Content-Type"] = "application/json; charset=utf-8"
+        headers["Content-Length"] = str(len(refusal.body.encode()))
+        headers["Connection"] = "close"
+        for name, value in refusal.headers.items():
+            headers[name] = value
+        return Response(refusal.status, "Refused", headers, refusal.body.encode())
+
+    def _refuse_connect(self, request: Request) -> Refusal | None:
+        parts = urlsplit(request.path)
+        query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        if self.on_connect is not None:
+            try:
+                decision = self.on_connect(RequestInfo(parts.path, query, headers))
+            except Exception:
+                return Refusal(500, '{"error": "Error connecting to Realtime"}')
+            if decision is not None:
+                return decision
+        if parts.path not in WS_PATHS:
+            return Refusal(404, '{"error": "Tenant not found"}')
+        if query.get("vsn", "1.0.0") not in ("1.0.0", "2.0.0"):
+            return Refusal(403)
+        if self.options.plain_phoenix:
+            return None
+        key = unquote(headers.get("x-api-key") or query.get("apikey") or "").strip()
+        if not key:
+            return Refusal(401, '{"error": "API key is missing"}')
+        if key != self.api_key:
+            error = token_error(self._secret, key, time.time())
+            if error is not None:
+                words = "Token has expired" if error[1].startswith("Token has expired") else error[1]
+                return Refusal(401, '{"error": "%s"}' % words)
+        if len(self._connections) >= self.options.max_concurrent_users:
+            return Refusal(429, '{"error": "Too many connected users"}')
+        return None
+
+    async def _serve(self, ws: WebSocket) -> None:
+        assert ws.request is not None
+        query = parse_qs(urlsplit(ws.request.path).query)
+        self.connections_total += 1
+        connection = ServerConnection(self, self.connections_total, ws, query.get("vsn", ["1.0.0"])[-1])
+        self._connections = (*self._connections, connection)
+        self.changed()
+        try:
+            await connection.run()
+        finally:
+            self._connections = tuple(c for c in self._connections if c is not connection)
+            self.changed()
+
+
+def _column_type(value: Any) -> str:
+    kinds = {bool: "bool", int: "int8", float: "float8", dict: "jsonb", list: "jsonb"}
+    return kinds.get(type(value), "text")

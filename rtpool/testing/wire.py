@@ -1,0 +1,132 @@
+"""
+The server's side of the wire: decodes what clients send, encodes what servers send. Shares nothing with the client's
+codec on purpose, so that neither is tested against itself.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, NamedTuple
+
+__all__ = ["ClientMessage", "Malformed", "ServerMessage", "decode", "encode"]
+
+
+class Malformed(Exception):
+    """A frame no Realtime server understands; it is logged there and dropped."""
+
+
+class ClientMessage(NamedTuple):
+    """What a client sent. A broadcast's payload is ``{"type", "event", "payload"}`` whatever frame it came in."""
+
+    join_ref: Any
+    ref: Any
+    topic: str
+    event: str
+    payload: Any
+    binary_kind: int | None = None
+
+
+class ServerMessage(NamedTuple):
+    """What the server sends; `user_frame` asks for a kind 4 frame on vsn 2."""
+
+    join_ref: Any
+    ref: Any
+    topic: str
+    event: str
+    payload: Any
+    user_frame: bool = False
+
+
+def decode(vsn: str, data: str | bytes) -> ClientMessage:
+    """Decode a client's frame; `Malformed` for anything else."""
+    if isinstance(data, bytes):
+        if vsn == "1.0.0":
+            raise Malformed("a binary frame on vsn 1")
+        return _decode_binary(data)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+    if vsn == "1.0.0":
+        if not isinstance(value, dict) or not {"topic", "event", "payload", "ref"} <= value.keys():
+            raise Malformed("a vsn 1 message has topic, event, payload and ref")
+        parts = (value.get("join_ref"), value["ref"], value["topic"], value["event"], value["payload"])
+    else:
+        if not isinstance(value, list) or len(value) < 5:
+            raise Malformed("a vsn 2 message is an array of five")
+        parts = (value[0], value[1], value[2], value[3], value[4])
+    if not isinstance(parts[2], str) or not isinstance(parts[3], str):
+        raise Malformed("topic and event are strings")
+    return ClientMessage(*parts)
+
+
+def _decode_binary(data: bytes) -> ClientMessage:
+    if data[:1] == b"\0":
+        fields, rest = _split(data, 5, data[1:5])
+        join_ref, ref, topic, event = (field.decode() for field in fields)
+        return ClientMessage(join_ref, ref, topic, event, rest, 0)
+    if data[:1] == b"\3" and len(data) >= 7:
+        fields, rest = _split(data, 7, data[1:6])
+        try:
+            join_ref, ref, topic, event, metadata = (field.decode() for field in fields)
+            payload = {"type": "broadcast", "event": event, "payload": json.loads(rest) if data[6] else rest}
+            if metadata:
+                payload["meta"] = json.loads(metadata)
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+        return ClientMessage(join_ref or None, ref or None, topic, "broadcast", payload, 3)
+    raise Malformed("an unknown kind of binary frame")
+
+
+def _split(data: bytes, start: int, sizes: bytes) -> tuple[list[bytes], bytes]:
+    if len(data) < start + sum(sizes):
+        raise Malformed("a binary frame ends within its fields")
+    fields = []
+    for size in sizes:
+        (field,) = struct.unpack_from(f"{size}s", data, start)
+        fields.append(field)
+        start += size
+    return fields, data[start:]
+
+
+def encode(vsn: str, message: ServerMessage) -> str | bytes | None:
+    """The frame for a socket of `vsn`; None when that version cannot carry it and gets nothing."""
+    payload = message.payload
+    has_bytes = isinstance(payload, bytes) or (isinstance(payload, dict) and isinstance(payload.get("payload"), bytes))
+    if vsn == "1.0.0":
+        if has_bytes:
+            return None
+        return json.dumps(
+            {"topic": message.topic, "event": message.event, "payload": payload, "ref": message.ref},
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+    if isinstance(payload, dict) and (message.user_frame or has_bytes) and message.event == "broadcast":
+        return _user_broadcast(message.topic, payload)
+    if isinstance(payload, dict) and isinstance(payload.get("response"), bytes):
+        names = (message.join_ref or "", message.ref or "", message.topic, payload["status"])
+        return _pack(1, names) + bytes(payload["response"])
+    if isinstance(payload, bytes):
+        if message.join_ref is None:
+            return _pack(2, (message.topic, message.event)) + payload
+        return _pack(0, (message.join_ref, message.topic, message.event)) + payload
+    return json.dumps(
+        [message.join_ref, message.ref, message.topic, message.event, payload],
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def _pack(kind: int, names: tuple[str, ...], extra: bytes = b"") -> bytes:
+    encoded = [str(name).encode() for name in names]
+    return bytes([kind, *(len(name) for name in encoded)]) + extra + b"".join(encoded)
+
+
+def _user_broadcast(topic: str, payload: dict[str, Any]) -> bytes:
+    body = payload.get("payload")
+    is_json = not isinstance(body, bytes)
+    metadata = json.dumps(payload["meta"], separators=(",", ":")) if payload.get("meta") else ""
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() if is_json else body
+    assert isinstance(data, bytes)
+    return _pack(4, (topic, str(payload["event"]), metadata), bytes([is_json])) + data

@@ -1,0 +1,150 @@
+"""Every recorded vector in the directions that apply to a client, and everything else refused in one way."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtpool.errors import InvalidValue, ProtocolError
+from rtpool.protocol.json_engine import dumps
+from rtpool.protocol.messages import BinaryBody, Body, JsonBody, UserBroadcast, WireMessage
+from rtpool.protocol.serializer import SerializerV1, SerializerV2, serializer_for
+
+VECTORS = json.loads((pathlib.Path(__file__).parent / "protocol_vectors.json").read_text())
+
+
+def named(**wanted: Any) -> list[Any]:
+    return [
+        pytest.param(vector, id=vector["name"])
+        for vector in VECTORS
+        if all(vector[key] == value for key, value in wanted.items())
+    ]
+
+
+def wire_of(vector: dict[str, Any]) -> bytes:
+    return bytes.fromhex(vector["wire_hex"]) if vector["frame"] == "binary" else vector["wire"].encode()
+
+
+def payload_of(decoded: dict[str, Any], kind: int | None) -> Any:
+    if kind == 1:
+        return {"status": decoded["status"], "response": bytes.fromhex(decoded["payload_hex"])}
+    if kind in (0, 2):
+        return bytes.fromhex(decoded["payload_hex"])
+    payload = decoded["payload"]
+    return {**payload, "payload": bytes.fromhex(decoded["payload_hex"])} if "payload_hex" in decoded else payload
+
+
+def body_of(vector: dict[str, Any]) -> Body:
+    decoded, kind = vector["decoded"], vector.get("kind")
+    if kind == 0:
+        return BinaryBody(bytes.fromhex(decoded["payload_hex"]))
+    if kind == 3:
+        payload = decoded["payload"]
+        is_json = decoded["encoding"] in (1, "json")
+        data = dumps(payload["payload"]) if is_json else bytes.fromhex(decoded["payload_hex"])
+        return UserBroadcast(payload["event"], data, is_json, dumps(payload["meta"]) if "meta" in payload else b"")
+    return JsonBody(dumps(decoded["payload"]))
+
+
+def test_all_132_vectors_are_here() -> None:
+    assert len(VECTORS) == 132
+
+
+@pytest.mark.parametrize("vector", [v for v in named(direction="server_to_client") if v.values[0]["decoded"]])
+def test_a_server_frame_decodes_to_what_was_recorded(vector: dict[str, Any]) -> None:
+    decoded = vector["decoded"]
+    message = serializer_for(vector["vsn"]).decode(wire_of(vector), vector["frame"] == "binary")
+
+    expected = (decoded["join_ref"], decoded["ref"], decoded["topic"], decoded["event"])
+    assert message[:4] == expected
+    assert message.payload == payload_of(decoded, vector.get("kind"))
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS if not v["decoded"]], ids=lambda v: v["name"])
+def test_a_malformed_frame_is_refused(vector: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        serializer_for(vector["vsn"]).decode(wire_of(vector), vector["frame"] == "binary")
+
+
+@pytest.mark.parametrize("vector", [v for v in named(direction="client_to_server") if v.values[0]["decoded"]])
+def test_a_client_frame_is_encoded_as_recorded(vector: dict[str, Any]) -> None:
+    decoded = vector["decoded"]
+    is_binary, data = serializer_for(vector["vsn"]).encode(
+        decoded["join_ref"], decoded["ref"], decoded["topic"], decoded["event"], body_of(vector)
+    )
+
+    assert is_binary == (vector["frame"] == "binary")
+    if is_binary:
+        assert data == wire_of(vector)
+    else:
+        wire = json.loads(vector["wire"])
+        if vector["vsn"] == "1.0.0":
+            wire.setdefault("join_ref", None)  # optional on the wire; we always write it
+        assert json.loads(data) == wire
+
+
+@pytest.mark.parametrize("vector", [v for v in VECTORS if v["decoded"] and v["frame"] == "text"], ids=lambda v: v["name"])
+def test_a_text_frame_survives_the_way_there_and_back(vector: dict[str, Any]) -> None:
+    serializer, decoded = serializer_for(vector["vsn"]), vector["decoded"]
+    message = WireMessage(
+        decoded["join_ref"], decoded["ref"], decoded["topic"], decoded["event"], decoded["payload"]
+    )
+
+    is_binary, data = serializer.encode(*message[:4], JsonBody(dumps(message.payload)))
+    assert serializer.decode(data, is_binary) == message
+
+
+@given(data=st.binary(max_size=400), is_binary=st.booleans(), vsn=st.sampled_from(["1.0.0", "2.0.0"]))
+def test_arbitrary_bytes_raise_nothing_but_a_protocol_error(data: bytes, is_binary: bool, vsn: str) -> None:
+    try:
+        serializer_for(vsn).decode(data, is_binary)
+    except ProtocolError:
+        return
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(value=JSON_VALUES, vsn=st.sampled_from(["1.0.0", "2.0.0"]))
+def test_arbitrary_json_raises_nothing_but_a_protocol_error(value: Any, vsn: str) -> None:
+    try:
+        serializer_for(vsn).decode(json.dumps(value).encode("utf-8", "replace"), False)
+    except ProtocolError:
+        return
+
+
+@given(payload=st.dictionaries(st.text(), JSON_VALUES, max_size=4), topic=st.text(), event=st.text(), ref=st.text())
+def test_any_json_payload_survives_both_versions(payload: dict[str, Any], topic: str, event: str, ref: str) -> None:
+    body = JsonBody(dumps(payload))
+    for serializer in (SerializerV1(), SerializerV2()):
+        message = serializer.decode(serializer.encode("1", ref, topic, event, body)[1], False)
+        assert message == WireMessage("1", ref, topic, event, payload)
+
+
+def test_version_1_refuses_binary_bodies() -> None:
+    with pytest.raises(InvalidValue, match=r"protocol='2\.0\.0'"):
+        SerializerV1().encode("1", "1", "t", "e", BinaryBody(b"x"))
+
+
+@pytest.mark.parametrize("size", [255, 256])
+def test_a_binary_name_may_have_255_bytes(size: int) -> None:
+    body = UserBroadcast("e" * size, b"")
+    if size == 255:
+        assert SerializerV2().encode("1", "1", "t", "broadcast", body)[0]
+    else:
+        with pytest.raises(InvalidValue, match="256 bytes"):
+            SerializerV2().encode("1", "1", "t", "broadcast", body)
+
+
+def test_an_unknown_version_is_refused() -> None:
+    with pytest.raises(InvalidValue, match=r"3\.0\.0"):
+        serializer_for("3.0.0")

@@ -1,0 +1,421 @@
+"""The session of one connection, driven by hand: no socket, no clock, every second is an argument."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from rtpool.errors import ProtocolError
+from rtpool.events import ChannelState
+from rtpool.protocol.messages import JsonBody
+from rtpool.protocol.serializer import serializer_for
+from rtpool.protocol.session import (
+    ChannelLost,
+    HeartbeatLost,
+    HeartbeatReplied,
+    Joined,
+    JoinFailed,
+    Left,
+    PushSettled,
+    Received,
+    Session,
+)
+
+TOPIC = "realtime:room"
+BODY = JsonBody(b'{"config":{}}')
+
+
+class Driver:
+    """A session and the server's side of the conversation."""
+
+    def __init__(self, vsn: str = "2.0.0", **options: Any) -> None:
+        settings = {
+            "heartbeat_interval": 25.0,
+            "heartbeat_timeout": 10.0,
+            "join_timeout": 10.0,
+            "max_joins_in_flight": 5,
+            **options,
+        }
+        self.vsn = vsn
+        self.session = Session(serializer_for(vsn), **settings)
+        self.now = 0.0
+        self.session.connected(self.now)
+
+    def sent(self, *, written: bool = True) -> list[list[Any]]:
+        """The frames since the last look as ``[join_ref, ref, topic, event, payload]``."""
+        frames = []
+        for frame in self.session.frames_to_send():
+            message = json.loads(frame.data)
+            if isinstance(message, dict):
+                message = [message[k] for k in ("join_ref", "ref", "topic", "event", "payload")]
+            frames.append(message)
+            if written:
+                self.session.frame_written(frame.ref, self.now)
+        return frames
+
+    def server(self, join_ref: Any, ref: Any, topic: str, event: str, payload: Any) -> None:
+        message: Any = [join_ref, ref, topic, event, payload]
+        if self.vsn == "1.0.0":
+            message = {"ref": ref, "topic": topic, "event": event, "payload": payload}
+        self.session.receive(json.dumps(message).encode(), False, self.now)
+
+    def reply(self, frame: list[Any], status: str = "ok", response: Any = None) -> None:
+        payload = {"status": status, "response": {} if response is None else response}
+        self.server(frame[0], frame[1], frame[2], "phx_reply", payload)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self.session.tick(self.now)
+
+    def joined(self, topic: str = TOPIC) -> list[Any]:
+        self.session.join(topic, BODY, self.now)
+        (join,) = self.sent()
+        self.reply(join)
+        assert self.session.events()[-1] == Joined(topic, {})
+        return join
+
+    def push(self, *, wants_reply: bool = True, token: str = "token", deadline: float = 10.0) -> bool:
+        return self.session.push(
+            TOPIC, "e", JsonBody(b"{}"), token=token, wants_reply=wants_reply, deadline=deadline, now=self.now
+        )
+
+
+@pytest.fixture(params=["1.0.0", "2.0.0"])
+def driver(request: pytest.FixtureRequest) -> Driver:
+    return Driver(request.param)
+
+
+def test_a_join_carries_its_own_ref_as_join_ref_and_becomes_joined(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    (join,) = driver.sent()
+
+    assert join == ["1", "1", TOPIC, "phx_join", {"config": {}}]
+    assert driver.session.state(TOPIC) is ChannelState.JOINING
+    driver.reply(join, response={"postgres_changes": []})
+    assert driver.session.events() == [Joined(TOPIC, {"postgres_changes": []})]
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
+def test_a_refused_join_tells_the_servers_words(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.reply(driver.sent()[0], "error", {"reason": "Unauthorized: no"})
+
+    assert driver.session.events() == [JoinFailed(TOPIC, {"reason": "Unauthorized: no"}, False)]
+    assert driver.session.state(TOPIC) is ChannelState.ERRORED
+
+
+def test_a_join_times_out_from_the_moment_it_is_written_and_takes_itself_back(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    (join,) = driver.sent(written=False)
+    driver.advance(60.0)
+    assert [e for e in driver.session.events() if isinstance(e, JoinFailed)] == []
+
+    driver.session.frame_written(join[1], driver.now)
+    assert driver.session.next_deadline() is not None
+    driver.advance(9.9)
+    assert [e for e in driver.session.events() if isinstance(e, JoinFailed)] == []
+    driver.sent()
+    driver.advance(0.1)
+    assert JoinFailed(TOPIC, None, True) in driver.session.events()
+    (leave,) = driver.sent()
+    assert (leave[0], leave[3]) == (join[1], "phx_leave")
+    driver.reply(join)  # too late: it matches nothing
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.ERRORED
+
+
+def test_joins_in_flight_are_limited_and_go_out_in_order() -> None:
+    driver = Driver(max_joins_in_flight=2)
+    for index in range(4):
+        driver.session.join(f"realtime:{index}", BODY, 0.0)
+    first, second = driver.sent()
+    assert driver.session.joins_available == -2
+    driver.reply(second)
+    (third,) = driver.sent()
+    driver.reply(first, "error")
+    (fourth,) = driver.sent()
+    assert [f[2] for f in (first, second, third, fourth)] == [f"realtime:{i}" for i in range(4)]
+
+
+def test_leaving_ends_with_the_reply_and_the_close_that_follows_is_dropped(driver: Driver) -> None:
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent()
+    assert leave == ["1", "2", TOPIC, "phx_leave", {}]
+    driver.reply(leave)
+    assert driver.session.events() == [Left(TOPIC, False)]
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.CLOSED
+
+
+def test_leaving_ends_with_the_close_when_it_comes_first(driver: Driver) -> None:
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    driver.sent()
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    assert driver.session.events() == [Left(TOPIC, False)]
+
+
+def test_leaving_ends_by_itself_when_the_server_is_silent(driver: Driver) -> None:
+    driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    driver.sent()
+    driver.advance(10.0)
+    assert driver.session.events() == [Left(TOPIC, True)]
+
+
+def test_leaving_overtakes_a_join_in_flight(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    (join,) = driver.sent()
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent()
+    driver.reply(join)
+    assert driver.session.events() == []
+    driver.reply(leave)
+    assert driver.session.events() == [Left(TOPIC, False)]
+
+
+def test_leaving_a_join_that_was_never_sent_needs_no_word(driver: Driver) -> None:
+    small = Driver(driver.vsn, max_joins_in_flight=1)
+    small.session.join("realtime:other", BODY, 0.0)
+    small.session.join(TOPIC, BODY, 0.0)
+    (other,) = small.sent()
+    small.session.leave(TOPIC, 0.0)
+    assert small.session.events() == [Left(TOPIC, False)]
+    small.reply(other)
+    assert small.sent() == []
+
+
+def test_a_duplicate_join_is_answered_before_the_old_channel_closes(driver: Driver) -> None:
+    old = driver.joined()
+    driver.session.join(TOPIC, BODY, 0.0)
+    (new,) = driver.sent()
+    driver.server(None, None, TOPIC, "broadcast", {"n": 1})
+    assert isinstance(driver.session.events()[0], Received), "the old channel delivers until it is replaced"
+    driver.reply(new)
+    driver.server(old[1], old[1], TOPIC, "phx_close", {})
+
+    assert driver.session.events() == [Joined(TOPIC, {})]
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
+def test_an_overtaken_joins_reply_changes_nothing(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    (first,) = driver.sent()
+    driver.session.join(TOPIC, JsonBody(b"{}"), 0.0)
+    (second,) = driver.sent()
+    driver.reply(first)
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.JOINING
+    driver.reply(second)
+    assert driver.session.events() == [Joined(TOPIC, {})]
+
+
+def test_frames_of_an_older_join_are_dropped() -> None:
+    driver = Driver("2.0.0")
+    old = driver.joined()
+    driver.session.join(TOPIC, BODY, 0.0)
+    (new,) = driver.sent()
+    driver.reply(new)
+    driver.session.events()
+    before = driver.session.dropped
+    driver.server(old[1], None, TOPIC, "system", {})
+    driver.server(old[1], old[1], TOPIC, "phx_error", {})
+    assert driver.session.events() == []
+    assert driver.session.dropped == before + 2
+    driver.server(new[1], None, TOPIC, "system", {})
+    driver.server(None, None, TOPIC, "broadcast", {})
+    driver.server("", None, TOPIC, "broadcast", {})
+    assert len(driver.session.events()) == 3
+
+
+def test_a_version_1_close_is_matched_by_its_ref() -> None:
+    driver = Driver("1.0.0")
+    join = driver.joined()
+    driver.server(None, "999", TOPIC, "phx_close", {})
+    assert driver.session.events() == []
+    driver.server(None, join[1], TOPIC, "phx_close", {})
+    assert driver.session.events() == [ChannelLost(TOPIC, "phx_close", {})]
+
+
+@pytest.mark.parametrize("event", ["phx_error", "phx_close"])
+def test_a_channel_the_server_ends_is_errored_and_its_pushes_are_lost(driver: Driver, event: str) -> None:
+    join = driver.joined()
+    driver.push()
+    driver.sent()
+    driver.server(join[1], join[1], TOPIC, event, {})
+    assert driver.session.events() == [
+        PushSettled("token", "lost", "ok", None, True),
+        ChannelLost(TOPIC, event, {}),
+    ]
+    assert driver.session.state(TOPIC) is ChannelState.ERRORED
+
+
+def test_a_close_without_refs_is_the_present_channels(driver: Driver) -> None:
+    driver.joined()
+    driver.server(None, None, TOPIC, "phx_close", {})
+    assert driver.session.events() == [ChannelLost(TOPIC, "phx_close", {})]
+
+
+def test_a_push_carries_the_join_ref_and_resolves_once_with_any_response(driver: Driver) -> None:
+    driver.joined()
+    assert driver.push()
+    (push,) = driver.sent()
+    assert push[0] == "1"
+    driver.reply(push, "error", "payload_size_exceeded")
+    driver.reply(push)
+    driver.advance(60)
+    settled = [e for e in driver.session.events() if isinstance(e, PushSettled)]
+    assert settled == [PushSettled("token", "reply", "error", "payload_size_exceeded", True)]
+
+
+def test_a_push_without_reply_is_settled_when_the_kernel_has_it(driver: Driver) -> None:
+    driver.joined()
+    driver.push(wants_reply=False)
+    (push,) = driver.sent(written=False)
+    assert driver.session.events() == []
+    driver.session.frame_written(push[1], 0.0)
+    assert driver.session.events() == [PushSettled("token", "sent", "ok", None, True)]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_push_times_out_and_says_whether_it_was_written(driver: Driver, written: bool) -> None:
+    driver.joined()
+    driver.push(deadline=3.0)
+    driver.sent(written=written)
+    driver.advance(2.9)
+    assert driver.session.events() == []
+    driver.advance(0.1)
+    assert driver.session.events() == [PushSettled("token", "timeout", "ok", None, written)]
+
+
+def test_a_push_on_a_topic_that_is_not_joined_is_not_sent(driver: Driver) -> None:
+    assert not driver.push()
+    driver.session.join(TOPIC, BODY, 0.0)
+    assert not driver.push()
+    driver.sent()
+    driver.session.disconnected()
+    assert not driver.push()
+
+
+def test_an_unmatched_topic_means_the_channel_is_gone(driver: Driver) -> None:
+    driver.joined()
+    driver.push()
+    (push,) = driver.sent()
+    driver.server(None, push[1], TOPIC, "phx_reply", {"status": "error", "response": {"reason": "unmatched topic"}})
+    kinds = [type(e) for e in driver.session.events()]
+    assert kinds == [PushSettled, ChannelLost]
+    assert driver.session.state(TOPIC) is ChannelState.ERRORED
+
+
+def test_a_disconnect_errors_the_joined_ends_the_leaving_and_loses_the_pushes(driver: Driver) -> None:
+    driver.joined("realtime:leaving")
+    driver.joined()
+    driver.push()
+    driver.session.leave("realtime:leaving", 0.0)
+    driver.session.join("realtime:joining", BODY, 0.0)
+    driver.sent()
+    driver.session.disconnected()
+
+    assert set(driver.session.events()) == {
+        PushSettled("token", "lost", "ok", None, True),
+        Left("realtime:leaving", False),
+    }
+    assert driver.session.state(TOPIC) is ChannelState.ERRORED
+    assert driver.session.state("realtime:joining") is ChannelState.ERRORED
+    assert driver.session.next_deadline() is None
+
+
+def test_refs_are_not_used_twice_over_a_reconnect(driver: Driver) -> None:
+    old = driver.joined()
+    driver.session.disconnected()
+    driver.session.connected(driver.now)
+    new = driver.joined()
+    assert int(new[1]) > int(old[1])
+
+
+def test_heartbeats_go_out_every_interval_after_the_reply_whatever_comes_in(driver: Driver) -> None:
+    driver.joined()
+    for _ in range(24):
+        driver.advance(1.0)
+        driver.server(None, None, TOPIC, "broadcast", {})
+    assert driver.sent() == []
+    driver.advance(1.0)
+    (beat,) = driver.sent()
+    assert beat[2:] == ["phoenix", "heartbeat", {}]
+    assert beat[0] is None
+    driver.session.events()
+    driver.now += 0.25
+    driver.reply(beat)
+    assert driver.session.events() == [HeartbeatReplied(0.25)]
+    assert driver.session.next_deadline() == driver.now + 25.0
+
+
+def test_an_unanswered_heartbeat_is_told_once(driver: Driver) -> None:
+    driver.advance(25.0)
+    driver.sent()
+    driver.advance(9.9)
+    assert driver.session.events() == []
+    driver.advance(0.1)
+    assert driver.session.events() == [HeartbeatLost(10.0)]
+    driver.advance(100.0)
+    assert driver.session.events() == []
+
+
+def test_a_late_heartbeat_does_not_count_while_a_join_is_outstanding() -> None:
+    driver = Driver(join_timeout=30.0)
+    driver.advance(25.0)
+    (beat,) = driver.sent()
+    driver.session.join(TOPIC, BODY, driver.now)
+    (join,) = driver.sent()
+    driver.advance(12.0)
+    assert driver.session.events() == []
+    driver.reply(join, "error", {"reason": "x"})
+    driver.reply(beat)
+    assert [type(e) for e in driver.session.events()] == [JoinFailed, HeartbeatReplied]
+
+
+def test_a_heartbeat_is_not_expected_while_nothing_is_read() -> None:
+    driver = Driver()
+    driver.advance(25.0)
+    driver.sent()
+    for _ in range(20):
+        driver.now += 6.0
+        driver.session.postpone_heartbeat(driver.now)
+        driver.session.tick(driver.now)
+    assert driver.session.events() == []
+
+
+def test_timers_of_answered_pushes_do_not_pile_up() -> None:
+    driver = Driver()
+    driver.joined()
+    for index in range(5_000):
+        driver.push(token=str(index), deadline=1_000.0)
+        driver.reply(driver.sent()[0])
+    assert len(driver.session.events()) == 5_000
+    assert len(driver.session._timers) < 200
+
+
+def test_messages_for_unknown_topics_are_counted_and_dropped(driver: Driver) -> None:
+    driver.server(None, None, "realtime:nowhere", "broadcast", {})
+    driver.server(None, "77", "realtime:nowhere", "phx_reply", {"status": "ok", "response": {}})
+    driver.server(None, None, "realtime:nowhere", "phx_close", {})
+    assert driver.session.events() == []
+    assert driver.session.dropped == 3
+
+
+def test_a_broken_frame_raises_and_harms_nothing(driver: Driver) -> None:
+    driver.joined()
+    with pytest.raises(ProtocolError):
+        driver.session.receive(b'{"payload":not json', False, 0.0)
+    assert driver.push()
+
+
+def test_joining_while_leaving_is_a_bug_that_shows(driver: Driver) -> None:
+    driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    with pytest.raises(RuntimeError, match="leaving"):
+        driver.session.join(TOPIC, BODY, 0.0)

@@ -1,0 +1,48 @@
+"""The table of channel states: complete, reachable, and quiet about what has no meaning."""
+
+from __future__ import annotations
+
+from rtpool.events import ChannelState
+from rtpool.protocol.states import TRANSITIONS, ChannelInput, next_state
+
+
+def test_every_state_can_be_reached_and_every_state_can_end() -> None:
+    def reachable(start: ChannelState) -> set[ChannelState]:
+        seen, todo = {start}, [start]
+        while todo:
+            state = todo.pop()
+            for (source, _), target in TRANSITIONS.items():
+                if source is state and target not in seen:
+                    seen.add(target)
+                    todo.append(target)
+        return seen
+
+    assert reachable(ChannelState.CLOSED) == set(ChannelState)
+    assert all(ChannelState.CLOSED in reachable(state) for state in ChannelState)
+
+
+def test_every_input_means_something_somewhere() -> None:
+    assert {happened for _, happened in TRANSITIONS} == set(ChannelInput)
+
+
+def test_a_disconnect_has_a_meaning_in_every_live_state() -> None:
+    for state in set(ChannelState) - {ChannelState.CLOSED}:
+        assert next_state(state, ChannelInput.DISCONNECTED) is not None
+
+
+def test_a_leaving_channel_never_comes_back_by_what_the_server_says() -> None:
+    server_says = [
+        ChannelInput.JOIN_OK,
+        ChannelInput.JOIN_ERROR,
+        ChannelInput.PHX_ERROR,
+        ChannelInput.PHX_CLOSE,
+        ChannelInput.LEAVE_OK,
+    ]
+    for happened in server_says:
+        assert next_state(ChannelState.LEAVING, happened) in (ChannelState.LEAVING, ChannelState.CLOSED)
+
+
+def test_what_is_not_in_the_table_is_none() -> None:
+    assert next_state(ChannelState.CLOSED, ChannelInput.JOIN_OK) is None
+    assert next_state(ChannelState.JOINED, ChannelInput.JOIN_ERROR) is None
+    assert next_state(ChannelState.LEAVING, ChannelInput.JOIN) is None
