@@ -882,6 +882,8 @@ class Coordinator:
         self._announce(change or StatusChange(None, status))
 
     def _update_status(self, change: StatusChange | None = None) -> None:
+        if self._stopping:
+            return
         states = {c.state for c in self.connections}
         ever = any(c.epoch for c in self.connections)
         if not states:
