@@ -9,12 +9,11 @@ import math
 import random
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import attrs
-from tenacity import RetryCallState
+from tenacity import Future, RetryCallState
 from tenacity.retry import retry_base, retry_if_exception
 from tenacity.stop import stop_after_attempt, stop_base
 from tenacity.wait import wait_base
@@ -113,9 +112,7 @@ class ReconnectPolicy:
         # tenacity's engine keeps thread-local statistics and sleeps; its strategies need only the state object.
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.start_time, state.attempt_number = first_at, attempt_number
-        outcome: Future[Any] = Future()
-        outcome.set_exception(error)
-        state.outcome, state.outcome_timestamp = outcome, now  # type: ignore[assignment]
+        state.outcome, state.outcome_timestamp = Future.construct(attempt_number, error, True), now
         if not self.retry(state):
             return "fatal", 0.0
         state.upcoming_sleep = delay = max(0.0, float(self.wait(state)))

@@ -149,9 +149,11 @@ class Coordinator:
             join = self._joins[key] = Join(share, source)
         elif join.share is not share:
             join.share = share  # everybody left and somebody came before the I/O thread looked
-        added = [s for s in share.subscribers if s not in join.members]
+        # By what they wait for, not by who they are: one may have left and come back before this thread looked.
+        added = [s for s in share.subscribers if (a := s.attachment) is not None and not a.ready.done()]
         join.members = share.subscribers
         self._converge(join, added)
+        self._overflowed(self._router.flush())
 
     def detached(self, attachment: Attachment) -> None:
         """A Channel left; `attachment.left` is done when the server knows, or need not because others stay."""
@@ -402,6 +404,8 @@ class Coordinator:
             attachment = subscriber.attachment
             if attachment is None or attachment.share is not join.share:
                 continue
+            if attachment.ready.done() and attachment.ready.exception() is not None:
+                attachment.ready = Future()  # refused before, let in now: a new token, or a healed server
             late = not attachment.ready.done()
             self._router.tell(subscriber, StatusChange(subscriber.topic, "joined"))
             if late:

@@ -1,0 +1,83 @@
+"""What every test is watched for, and what most of them use."""
+
+from __future__ import annotations
+
+import gc
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+
+import rtpool
+from rtpool.engine import engine as engine_module
+from rtpool.testing import RealtimeServer
+from tests.support.wait import wait_until
+
+hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("default")
+
+pytest_plugins = ["pytester"]
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Fails a test that leaves a thread, a descriptor or an open pool behind."""
+    threads_before, descriptors_before = set(threading.enumerate()), _descriptors()
+    yield
+    gc.collect()
+    assert not list(engine_module._running), "a pool is still open"
+
+    def extra() -> list[str]:
+        return [t.name for t in threading.enumerate() if t not in threads_before]
+
+    wait_until(lambda: not extra(), f"threads left: {extra()}", cap=5)
+    wait_until(lambda: _descriptors() <= descriptors_before, "descriptors left", cap=5)
+
+
+@pytest.fixture
+def server(realtime_server: RealtimeServer) -> RealtimeServer:
+    return realtime_server
+
+
+MakePool = Callable[..., rtpool.RealtimePool]
+
+
+@pytest.fixture
+def make_pool(server: RealtimeServer) -> Iterator[MakePool]:
+    """Pools on the test's server, with fast reconnects; closed at the end, in time."""
+    pools = []
+
+    def make(url: str | None = None, **options: Any) -> rtpool.RealtimePool:
+        settings: dict[str, Any] = {"api_key": server.api_key, "base_delay": 0.05, "max_joins_per_second": 10_000}
+        pools.append(rtpool.RealtimePool(url or server.url, **{**settings, **options}))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        assert pool.close(10), "close() was not in time"
+
+
+@pytest.fixture
+def pool(make_pool: MakePool) -> rtpool.RealtimePool:
+    return make_pool()
+
+
+@pytest.fixture(scope="session")
+def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts of a TLS server for 127.0.0.1 and of a client that trusts it."""
+    import trustme
+
+    authority = trustme.CA()
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(serving)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return serving, trusting
