@@ -638,6 +638,11 @@ class Coordinator:
         if connection in self._closing:
             self._closed(connection)
             return
+        if not isinstance(error, ConnectionFailed):
+            # Whatever the peer did wrong on this socket, the next one may be fine.
+            failed = ConnectionFailed(f"connection {connection.connection_id} was given up: {error}")
+            failed.__cause__ = error
+            error = failed
         now = self._loop.now
         last_life = self._wall() - timedelta(seconds=max(0.0, now - connection.proof_of_life))
         log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
@@ -646,11 +651,10 @@ class Coordinator:
         self._drop_socket(connection)
         connection.state = "waiting"
         self._on_events(connection, connection.session.events())
-        cause = getattr(error, "cause", "transport")
         for join in list(connection.joins.values()):
             join.share.last_error = error
             if join.outage is None and any(_was_ready(s) for s in join.members):
-                join.outage = Outage(cause, last_life)
+                join.outage = Outage(error.cause, last_life)
             self._publish_state(join)
         self._tokens.expire()
         if not connection.joins:

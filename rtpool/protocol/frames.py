@@ -50,11 +50,19 @@ class _Frames(frame_buffer):  # type: ignore[misc, unused-ignore]
         super().__init__(recv, skip_utf8_validation=True)
         self._refuse = refuse
 
+    def recv_header(self) -> None:
+        super().recv_header()
+        _, rsv1, rsv2, rsv3, opcode, has_mask, _ = self.header or (0,) * 7
+        if rsv1 or rsv2 or rsv3 or opcode not in ABNF.OPCODES or has_mask:
+            # Refused here, not with the whole frame: its length may never come.
+            raise ProtocolError(
+                f"a frame with reserved bits, an unknown opcode ({opcode}) or a mask (RFC 6455 §5.1, §5.2)",
+                close_code=CLOSE_PROTOCOL_ERROR,
+            )
+
     def recv_length(self) -> None:
         super().recv_length()
-        fin, _, _, _, opcode, has_mask, _ = self.header or (0,) * 7
-        if has_mask:
-            raise ProtocolError("the server sent a masked frame", close_code=CLOSE_PROTOCOL_ERROR)
+        fin, _, _, _, opcode, _, _ = self.header or (0,) * 7
         self._refuse(opcode, bool(fin), self.length or 0)
 
 
