@@ -39,7 +39,7 @@ from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import track_body
 from rtpool.protocol.refusals import Action, classify_join, classify_system, parse_reason
 from rtpool.protocol.session import ChannelLost, Joined, JoinFailed, Left, PushSettled, Received, SessionEvent
-from rtpool.registry import Attachment, Registry, ShareKey, Subscriber, merge_configs
+from rtpool.registry import Attachment, Registry, Share, ShareKey, Subscriber, merge_configs
 
 __all__ = ["Coordinator"]
 
@@ -139,6 +139,8 @@ class Coordinator:
                 self._end(join)
             return
         if self._stopping:
+            # It was accepted in the very moment of the close; nobody else will answer it.
+            _fail_waiting(share, PoolClosed(f"the pool {self._name} was closed"))
             return
         if join is not None and join.leaving:
             join.share, join.members = share, ()
@@ -241,10 +243,13 @@ class Coordinator:
                 self._settle(outgoing, None, error.again())
             join.buffer.clear()
             self._tell_members(join, "closed", error)
-            self._fail_waiting(join, error)
+            _fail_waiting(join.share, error)
             for attachment in join.leavers:
                 attachment.left.set_result(None)
             join.share.state = ChannelState.CLOSED
+        for subscriber in self._registry.subscribers():
+            if (attachment := subscriber.attachment) is not None:
+                _fail_waiting(attachment.share, error)
         self._joins.clear()
         self._by_id.clear()
         self._publish()
@@ -448,16 +453,10 @@ class Coordinator:
         join.blocked = error
         join.share.state = ChannelState.ERRORED
         self._tell_members(join, "refused", error)
-        self._fail_waiting(join, error)
+        _fail_waiting(join.share, error)
         for outgoing in join.buffer:
             self._settle(outgoing, None, error.again())
         join.buffer.clear()
-
-    def _fail_waiting(self, join: Join, error: RtpoolError) -> None:
-        for subscriber in join.members:
-            attachment = subscriber.attachment
-            if attachment is not None and attachment.share is join.share and not attachment.ready.done():
-                attachment.ready.set_exception(error.again())
 
     def _renew_token(self, join: Join) -> None:
         if join.blocked is not None and join.connection is not None:
@@ -731,7 +730,7 @@ class Coordinator:
             waiter.set_exception(error.again())
         self._connect_waiters.clear()
         for join in list(connection.joins.values()):
-            self._fail_waiting(join, error)
+            _fail_waiting(join.share, error)
         self._update_status(StatusChange(None, "error", error, connection.attempts, again_in or 0.0))
         if again_in is not None and self._options.enable_health_check:
             epoch, attempt = connection.epoch, connection.attempts
@@ -909,6 +908,13 @@ class Coordinator:
         if change is not None and change.status != status:
             change = None
         self._set_status(status, change)
+
+
+def _fail_waiting(share: Share, error: RtpoolError) -> None:
+    for subscriber in share.subscribers:
+        attachment = subscriber.attachment
+        if attachment is not None and attachment.share is share and not attachment.ready.done():
+            attachment.ready.set_exception(error.again())
 
 
 def _was_ready(subscriber: Subscriber) -> bool:

@@ -78,6 +78,7 @@ class Engine:
         self.on_callback_error: Callable[[BaseException, Callback, Any], object] | None = None
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
+        self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
         self._pool_mailbox = Mailbox(
@@ -126,6 +127,7 @@ class Engine:
             _running.add(self)
             self.dispatcher.start()
             self.loop.start()
+            self._launched.set()
 
     def post(self, call: Callable[..., None], *args: Any) -> None:
         """
@@ -148,9 +150,12 @@ class Engine:
         with self._lock:
             before, self._state = self._state, "stopping"
         if before == "new":
+            self._launched.set()  # there is nothing to launch any more
             self.ended.set()
             return True
         self.budget.close()
+        # Another thread may be in the middle of start(): what is not running yet can be neither told nor joined.
+        self._launched.wait(max(0.0, deadline - time.monotonic()))
         if before == "running":
             self.loop.post(self.coordinator.shutdown, deadline)
             self.dialer.stop()

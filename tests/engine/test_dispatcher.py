@@ -1,0 +1,285 @@
+"""Mailboxes and workers: order, no overlap, limits, each overflow policy, and what is lost is said."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from rtpool.engine.dispatcher import Dispatcher, Mailbox
+from tests.support.recorder import Recorder
+from tests.support.wait import CAP, wait_until
+
+Make = Callable[..., Mailbox]
+
+
+@pytest.fixture
+def drained() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def dispatcher(drained: Recorder) -> Iterator[Dispatcher]:
+    dispatcher = Dispatcher("test", 3, on_drained=drained, wall=lambda: datetime(2026, 1, 1, tzinfo=timezone.utc))
+    yield dispatcher
+    dispatcher.stop()
+    import time
+
+    assert dispatcher.join(time.monotonic() + CAP) == []
+
+
+def mailbox(run: Callable[[Any], None] | None, *, limit: int = 1_000, overflow: str = "drop_oldest") -> Mailbox:
+    return Mailbox("owner", run, limit=limit, overflow=overflow, announce_loss=lambda first, last, n: ("lost", n))
+
+
+def fill(dispatcher: Dispatcher, box: Mailbox, items: range) -> list[Mailbox]:
+    full: list[Mailbox] = []
+    for item in items:
+        full += dispatcher.deliver([(box, item)])
+    return full
+
+
+def test_a_mailbox_keeps_its_order_and_is_never_in_two_hands(dispatcher: Dispatcher) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    overlaps: list[int] = []
+    recorders, boxes = [], []
+    try:
+        dispatcher.start()
+        for _ in range(5):
+            recorder, lock = Recorder(), threading.Lock()
+
+            def run(item: Any, lock: threading.Lock = lock, recorder: Recorder = recorder) -> None:
+                if not lock.acquire(blocking=False):
+                    overlaps.append(item)
+                    return
+                recorder(item)
+                lock.release()
+
+            recorders.append(recorder)
+            boxes.append(mailbox(run, limit=100_000))
+            dispatcher.open(boxes[-1])
+
+        def produce(start: int) -> None:
+            for number in range(500):
+                dispatcher.deliver([(box, (start, number)) for box in boxes])
+
+        producers = [threading.Thread(target=produce, args=(n,)) for n in range(4)]
+        for producer in producers:
+            producer.start()
+        for producer in producers:
+            producer.join()
+        for recorder in recorders:
+            recorder.wait(2_000)
+    finally:
+        sys.setswitchinterval(interval)
+    assert overlaps == []
+    for recorder in recorders:
+        assert recorder.events == recorders[0].events, "every mailbox saw one order"
+        for start in range(4):
+            assert [n for s, n in recorder.events if s == start] == list(range(500))
+    wait_until(lambda: dispatcher.delivered == 10_000)
+
+
+@pytest.mark.parametrize("count", [4, 5, 6])
+@pytest.mark.parametrize(
+    ("policy", "kept", "announced_first"), [("drop_oldest", range(1, 6), True), ("drop_newest", range(5), False)]
+)
+def test_at_the_limit_the_policy_decides_and_the_loss_is_announced_where_it_happened(
+    dispatcher: Dispatcher, policy: str, kept: range, announced_first: bool, count: int
+) -> None:
+    got = Recorder()
+    box = mailbox(got, limit=5, overflow=policy)
+    dispatcher.open(box)
+    assert fill(dispatcher, box, range(count)) == []
+    dispatcher.start()
+    if count <= 5:
+        assert got.wait(count) == list(range(count))
+        assert box.dropped == 0
+        return
+    events = got.wait(6)
+    assert [e for e in events if isinstance(e, int)] == list(kept)
+    assert events[0 if announced_first else -1] == ("lost", 1)
+    assert (box.dropped, dispatcher.dropped) == (1, 1)
+    assert box.delivered == 5 or wait_until(lambda: box.delivered == 5) is None
+
+
+def test_block_accepts_all_asks_for_a_pause_once_and_tells_when_it_has_drained(
+    dispatcher: Dispatcher, drained: Recorder
+) -> None:
+    got = Recorder()
+    box = mailbox(got, limit=5, overflow="block")
+    dispatcher.open(box)
+    assert fill(dispatcher, box, range(8)) == [box]
+    dispatcher.start()
+    assert got.wait(8) == list(range(8))
+    assert drained.wait(1) == [box]
+    assert box.dropped == 0
+
+
+def test_close_asks_for_the_end_once_and_takes_no_more(dispatcher: Dispatcher) -> None:
+    box = mailbox(print, limit=5, overflow="close")
+    dispatcher.open(box)
+    assert fill(dispatcher, box, range(8)) == [box]
+    assert len(box.items) == 5
+    assert box.dropped == 3
+    dispatcher.end(box)
+
+
+def test_what_is_essential_is_never_dropped_and_keeps_its_place(dispatcher: Dispatcher) -> None:
+    got = Recorder()
+    box = mailbox(got, limit=3)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(2))
+    assert dispatcher.deliver_essential(box, got, "status")
+    fill(dispatcher, box, range(2, 6))
+    dispatcher.start()
+    events = got.wait_for(lambda seen: 5 in seen)
+    assert "status" in events
+    assert [e for e in events if isinstance(e, int)] == [4, 5]
+    assert events.index("status") < events.index(4)
+
+
+def test_after_end_nothing_ordinary_starts_and_what_waited_is_counted(dispatcher: Dispatcher) -> None:
+    begun, release, got = threading.Event(), threading.Event(), Recorder()
+
+    def run(item: int) -> None:
+        got(item)
+        begun.set()
+        assert release.wait(CAP)
+
+    box = mailbox(run)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(10))
+    dispatcher.start()
+    assert begun.wait(CAP)
+    dispatcher.end(box)
+    dispatcher.deliver_essential(box, got, "closed")
+    dispatcher.deliver([(box, 99)])
+    release.set()
+    assert got.wait(2) == [0, "closed"]
+    wait_until(lambda: dispatcher.delivered + dispatcher.dropped == 11)
+    wait_until(lambda: dispatcher.delivered == 1)
+
+
+def test_a_reopened_mailbox_has_nothing_of_its_earlier_life(dispatcher: Dispatcher) -> None:
+    begun, release, got = threading.Event(), threading.Event(), Recorder()
+
+    def run(item: int) -> None:
+        got(item)
+        if item == 0:
+            begun.set()
+            assert release.wait(CAP)
+
+    box = mailbox(run)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(10))
+    dispatcher.start()
+    assert begun.wait(CAP)
+    dispatcher.end(box, wait=False)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(100, 103))
+    release.set()
+    assert got.wait(4) == [0, 100, 101, 102]
+
+
+def test_one_blocked_mailbox_leaves_the_other_workers_free(dispatcher: Dispatcher) -> None:
+    release, got = threading.Event(), Recorder()
+    stuck, free = mailbox(lambda item: release.wait(CAP)), mailbox(got)
+    dispatcher.start()
+    dispatcher.open(stuck)
+    dispatcher.open(free)
+    dispatcher.deliver([(stuck, 0)])
+    fill(dispatcher, free, range(100))
+    got.wait(100)
+    release.set()
+
+
+def test_a_pull_mailbox_is_taken_from_in_order_and_tells_what_it_lost(dispatcher: Dispatcher) -> None:
+    box = mailbox(None, limit=3)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(5))
+    assert [dispatcher.take(box, 0) for _ in range(4)] == [("lost", 2), 2, 3, 4]
+    with pytest.raises(TimeoutError):
+        dispatcher.take(box, 0.01)
+    dispatcher.end(box)
+    with pytest.raises(EOFError):
+        dispatcher.take(box, None)
+
+
+def test_a_pull_mailbox_with_drop_newest_tells_its_loss_at_the_end(dispatcher: Dispatcher) -> None:
+    box = mailbox(None, limit=2, overflow="drop_newest")
+    dispatcher.open(box)
+    fill(dispatcher, box, range(4))
+    assert [dispatcher.take(box, 0) for _ in range(3)] == [0, 1, ("lost", 2)]
+
+
+def test_a_blocked_pull_mailbox_asks_to_go_on_when_it_is_read(dispatcher: Dispatcher, drained: Recorder) -> None:
+    box = mailbox(None, limit=5, overflow="block")
+    dispatcher.open(box)
+    assert fill(dispatcher, box, range(6)) == [box]
+    dispatcher.take(box, 0)
+    assert drained.events == []
+    dispatcher.take(box, 0)
+    assert drained.events == [box]
+
+
+def test_a_waiting_reader_is_woken_by_an_item_and_by_the_end(dispatcher: Dispatcher) -> None:
+    box, outcomes = mailbox(None), Recorder()
+    dispatcher.open(box)
+
+    def read() -> None:
+        try:
+            while True:
+                outcomes(dispatcher.take(box, CAP))
+        except EOFError:
+            outcomes("end")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    dispatcher.deliver([(box, 1)])
+    outcomes.wait(1)
+    dispatcher.end(box)
+    assert outcomes.wait(2) == [1, "end"]
+    reader.join()
+
+
+def test_a_bug_below_the_callbacks_does_not_end_the_worker(
+    dispatcher: Dispatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    got = Recorder()
+
+    def run(item: int) -> None:
+        if item == 0:
+            raise RuntimeError("bug")
+        got(item)
+
+    box = mailbox(run)
+    dispatcher.open(box)
+    dispatcher.start()
+    fill(dispatcher, box, range(2))
+    got.wait(1)
+    assert "bug" in caplog.text
+
+
+def test_after_stop_nothing_is_accepted_and_essentials_that_waited_still_run(drained: Recorder) -> None:
+    import time
+
+    dispatcher, got = Dispatcher("test", 1, on_drained=drained), Recorder()
+    box = mailbox(got)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(3))
+    dispatcher.deliver_essential(box, got, "status")
+    dispatcher.start()
+    dispatcher.stop()
+    assert dispatcher.join(time.monotonic() + CAP) == []
+    assert got.events[-1] == "status"
+    assert not dispatcher.deliver_essential(box, got, "late")
+    dispatcher.deliver([(box, 9)])
+    assert dispatcher.delivered + dispatcher.dropped == 4
+    dispatcher.start()  # never again
+    assert dispatcher.join(0) == []

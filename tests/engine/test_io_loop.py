@@ -1,0 +1,118 @@
+"""The I/O loop: calls in order, timers when due, an end that answers, and a failure that is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from rtpool.engine.io_loop import IoLoop
+from tests.support.recorder import Recorder
+from tests.support.wait import CAP
+
+Parts = tuple[IoLoop, Recorder]
+
+
+@pytest.fixture
+def parts() -> Parts:
+    ends = Recorder()
+    return IoLoop("test", on_interrupt=lambda: ends("interrupted"), on_end=ends), ends
+
+
+def finish(loop: IoLoop) -> None:
+    loop.post(loop.stop)
+    assert loop.join(time.monotonic() + CAP) == []
+
+
+def test_calls_are_made_in_order_on_the_io_thread(parts: Parts) -> None:
+    loop, _ = parts
+    seen = Recorder()
+    loop.post(seen, "before the start")
+    loop.start()
+    for number in range(1_000):
+        loop.post(seen, number)
+    loop.post(lambda: seen(threading.current_thread().name))
+    loop.post(lambda: seen(loop.is_current_thread()))
+    assert seen.wait(1_003) == ["before the start", *range(1_000), "rtpool-test-io", True]
+    assert not loop.is_current_thread()
+    finish(loop)
+
+
+def test_timers_fire_in_order_of_their_time_and_cancelled_ones_never(parts: Parts) -> None:
+    loop, _ = parts
+    seen = Recorder()
+
+    def arm() -> None:
+        loop.call_later(0.03, lambda: seen("third"))
+        loop.call_later(0.01, lambda: seen("second"))
+        loop.call_later(0.02, lambda: seen("never")).cancel()
+        loop.call_at(0.0, lambda: seen("first"))
+
+    loop.post(arm)
+    loop.start()
+    assert seen.wait(3) == ["first", "second", "third"]
+    finish(loop)
+
+
+def test_after_the_end_a_post_is_refused_and_late_ones_were_answered(parts: Parts) -> None:
+    loop, ends = parts
+    loop.start()
+    late = Recorder()
+
+    def stop_then_post() -> None:
+        loop.stop()
+        loop.post(late, "posted while ending")
+
+    loop.post(stop_then_post)
+    assert late.wait(1)
+    assert ends.wait(1) == [None]
+    assert loop.join(time.monotonic() + CAP) == []
+    assert loop.post(late, "too late") is False
+
+
+def test_a_failing_loop_tells_why_and_ends(parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
+    loop, ends = parts
+    loop.start()
+
+    def fail() -> None:
+        raise LookupError("a bug")
+
+    loop.post(fail)
+    assert str(ends.wait(1)[0]) == "a bug"
+    assert loop.join(time.monotonic() + CAP) == []
+    assert "a bug" in caplog.text
+
+
+def test_an_interrupt_is_heard_without_a_lock(parts: Parts) -> None:
+    loop, ends = parts
+    loop.start()
+    with loop._lock:  # as the garbage collector might find it
+        loop.interrupt()
+    assert ends.wait(1) == ["interrupted"]
+    finish(loop)
+
+
+def test_an_idle_loop_sleeps(parts: Parts) -> None:
+    loop, _ = parts
+    turns = Recorder()
+    inner: Callable[[], None] = loop._turn
+    loop._turn = lambda: (turns(1), inner())[1]  # type: ignore[method-assign]
+    loop.start()
+    done = threading.Event()
+    loop.post(done.set)
+    assert done.wait(CAP)
+    settled = len(turns.events)
+    threading.Event().wait(0.2)
+    assert len(turns.events) <= settled + 1
+    finish(loop)
+
+
+def test_joining_from_the_io_thread_does_not_wait_for_itself(parts: Parts) -> None:
+    loop, _ = parts
+    loop.start()
+    outcome = Recorder()
+    loop.post(lambda: outcome(loop.join(time.monotonic() + CAP)))
+    assert outcome.wait(1) == [[]]
+    finish(loop)

@@ -1,0 +1,307 @@
+"""Promise 8: iterators end, close is prompt from anywhere, and what is forgotten is closed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+import rtpool
+from rtpool.testing import RealtimeServer
+from tests.conftest import MakePool
+from tests.support.recorder import Recorder
+from tests.support.wait import CAP, wait_until
+
+
+def rtpool_threads(pool: rtpool.RealtimePool) -> list[str]:
+    prefix = f"rtpool-{pool._engine.name}-"
+    return sorted(t.name for t in threading.enumerate() if t.name.startswith(prefix))
+
+
+def test_construction_starts_and_opens_nothing_and_close_then_is_enough(server: RealtimeServer) -> None:
+    before = set(threading.enumerate())
+    pool = rtpool.RealtimePool(server.url, api_key=server.api_key)
+    channel = pool.channel("room").on_broadcast("*", print)
+    assert set(threading.enumerate()) == before
+    assert pool.stats().connection_status == "idle"
+    assert pool.health().ok
+    assert channel.state is rtpool.ChannelState.CLOSED
+    assert pool.close() is True
+    assert pool.close(timeout=CAP) is True
+    assert server.connections_total == 0
+
+
+def test_threads_are_named_and_end_with_close(pool: rtpool.RealtimePool) -> None:
+    pool.channel("room").subscribe()
+    names = rtpool_threads(pool)
+    prefix = f"rtpool-{pool._engine.name}"
+    assert {f"{prefix}-io", *(f"{prefix}-worker-{n}" for n in range(4))} <= set(names)
+    assert all(t.daemon for t in threading.enumerate() if t.name in names)
+    assert pool.close()
+    assert rtpool_threads(pool) == []
+
+
+def test_close_from_eight_threads_at_once_returns_true_to_all(pool: rtpool.RealtimePool) -> None:
+    pool.channel("room").subscribe()
+    outcomes = Recorder()
+    threads = [threading.Thread(target=lambda: outcomes(pool.close())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    assert outcomes.wait(8) == [True] * 8
+
+
+def test_close_while_connecting_breaks_the_dial_off(make_pool: MakePool) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers the upgrade
+        pool = make_pool(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        pool.channel("room").subscribe(wait=False)
+        peer, _ = silent.accept()
+        started = time.monotonic()
+        assert pool.close(timeout=5) is True
+        assert time.monotonic() - started < 5
+        peer.close()
+
+
+def test_close_sends_what_was_accepted(server: RealtimeServer, make_pool: MakePool) -> None:
+    heard = Recorder()
+    with make_pool() as listening:
+        listening.channel("room").on_broadcast("*", heard).subscribe()
+        pool = make_pool()
+        channel = pool.channel("room").subscribe()
+        for number in range(200):
+            channel.send_broadcast("x", {"n": number})
+        pool.close()
+        heard.wait(200)
+    assert heard.numbers == list(range(200))
+
+
+@pytest.mark.parametrize("state", ["frozen", "not reading"])
+def test_close_is_in_time_with_a_peer_that_is_stuck(
+    server: RealtimeServer, make_pool: MakePool, state: str
+) -> None:
+    pool = make_pool()
+    channel = pool.channel("room").subscribe()
+    if state == "frozen":
+        server.connections[0].freeze()
+    else:
+        server.connections[0].pause_reading()
+    pushes = [channel.send_broadcast("x", bytes(1_000_000)) for _ in range(10)]
+    assert pool.close(timeout=2) is True
+    assert all(push.done() for push in pushes)
+    with pytest.raises((rtpool.ConnectionFailed, rtpool.PoolClosed)):
+        pushes[-1].result()
+
+
+def test_waiters_are_told_when_the_pool_closes(server: RealtimeServer, make_pool: MakePool) -> None:
+    from rtpool.testing import NO_REPLY
+
+    server.on_join = lambda topic, payload, connection: NO_REPLY if topic == "mute" else None
+    pool, outcomes = make_pool(), Recorder()
+    reader = pool.channel("room").subscribe()
+
+    def wait(name: str, call: object) -> None:
+        try:
+            outcomes((name, call()))  # type: ignore[operator]
+        except rtpool.RtpoolError as error:
+            outcomes((name, type(error)))
+
+    calls = {
+        "subscribe": lambda: pool.channel("mute").subscribe(timeout=CAP),
+        "get": lambda: reader.get(timeout=CAP),
+        "events": lambda: list(pool.channel("other").subscribe().events()),
+        "run_forever": pool.run_forever,
+    }
+    threads = [threading.Thread(target=wait, args=item) for item in calls.items()]
+    for thread in threads:
+        thread.start()
+    server.wait_for(lambda s: len(s.joins()) == 3)
+    pool.close()
+    for thread in threads:
+        thread.join(CAP)
+    assert dict(outcomes.wait(4)) == {
+        "subscribe": rtpool.PoolClosed,
+        "get": rtpool.NotSubscribed,
+        "events": [],
+        "run_forever": None,
+    }
+
+
+def test_an_iterator_yields_everything_and_ends_with_the_subscription(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    seen = Recorder()
+    channel = pool.channel("room").subscribe()
+    events = channel.events()
+    thread = threading.Thread(target=lambda: [seen(e) for e in events] and None)
+    thread.start()
+    server.broadcast("room", "a", {"n": 1})
+    server.push("room", "custom", {"n": 2})
+    assert [type(e) for e in seen.wait(2)] == [rtpool.Broadcast, rtpool.Message]
+    server.connections[0].abort()
+    assert isinstance(seen.wait(3)[2], rtpool.Gap)
+    channel.unsubscribe()
+    thread.join(CAP)
+    assert not thread.is_alive()
+
+
+def test_what_came_before_the_first_get_is_kept(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    channel = pool.channel("room").subscribe()
+    for number in range(3):
+        server.broadcast("room", "x", {"n": number})
+    assert [channel.get(5).payload["n"] for _ in range(3)] == [0, 1, 2]  # type: ignore[union-attr]
+    with pytest.raises(rtpool.ReceiveTimeout, match=r"0\.01 s"):
+        channel.get(0.01)
+    assert list(channel.events(timeout=0.01)) == []
+
+
+def test_callbacks_and_an_iterator_both_get_everything(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    heard = Recorder()
+    channel = pool.channel("room").on_broadcast("*", heard)
+    events = channel.events(timeout=CAP)
+    channel.subscribe()
+    server.broadcast("room", "x", {"n": 1})
+    assert next(events) == heard.wait(1)[0]
+
+
+def test_a_channel_with_callbacks_keeps_nothing_for_readers_that_never_come(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    heard = Recorder()
+    channel = pool.channel("room").subscribe().on_broadcast("*", heard)
+    server.broadcast("room", "x", {"n": 1})
+    heard.wait(1)
+    assert channel._subscriber.stream is None
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "block", "close"])
+def test_each_overflow_policy_does_what_it_says_end_to_end(
+    server: RealtimeServer, make_pool: MakePool, policy: str
+) -> None:
+    pool = make_pool(overflow=policy, mailbox_limit=10)
+    release, begun = threading.Event(), threading.Event()
+    got, others, gaps, statuses = Recorder(), Recorder(), Recorder(), Recorder()
+
+    def slow(message: rtpool.Broadcast) -> None:
+        begun.set()
+        assert release.wait(CAP)
+        got(message)
+
+    channel = pool.channel("room").on_broadcast("*", slow).on_gap(gaps).on_status(statuses).subscribe()
+    other = make_pool().channel("room").on_broadcast("*", others).subscribe()
+    server.broadcast("room", "x", {"n": 0})
+    assert begun.wait(CAP)
+    for number in range(1, 101):
+        server.broadcast("room", "x", {"n": number, "pad": "x" * 2_000})
+    others.wait(101)
+    if policy == "block":
+        wait_until(lambda: len(channel._subscriber.mailbox.items) >= 10)
+        release.set()
+        got.wait(101)
+        assert got.numbers == list(range(101))
+        assert pool.stats().messages_dropped == 0
+        return
+    wait_until(lambda: pool.stats().messages_dropped == 90 or policy == "close")
+    release.set()
+    gap = gaps.wait(1)[0]
+    assert (gap.cause, gap.certain) == ("overflow", True)
+    if policy == "close":
+        change = statuses.wait_for(lambda seen: seen[-1].status == "closed")[-1]
+        assert isinstance(change.error, rtpool.MailboxOverflow)
+        assert channel.state is rtpool.ChannelState.CLOSED
+        server.wait_for(lambda s: s.members("room") == 1)
+    else:
+        got.wait(11)
+        assert got.numbers == ([0, *range(91, 101)] if policy == "drop_oldest" else list(range(11)))
+        assert pool.stats().messages_dropped == 90
+    assert other.is_subscribed
+
+
+def test_stats_are_json_and_add_up(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    import json
+
+    heard = Recorder()
+    channel = pool.channel("room", ack=True).on_broadcast("*", heard).subscribe()
+    for number in range(10):
+        server.broadcast("room", "x", {"n": number})
+    channel.send_broadcast("y", {}).result()
+    heard.wait(10)
+    wait_until(lambda: pool.stats().messages_delivered == 10)
+    stats = pool.stats()
+    assert (stats.total_subscriptions, stats.active_subscriptions, stats.total_joins) == (1, 1, 1)
+    assert (stats.connection_status, stats.active_connections, stats.pushes_sent) == ("connected", 1, 1)
+    assert stats.messages_received == 12, "ten broadcasts and two replies"
+    assert stats.bytes_received > 0
+    data = json.loads(json.dumps(stats.as_dict()))
+    assert data["subscription_details"][0]["topic"] == "room"
+    assert data["connection_details"][0]["joins"] == 1
+    assert pool.channels() == [channel]
+
+
+def test_a_forgotten_pool_is_closed_by_the_collector_with_a_warning(server: RealtimeServer) -> None:
+    pool = rtpool.RealtimePool(server.url, api_key=server.api_key)
+    pool.channel("room").on_broadcast("*", print).subscribe()
+    engine = pool._engine
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del pool
+        gc.collect()
+    assert [w.category for w in caught if "never closed" in str(w.message)] == [ResourceWarning]
+    assert engine.ended.wait(CAP)
+    server.wait_for(lambda s: not s.connections)
+    wait_until(lambda: not engine.loop.join(time.monotonic()))
+
+
+def test_a_channel_keeps_its_pool_alive(server: RealtimeServer) -> None:
+    channel = rtpool.RealtimePool(server.url, api_key=server.api_key).channel("room").subscribe()
+    gc.collect()
+    assert channel.is_subscribed
+    assert channel._pool.close()
+
+
+SCRIPT = """
+import sys, rtpool
+pool = rtpool.RealtimePool(sys.argv[1], api_key=sys.argv[2])
+channel = pool.channel("room").on_broadcast("*", print).subscribe()
+print("ready", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("", 0),
+        ("sys.exit(3)", 3),
+        ("raise RuntimeError('x')", 1),
+        ("pool.run_forever()", 0),
+        ("channel.get()", None),
+        ("list(channel.events())", None),
+    ],
+)
+def test_the_interpreter_exits_promptly_whatever_ends_it(server: RealtimeServer, ending: str, code: int | None) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT + ending, server.url, server.api_key],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if "pool." in ending or "channel." in ending:
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    if code is None:
+        assert "KeyboardInterrupt" in err
+    else:
+        assert process.returncode == code, err
+    assert server.api_key not in out + err
+    assert "Exception in thread" not in err
+    server.wait_for(lambda s: not s.connections)
