@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 
-from rtpool.channel import Channel, Push
+from rtpool.channel import Channel
 from rtpool.errors import (
     ConfigConflict,
     ConnectionFailed,
@@ -40,6 +40,7 @@ from rtpool.events import (
 )
 from rtpool.options import FullJitter, PoolOptions, ReconnectPolicy
 from rtpool.pool import RealtimePool, get_pool
+from rtpool.push import Push
 from rtpool.stats import ConnectionDetails, Health, PoolStats, SubscriptionDetails
 
 __version__ = "0.1.0"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from rtpool.checks import check_callable, check_name, check_timeout, check_type
 from rtpool.engine.dispatcher import Mailbox
 from rtpool.engine.engine import Engine
+from rtpool.engine.mailboxes import make_mailbox
 from rtpool.engine.outgoing import Outgoing, SentBroadcast
 from rtpool.errors import (
     ConnectionFailed,
@@ -23,7 +23,6 @@ from rtpool.errors import (
     MessageTooBig,
     NotSubscribed,
     PoolClosed,
-    PushTimeout,
     ReceiveTimeout,
     RtpoolError,
 )
@@ -51,12 +50,13 @@ from rtpool.protocol.messages import (
 )
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import UNTRACK, track_body
+from rtpool.push import Push
 from rtpool.registry import Attachment, Binding, Delivery, Subscriber
 
 if TYPE_CHECKING:
     from rtpool.pool import RealtimePool
 
-__all__ = ["Channel", "Push"]
+__all__ = ["Channel"]
 
 #: Seconds a push may take when its caller names none; the official clients' push time-out.
 PUSH_TIMEOUT = 10.0
@@ -67,89 +67,6 @@ CHANGE_EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
 
 E_ = TypeVar("E_")
 Handler = Callable[[E_], object]
-
-
-class Push:
-    """
-    The future of one message to the server.
-
-    When a reply is wanted it resolves to the server's response (a JSON value, or bytes), else to None as soon as the
-    kernel has taken the whole frame.
-
-    Thread-safety: every method may be called from any thread.
-    """
-
-    def __init__(self, engine: Engine, outgoing: Outgoing) -> None:
-        self._engine = engine
-        self._outgoing = outgoing
-
-    @property
-    def topic(self) -> str:
-        """The topic as the user wrote it."""
-        return self._outgoing.subscriber.topic
-
-    @property
-    def event(self) -> str:
-        """The event pushed; for a broadcast the user's own."""
-        return self._outgoing.name
-
-    def done(self) -> bool:
-        """Whether the outcome is known."""
-        return self._outgoing.future.done()
-
-    def result(self, timeout: float | None = None) -> Any:
-        """
-        Wait for the outcome.
-
-        Args:
-            timeout: seconds; None waits as long as the push itself may take.
-
-        Returns:
-            The server's response, or None when no reply was wanted.
-
-        Raises:
-            PushTimeout: no outcome in time.
-            PushRefused: the server answered with a status other than ok.
-            ConnectionFailed: the connection was lost before the reply; whether the server acted on it is unknown.
-            JoinRefused, PoolClosed: it could not be sent.
-        """
-        if timeout is None:
-            # The I/O thread settles every push at its deadline; the second is for a machine that is busy.
-            timeout = max(0.0, self._outgoing.deadline - time.monotonic()) + 1.0
-        else:
-            check_timeout(timeout)
-        try:
-            return self._outgoing.future.result(timeout)
-        except RtpoolError as error:
-            raise error.again() from error
-        except FutureTimeout:
-            raise PushTimeout(
-                f"no outcome of push {self.event!r} on {self.topic!r} within {timeout:.1f} s",
-                topic=self.topic,
-                event=self.event,
-                timeout=timeout,
-            ) from None
-
-    def add_done_callback(self, fn: Callable[[Push], object]) -> None:
-        """
-        Have `fn(push)` called on a worker, in order with the Channel's callbacks, once the outcome is known.
-
-        Raises:
-            InvalidType: `fn` is not callable.
-        """
-        check_callable(fn)
-        engine, subscriber = self._engine, self._outgoing.subscriber
-
-        def run(push: Push) -> None:
-            engine.run_user_code(fn, push, f"push {push.event!r} on {push.topic!r}")
-
-        def deliver(_future: Future[Any]) -> None:  # runs on the I/O thread: hands over, nothing more
-            engine.dispatcher.deliver_essential(subscriber.mailbox, run, self)
-
-        self._outgoing.future.add_done_callback(deliver)
-
-    def __repr__(self) -> str:
-        return f"<rtpool.Push {self.event!r} on {self.topic!r} {'done' if self.done() else 'pending'}>"
 
 
 class Channel:
@@ -668,40 +585,6 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"<rtpool.Channel {self.topic!r} {self.state}>"
-
-
-def make_subscriber_mailbox(engine: Engine, subscriber: Subscriber) -> Mailbox:
-    """The mailbox of a Channel's callbacks. It refers to neither the Channel nor the pool."""
-
-    def run(delivery: Delivery) -> None:
-        mailbox: Mailbox = subscriber.mailbox
-        for binding in subscriber.bindings:
-            if not binding.wants(delivery):
-                continue
-            # A callback before this one may have called off() or unsubscribe().
-            if binding not in subscriber.bindings or (mailbox.ended and delivery.kind not in ("status", "gap")):
-                continue
-            event: Event = delivery.event
-            if binding.kind == "raw" and delivery.wire is not None:
-                event = Message(subscriber.topic, delivery.wire.event, delivery.wire.payload)
-            engine.run_user_code(binding.callback, event, repr(subscriber.topic))
-
-    return make_mailbox(engine, subscriber, run, None)
-
-
-def make_mailbox(
-    engine: Engine, subscriber: Subscriber, run: Callable[[Delivery], None] | None, limit: int | None
-) -> Mailbox:
-    """A mailbox of a Channel, announcing what it loses as a `Gap`."""
-
-    def announce_loss(first: Any, last: Any, count: int) -> Delivery:
-        engine.count_overflow_gap()
-        return Delivery("gap", "overflow", Gap(subscriber.topic, "overflow", first, last, certain=True))
-
-    options = engine.options
-    return Mailbox(
-        subscriber, run, limit=limit or options.mailbox_limit, overflow=options.overflow, announce_loss=announce_loss
-    )
 
 
 def _json_object(payload: object) -> bytes:

@@ -135,9 +135,7 @@ def listen(topic: str, event: str, as_json: bool, url: str, key: str | None, pri
 
 def _line(event: Any, *, as_json: bool) -> str:
     if as_json:
-        return json.dumps(
-            {"kind": type(event).__name__, **attrs.asdict(event)}, default=_jsonable, ensure_ascii=False
-        )
+        return json.dumps({"kind": type(event).__name__, **attrs.asdict(event)}, default=_jsonable, ensure_ascii=False)
     if isinstance(event, rtpool.Broadcast):
         return f"{event.event} {json.dumps(event.payload, default=_jsonable, ensure_ascii=False)}"
     return repr(event)

@@ -234,16 +234,26 @@ def _table(result: Result) -> Table:
         return f"[{'green' if good else 'red'}]{text}[/]"
 
     received = sorted(set(result.received.values()))
-    table.add_row("sockets the server counts", str(result.sockets_before), mark(result.sockets_after == 1, result.sockets_after))
-    table.add_row("joins the server counts", str(result.joins_before), mark(result.joins_after == 1, result.joins_after))
+    table.add_row(
+        "sockets the server counts", str(result.sockets_before), mark(result.sockets_after == 1, result.sockets_after)
+    )
+    table.add_row(
+        "joins the server counts", str(result.joins_before), mark(result.joins_after == 1, result.joins_after)
+    )
     table.add_row(
         f"messages each received of {result.messages:,}",
         "",
         mark(received == [result.messages], "/".join(f"{n:,}" for n in received)),
     )
     table.add_row("in the server's order", "", mark(result.in_order, "yes" if result.in_order else "no"))
-    table.add_row("back after a reset in mid-stream", "", mark(result.back_after_reset, "all" if result.back_after_reset else "no"))
-    table.add_row("sockets at once, at the most", "", mark(result.most_sockets_at_once == 1, result.most_sockets_at_once))
+    table.add_row(
+        "back after a reset in mid-stream",
+        "",
+        mark(result.back_after_reset, "all" if result.back_after_reset else "no"),
+    )
+    table.add_row(
+        "sockets at once, at the most", "", mark(result.most_sockets_at_once == 1, result.most_sockets_at_once)
+    )
     table.add_row("lost in the reset, announced as gaps", "", f"{result.lost_during_reset} in {result.gaps_announced}")
     table.add_row("sockets left", "", mark(result.sockets_left == 0, result.sockets_left))
     table.add_row("threads left", "", mark(not result.threads_left, len(result.threads_left)))

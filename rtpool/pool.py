@@ -19,10 +19,11 @@ from typing import Any, overload
 
 import attrs
 
-from rtpool.channel import Channel, make_subscriber_mailbox
+from rtpool.channel import Channel
 from rtpool.checks import check_callable, check_name, check_timeout, check_type
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
+from rtpool.engine.mailboxes import make_subscriber_mailbox
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import PostgresChange, StatusChange
 from rtpool.options import PoolOptions, make_options

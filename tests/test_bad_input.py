@@ -162,7 +162,9 @@ def test_a_reconnect_strategy_must_be_callable() -> None:
         rtpool.ReconnectPolicy(wait=3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["on_presence_sync", "on_presence_join", "on_presence_leave", "on_system", "on_gap", "on_status"])
+@pytest.mark.parametrize(
+    "method", ["on_presence_sync", "on_presence_join", "on_presence_leave", "on_system", "on_gap", "on_status"]
+)
 def test_a_callback_that_cannot_be_called_is_refused(method: str) -> None:
     with pytest.raises(rtpool.InvalidType, match="callable, not int"):
         getattr(offline().channel("room"), method)(3)
@@ -210,7 +212,20 @@ CIRCLE["self"] = CIRCLE
         ({"a": "x" * 5_000_000}, rtpool.MessageTooBig, "5,000,000"),
         (b"x" * 5_000_000, rtpool.MessageTooBig, "5,000,000"),
     ],
-    ids=["list", "str", "None", "object", "set", "nested bytes", "nan", "inf", "surrogate", "cycle", "big", "big bytes"],
+    ids=[
+        "list",
+        "str",
+        "None",
+        "object",
+        "set",
+        "nested bytes",
+        "nan",
+        "inf",
+        "surrogate",
+        "cycle",
+        "big",
+        "big bytes",
+    ],
 )
 def test_a_payload_that_cannot_travel_is_refused_and_nothing_is_sent(
     server: RealtimeServer, pool: rtpool.RealtimePool, payload: Any, error: type[Exception], words: str
@@ -304,9 +319,7 @@ def test_after_close_every_call_that_needs_the_pool_says_so(server: RealtimeServ
     assert pool.close() is True
 
 
-def test_too_many_pushes_before_the_join_are_refused_at_the_call(
-    server: RealtimeServer, make_pool: MakePool
-) -> None:
+def test_too_many_pushes_before_the_join_are_refused_at_the_call(server: RealtimeServer, make_pool: MakePool) -> None:
     from rtpool.testing import Refusal
 
     server.on_connect = lambda request: Refusal(503)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 
@@ -66,9 +65,7 @@ def test_a_callback_error_hook_that_raises_harms_nothing(server: RealtimeServer,
     heard.wait(4)
 
 
-def test_a_blocked_callback_holds_up_its_own_channel_alone(
-    server: RealtimeServer, pool: rtpool.RealtimePool
-) -> None:
+def test_a_blocked_callback_holds_up_its_own_channel_alone(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
     release, blocked, free = threading.Event(), Recorder(), Recorder()
 
     def blocks(message: rtpool.Broadcast) -> None:
@@ -100,9 +97,7 @@ def test_one_channels_callbacks_never_overlap_and_keep_the_order_under_load(
         for _ in range(6):
             recorder, lock = Recorder(), threading.Lock()
 
-            def alone(
-                message: rtpool.Broadcast, lock: threading.Lock = lock, recorder: Recorder = recorder
-            ) -> None:
+            def alone(message: rtpool.Broadcast, lock: threading.Lock = lock, recorder: Recorder = recorder) -> None:
                 if not lock.acquire(blocking=False):
                     overlaps.append(threading.current_thread().name)
                     return
@@ -179,9 +174,7 @@ def test_a_callback_may_wait_for_its_own_push(server: RealtimeServer, make_pool:
 
 
 @pytest.mark.parametrize("how", ["off", "unsubscribe"])
-def test_a_removed_callback_does_not_start_again(
-    server: RealtimeServer, pool: rtpool.RealtimePool, how: str
-) -> None:
+def test_a_removed_callback_does_not_start_again(server: RealtimeServer, pool: rtpool.RealtimePool, how: str) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     late: list[int] = []

@@ -84,9 +84,7 @@ def test_close_sends_what_was_accepted(server: RealtimeServer, make_pool: MakePo
 
 
 @pytest.mark.parametrize("state", ["frozen", "not reading"])
-def test_close_is_in_time_with_a_peer_that_is_stuck(
-    server: RealtimeServer, make_pool: MakePool, state: str
-) -> None:
+def test_close_is_in_time_with_a_peer_that_is_stuck(server: RealtimeServer, make_pool: MakePool, state: str) -> None:
     pool = make_pool()
     channel = pool.channel("room").subscribe()
     if state == "frozen":

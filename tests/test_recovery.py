@@ -167,9 +167,7 @@ def test_a_temporary_refusal_is_tried_again_until_it_passes(server: RealtimeServ
     assert [j.accepted for j in server.joins("room")] == [False, False, True]
 
 
-def test_a_join_without_answer_times_out_in_time_and_is_taken_back(
-    server: RealtimeServer, make_pool: MakePool
-) -> None:
+def test_a_join_without_answer_times_out_in_time_and_is_taken_back(server: RealtimeServer, make_pool: MakePool) -> None:
     server.on_join = lambda topic, payload, connection: NO_REPLY if topic == "mute" else None
     pool = make_pool(join_timeout=0.1)
     with pytest.raises(rtpool.JoinTimeout, match="mute") as caught:

@@ -235,9 +235,7 @@ def test_a_full_socket_refused_by_the_server_moves_the_topic_to_another(make_poo
         assert sorted(len(c.topics) for c in small.connections) == [1, 3, 3]
 
 
-def test_a_new_binding_joins_anew_and_an_equal_one_does_not(
-    server: RealtimeServer, pool: rtpool.RealtimePool
-) -> None:
+def test_a_new_binding_joins_anew_and_an_equal_one_does_not(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
     gaps, cars, trucks = Recorder(), Recorder(), Recorder()
     channel = pool.channel("db").on_gap(gaps).on_postgres_changes("*", cars, table="cars").subscribe()
     channel.on_postgres_changes("*", cars, table="cars")

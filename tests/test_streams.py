@@ -19,7 +19,9 @@ Certificates = tuple[ssl.SSLContext, ssl.SSLContext]
 
 
 @pytest.fixture(params=["plain", "tls"])
-def served(request: pytest.FixtureRequest, certificates: Certificates) -> Iterator[tuple[RealtimeServer, dict[str, object]]]:
+def served(
+    request: pytest.FixtureRequest, certificates: Certificates
+) -> Iterator[tuple[RealtimeServer, dict[str, object]]]:
     """A server, and the options a pool needs for it."""
     tls = request.param == "tls"
     with RealtimeServer(ssl_context=certificates[0] if tls else None, max_payload_kb=30_000) as server:
@@ -163,9 +165,7 @@ def test_a_text_frame_that_is_not_utf8_is_dropped(server: RealtimeServer, pool: 
     assert server.connections_total == 1
 
 
-def test_a_ping_is_answered_and_fragments_are_put_together(
-    server: RealtimeServer, pool: rtpool.RealtimePool
-) -> None:
+def test_a_ping_is_answered_and_fragments_are_put_together(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
     heard = Recorder()
     pool.channel("room").on_broadcast("*", heard).subscribe()
     message = b'[null,null,"realtime:room","broadcast",{"type":"broadcast","event":"x","payload":{"n":1}}]'

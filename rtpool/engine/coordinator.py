@@ -248,8 +248,11 @@ class Coordinator:
                 attachment.left.set_result(None)
             join.share.state = ChannelState.CLOSED
         for subscriber in self._registry.subscribers():
-            if (attachment := subscriber.attachment) is not None:
-                _fail_waiting(attachment.share, error)
+            if (attachment := self._registry.detach(subscriber)) is not None:
+                attachment.share.state = ChannelState.CLOSED
+                if not attachment.ready.done():
+                    attachment.ready.set_exception(error.again())
+            self._registry.left(subscriber)
         self._joins.clear()
         self._by_id.clear()
         self._publish()

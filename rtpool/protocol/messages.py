@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 __all__ = [
     "ACCESS_TOKEN",
     "BROADCAST",
-    "Body",
     "BinaryBody",
+    "Body",
     "HEARTBEAT",
     "JsonBody",
     "MAX_NAME_BYTES",

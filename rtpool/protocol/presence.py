@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from rtpool.protocol.messages import JsonBody
 
-__all__ = ["UNTRACK", "PresenceChange", "PresenceState", "track_body"]
+__all__ = ["PresenceChange", "PresenceState", "UNTRACK", "track_body"]
 
 Metas = tuple[Mapping[str, Any], ...]
 

@@ -12,7 +12,7 @@ import enum
 
 from rtpool.events import ChannelState
 
-__all__ = ["TRANSITIONS", "ChannelInput", "next_state"]
+__all__ = ["ChannelInput", "TRANSITIONS", "next_state"]
 
 
 class ChannelInput(enum.Enum):

@@ -17,10 +17,10 @@ from rtpool.testing.server import (
 )
 
 __all__ = [
-    "NO_REPLY",
     "JoinRecord",
     "JoinRefusal",
     "LeaveRecord",
+    "NO_REPLY",
     "RealtimeServer",
     "ReceivedMessage",
     "Refusal",

@@ -106,9 +106,7 @@ class Room:
             if not metas:
                 self.presence.pop(member.key, None)
         if joins or leaves:
-            self.fan_out(
-                ServerMessage(None, None, member.topic, "presence_diff", {"joins": joins, "leaves": leaves})
-            )
+            self.fan_out(ServerMessage(None, None, member.topic, "presence_diff", {"joins": joins, "leaves": leaves}))
 
 
 class Rooms:

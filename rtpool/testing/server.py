@@ -23,7 +23,7 @@ from websockets.asyncio.server import serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from rtpool.testing.connection import NO_REPLY, ServerConnection, _NoReply
+from rtpool.testing.connection import ServerConnection, _NoReply
 from rtpool.testing.postgres import binding_id
 from rtpool.testing.rooms import Member, Rooms
 from rtpool.testing.tokens import make_token, token_error

@@ -77,9 +77,7 @@ def test_a_read_that_was_cut_short_goes_on_where_it_stopped(pair: Pair) -> None:
     transport, peer = pair
     protocol = FrameProtocol(client=False, extensions=[])
     wire = b"".join(bytes(protocol.send_data("x" * size, fin=True)) for size in (1, 126, 40_000, 70_000, 0))
-    sender = threading.Thread(
-        target=lambda: [peer.sendall(wire[i : i + 777]) for i in range(0, len(wire), 777)]
-    )
+    sender = threading.Thread(target=lambda: [peer.sendall(wire[i : i + 777]) for i in range(0, len(wire), 777)])
     sender.start()
     messages: list[WsMessage] = []
     with selectors.DefaultSelector() as selector:

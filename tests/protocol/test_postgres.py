@@ -70,7 +70,12 @@ def test_a_row_becomes_an_event_with_an_aware_timestamp() -> None:
 def test_an_error_row_and_rubbish_are_told_apart() -> None:
     row = parse_change("room", {"data": {"type": "insert", "errors": ["Error 401: Unauthorized"], "record": None}})
     assert row is not None
-    assert (row.type, row.errors, row.record, row.commit_timestamp) == ("INSERT", ("Error 401: Unauthorized",), {}, None)
+    assert (row.type, row.errors, row.record, row.commit_timestamp) == (
+        "INSERT",
+        ("Error 401: Unauthorized",),
+        {},
+        None,
+    )
     assert parse_change("room", {"data": 1}) is None
     assert parse_change("room", None) is None
     bad_time = parse_change("room", {"data": {"commit_timestamp": "yesterday"}})

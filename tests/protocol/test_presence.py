@@ -17,7 +17,10 @@ def metas(*refs: str) -> dict[str, Any]:
 def test_a_state_joins_everybody() -> None:
     state = PresenceState()
     changes = state.sync_state({"ann": metas("1"), "bob": metas("2", "3")})
-    assert [(c.type, c.key, len(c.metas), c.current) for c in changes] == [("join", "ann", 1, ()), ("join", "bob", 2, ())]
+    assert [(c.type, c.key, len(c.metas), c.current) for c in changes] == [
+        ("join", "ann", 1, ()),
+        ("join", "bob", 2, ()),
+    ]
     assert set(state.snapshot()) == {"ann", "bob"}
     assert state.synced
 
@@ -76,7 +79,9 @@ KEYS = st.sampled_from(["ann", "bob", "eve"])
     moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "update"]), KEYS), max_size=30),
     state_at=st.integers(0, 30),
 )
-def test_diffs_and_state_in_any_interleaving_end_equal_to_the_server(moves: list[tuple[str, str]], state_at: int) -> None:
+def test_diffs_and_state_in_any_interleaving_end_equal_to_the_server(
+    moves: list[tuple[str, str]], state_at: int
+) -> None:
     server: dict[str, list[dict[str, str]]] = {}
     client = PresenceState()
     seen: dict[str, list[str]] = {}

@@ -88,12 +88,12 @@ def test_a_client_frame_is_encoded_as_recorded(vector: dict[str, Any]) -> None:
         assert json.loads(data) == wire
 
 
-@pytest.mark.parametrize("vector", [v for v in VECTORS if v["decoded"] and v["frame"] == "text"], ids=lambda v: v["name"])
+@pytest.mark.parametrize(
+    "vector", [v for v in VECTORS if v["decoded"] and v["frame"] == "text"], ids=lambda v: v["name"]
+)
 def test_a_text_frame_survives_the_way_there_and_back(vector: dict[str, Any]) -> None:
     serializer, decoded = serializer_for(vector["vsn"]), vector["decoded"]
-    message = WireMessage(
-        decoded["join_ref"], decoded["ref"], decoded["topic"], decoded["event"], decoded["payload"]
-    )
+    message = WireMessage(decoded["join_ref"], decoded["ref"], decoded["topic"], decoded["event"], decoded["payload"])
 
     is_binary, data = serializer.encode(*message[:4], JsonBody(dumps(message.payload)))
     assert serializer.decode(data, is_binary) == message

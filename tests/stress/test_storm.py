@@ -112,7 +112,7 @@ def test_twenty_seconds_of_everything_at_once_leave_every_push_resolved_and_noth
     assert all(push.done() for push in pushes)
     for pool in pools:
         assert pool.close(10)
-        assert pool._engine.registry.subscribers() == () 
+        assert pool._engine.registry.subscribers() == ()
         assert pool.stats().total_joins == 0
     assert all(times == 1 for times in settled.values()), "a push was resolved twice"
     assert counts["drops"] > 10

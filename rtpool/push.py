@@ -1,0 +1,101 @@
+"""
+`Push`, the future of one message to the server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+from rtpool.checks import check_callable, check_timeout
+from rtpool.engine.engine import Engine
+from rtpool.engine.outgoing import Outgoing
+from rtpool.errors import PushTimeout, RtpoolError
+
+__all__ = ["Push"]
+
+
+class Push:
+    """
+    The future of one message to the server.
+
+    When a reply is wanted it resolves to the server's response (a JSON value, or bytes), else to None as soon as the
+    kernel has taken the whole frame.
+
+    Thread-safety: every method may be called from any thread.
+    """
+
+    def __init__(self, engine: Engine, outgoing: Outgoing) -> None:
+        self._engine = engine
+        self._outgoing = outgoing
+
+    @property
+    def topic(self) -> str:
+        """The topic as the user wrote it."""
+        return self._outgoing.subscriber.topic
+
+    @property
+    def event(self) -> str:
+        """The event pushed; for a broadcast the user's own."""
+        return self._outgoing.name
+
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+        return self._outgoing.future.done()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """
+        Wait for the outcome.
+
+        Args:
+            timeout: seconds; None waits as long as the push itself may take.
+
+        Returns:
+            The server's response, or None when no reply was wanted.
+
+        Raises:
+            PushTimeout: no outcome in time.
+            PushRefused: the server answered with a status other than ok.
+            ConnectionFailed: the connection was lost before the reply; whether the server acted on it is unknown.
+            JoinRefused, PoolClosed: it could not be sent.
+        """
+        if timeout is None:
+            # The I/O thread settles every push at its deadline; the second is for a machine that is busy.
+            timeout = max(0.0, self._outgoing.deadline - time.monotonic()) + 1.0
+        else:
+            check_timeout(timeout)
+        try:
+            return self._outgoing.future.result(timeout)
+        except RtpoolError as error:
+            raise error.again() from error
+        except FutureTimeout:
+            raise PushTimeout(
+                f"no outcome of push {self.event!r} on {self.topic!r} within {timeout:.1f} s",
+                topic=self.topic,
+                event=self.event,
+                timeout=timeout,
+            ) from None
+
+    def add_done_callback(self, fn: Callable[[Push], object]) -> None:
+        """
+        Have `fn(push)` called on a worker, in order with the Channel's callbacks, once the outcome is known.
+
+        Raises:
+            InvalidType: `fn` is not callable.
+        """
+        check_callable(fn)
+        engine, subscriber = self._engine, self._outgoing.subscriber
+
+        def run(push: Push) -> None:
+            engine.run_user_code(fn, push, f"push {push.event!r} on {push.topic!r}")
+
+        def deliver(_future: Future[Any]) -> None:  # runs on the I/O thread: hands over, nothing more
+            engine.dispatcher.deliver_essential(subscriber.mailbox, run, self)
+
+        self._outgoing.future.add_done_callback(deliver)
+
+    def __repr__(self) -> str:
+        return f"<rtpool.Push {self.event!r} on {self.topic!r} {'done' if self.done() else 'pending'}>"

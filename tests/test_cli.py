@@ -1,0 +1,166 @@
+"""The command, as a person at a terminal runs it: in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from rtpool.testing import RealtimeServer
+from tests.support.wait import CAP
+
+RTPOOL = [sys.executable, "-W", "error", "-m", "rtpool"]
+
+
+def environment(server: RealtimeServer | None = None) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE")}
+    if server is not None:
+        env |= {"SUPABASE_URL": server.url, "SUPABASE_KEY": server.api_key}
+    return {**env, "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
+
+
+def run(*arguments: str, server: RealtimeServer | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RTPOOL, *arguments], capture_output=True, text=True, timeout=60, env=environment(server), check=False
+    )
+
+
+def start(*arguments: str, server: RealtimeServer | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*RTPOOL, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(server),
+    )
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=10)
+
+
+def test_the_demo_counts_right_and_says_so_to_a_machine() -> None:
+    done = run("demo", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["ok"] is True
+    assert (result["sockets_before"], result["sockets_after"], result["joins_after"]) == (9, 1, 1)
+    assert set(result["received"].values()) == {2_000}
+    assert len(result["received"]) == 9
+    assert result["most_sockets_at_once"] == 1
+    assert (result["gaps_announced"], result["sockets_left"], result["threads_left"]) == (9, 0, [])
+
+
+def test_the_demo_shows_a_table_to_a_person() -> None:
+    done = run("demo")
+    assert done.returncode == 0
+    assert "Nine components, one channel" in done.stdout
+    assert "Every count is right." in done.stdout
+
+
+def test_the_demo_fails_when_a_count_is_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtpool import demo
+
+    received = demo.Component._received
+    monkeypatch.setattr(demo, "PATIENCE", 2.0)
+    monkeypatch.setattr(demo.Component, "_received", lambda self, m: None if m.payload["n"] == 7 else received(self, m))
+    assert demo.run_demo(as_json=True) is False
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["received"].values()) == {1_999}
+    assert result["ok"] is False
+
+
+def test_serve_offers_a_server_until_ctrl_c() -> None:
+    process = start("serve", "--key", "some-key")
+    assert process.stdout is not None
+    url = process.stdout.readline().strip().removeprefix("SUPABASE_URL=")
+    assert process.stdout.readline().strip() == "SUPABASE_KEY=some-key"
+    sent = run("send", "room", "moved", '{"n": 1}', "--url", url, "--key", "some-key")
+    assert sent.returncode == 0, sent.stderr
+    out, err = interrupt(process)
+    assert process.returncode == 0
+    assert "Traceback" not in out + err
+
+
+def test_serve_on_a_port_that_is_taken_fails_with_its_reason(server: RealtimeServer) -> None:
+    done = run("serve", "--port", str(server.port))
+    assert done.returncode == 1
+    assert "in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_listen_prints_what_send_sends_until_ctrl_c(server: RealtimeServer) -> None:
+    plain = start("listen", "room", "--event", "moved", server=server)
+    lines = start("listen", "room", "--json", server=server)
+    server.wait_for(lambda s: s.members("room") == 2, CAP)
+    assert run("send", "room", "other", "{}", server=server).returncode == 0
+    assert run("send", "room", "moved", '{"n": 1}', server=server).returncode == 0
+    assert plain.stdout is not None
+    assert lines.stdout is not None
+    assert plain.stdout.readline() == 'moved {"n": 1}\n'
+    first, second = json.loads(lines.stdout.readline()), json.loads(lines.stdout.readline())
+    assert (first["kind"], first["event"], second["payload"]) == ("Broadcast", "other", {"n": 1})
+    for process in (plain, lines):
+        out, err = interrupt(process)
+        assert process.returncode == 0
+        assert "Traceback" not in out + err
+    server.wait_for(lambda s: not s.connections)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["send", "room", "x", "{}"], 2, "--url"),
+        (["listen"], 2, "TOPIC"),
+        (["frobnicate"], 2, "No such command"),
+        (["send", "room", "x", "{not json", "--url", "http://127.0.0.1:1", "--key", "k"], 2, "JSON"),
+        (["send", "room", "x", "[1]", "--url", "http://127.0.0.1:1", "--key", "k"], 1, "ConnectionFailed"),
+        (["send", "", "x", "{}", "--url", "http://127.0.0.1:1", "--key", "k"], 2, "topic must not be empty"),
+        (["listen", "room", "--url", "ftp://x", "--key", "k"], 2, "scheme"),
+        (["listen", "room", "--url", "http://127.0.0.1:1"], 2, "api_key is missing"),
+        (["serve", "--port", "99999"], 2, "99999"),
+    ],
+)
+def test_wrong_usage_is_2_and_failure_is_1_and_both_say_why(arguments: list[str], code: int, words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_payload_that_is_no_object_is_wrong_usage(server: RealtimeServer) -> None:
+    done = run("send", "room", "x", "[1]", server=server)
+    assert done.returncode == 2
+    assert "JSON object" in done.stderr
+
+
+def test_a_refused_key_fails_with_the_servers_words(server: RealtimeServer) -> None:
+    done = run("send", "room", "x", "{}", "--url", server.url, "--key", "wrong")
+    assert done.returncode == 1
+    assert "HTTP 401" in done.stderr
+    assert "wrong" not in done.stderr.replace("wrong usage", "")
+
+
+def test_ctrl_c_ends_the_demo(server: RealtimeServer) -> None:
+    process = start("demo", "--json")
+    watcher = threading.Timer(0.8, process.send_signal, [signal.SIGINT])
+    watcher.start()
+    _, err = process.communicate(timeout=20)
+    watcher.join()
+    assert process.returncode in (0, 1)
+    assert "Exception ignored" not in err
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    code = "import sys; sys.modules['click'] = None; from rtpool.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "pip install 'rtpool[cli]'" in done.stderr
