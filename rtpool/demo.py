@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ def run_demo(*, as_json: bool = False) -> bool:
     result.threads_left = [t.name for t in threading.enumerate() if t.name.startswith("rtpool-")]
     result.seconds = round(time.monotonic() - started, 2)
     if as_json:
-        print(json.dumps({**attrs.asdict(result), "ok": result.good}))
+        sys.stdout.write(json.dumps({**attrs.asdict(result), "ok": result.good}) + "\n")
     else:
         console.print(_table(result))
         console.print("[bold green]Every count is right.[/]" if result.good else "[bold red]A count is off.[/]")
@@ -234,26 +235,16 @@ def _table(result: Result) -> Table:
         return f"[{'green' if good else 'red'}]{text}[/]"
 
     received = sorted(set(result.received.values()))
-    table.add_row(
-        "sockets the server counts", str(result.sockets_before), mark(result.sockets_after == 1, result.sockets_after)
-    )
-    table.add_row(
-        "joins the server counts", str(result.joins_before), mark(result.joins_after == 1, result.joins_after)
-    )
-    table.add_row(
-        f"messages each received of {result.messages:,}",
-        "",
-        mark(received == [result.messages], "/".join(f"{n:,}" for n in received)),
-    )
-    table.add_row("in the server's order", "", mark(result.in_order, "yes" if result.in_order else "no"))
-    table.add_row(
-        "back after a reset in mid-stream",
-        "",
-        mark(result.back_after_reset, "all" if result.back_after_reset else "no"),
-    )
-    table.add_row(
-        "sockets at once, at the most", "", mark(result.most_sockets_at_once == 1, result.most_sockets_at_once)
-    )
+    yes_no = {True: "yes", False: "no"}
+    sockets, joins, peak = result.sockets_after, result.joins_after, result.most_sockets_at_once
+    table.add_row("sockets the server counts", str(result.sockets_before), mark(sockets == 1, sockets))
+    table.add_row("joins the server counts", str(result.joins_before), mark(joins == 1, joins))
+    each = mark(received == [result.messages], "/".join(f"{n:,}" for n in received))
+    table.add_row(f"messages each received of {result.messages:,}", "", each)
+    table.add_row("in the server's order", "", mark(result.in_order, yes_no[result.in_order]))
+    back = mark(result.back_after_reset, yes_no[result.back_after_reset])
+    table.add_row("all back after a reset in mid-stream", "", back)
+    table.add_row("sockets at once, at the most", "", mark(peak == 1, peak))
     table.add_row("lost in the reset, announced as gaps", "", f"{result.lost_during_reset} in {result.gaps_announced}")
     table.add_row("sockets left", "", mark(result.sockets_left == 0, result.sockets_left))
     table.add_row("threads left", "", mark(not result.threads_left, len(result.threads_left)))

@@ -240,7 +240,7 @@ class RealtimePool:
         check_timeout(timeout)
         self._engine.start()
         waiter: Future[None] = Future()
-        self._engine.post(self._engine.coordinator.connect, waiter)
+        self._engine.post(self._engine.coordinator.connections.connect, waiter)
         try:
             waiter.result(timeout)
         except RtpoolError as error:
@@ -316,26 +316,27 @@ class RealtimePool:
         A snapshot. Numbers of different threads may be a moment apart.
         """
         engine, coordinator = self._engine, self._engine.coordinator
-        connections = tuple(connection.details() for connection in coordinator.connections)
+        sockets = coordinator.connections
+        connections = tuple(connection.details() for connection in sockets.all)
         subscribers = engine.registry.subscribers()
         latencies = [c.heartbeat_latency for c in connections if c.state == "open" and c.heartbeat_latency is not None]
         return PoolStats(
-            connection_status="closed" if engine.closed else coordinator.status,
+            connection_status="closed" if engine.closed else sockets.status,
             total_connections=len(connections),
             active_connections=sum(c.state == "open" for c in connections),
             error_connections=sum(c.state == "error" for c in connections),
             total_subscriptions=len(subscribers),
             active_subscriptions=sum(s.is_ready for s in subscribers),
             total_joins=coordinator.total_joins,
-            reconnect_attempts=coordinator.reconnect_attempts,
-            messages_received=coordinator.past_messages + sum(c.messages_received for c in connections),
+            reconnect_attempts=sockets.reconnect_attempts,
+            messages_received=sockets.past_messages + sum(c.messages_received for c in connections),
             messages_delivered=engine.dispatcher.delivered,
             messages_dropped=engine.dispatcher.dropped,
             callback_errors=engine.callback_errors,
             gaps=coordinator.gaps + engine.overflow_gaps,
             pushes_sent=coordinator.pushes_sent,
-            bytes_received=coordinator.past_bytes_received + sum(c.bytes_received for c in connections),
-            bytes_sent=coordinator.past_bytes_sent + sum(c.bytes_sent for c in connections),
+            bytes_received=sockets.past_bytes_received + sum(c.bytes_received for c in connections),
+            bytes_sent=sockets.past_bytes_sent + sum(c.bytes_sent for c in connections),
             heartbeat_latency=max(latencies, default=None),
             connection_details=connections,
             subscription_details=tuple(_details(s) for s in subscribers),
@@ -350,11 +351,11 @@ class RealtimePool:
             return Health(ok=False, status="closed", reasons=("the pool is closed",))
         reasons = [
             f"connection {c.connection_id} is {c.state} after {c.attempts} failed attempts"
-            for c in (connection.details() for connection in engine.coordinator.connections)
+            for c in (connection.details() for connection in engine.coordinator.connections.all)
             if c.state in ("waiting", "error")
         ]
         reasons += [f"{s.topic!r} is {s.state}" for s in engine.registry.subscribers() if not s.is_ready]
-        return Health(ok=not reasons, status=engine.coordinator.status, reasons=tuple(reasons))
+        return Health(ok=not reasons, status=engine.coordinator.connections.status, reasons=tuple(reasons))
 
     @property
     def closed(self) -> bool:
@@ -401,7 +402,7 @@ class RealtimePool:
         self.close()
 
     def __repr__(self) -> str:
-        status = "closed" if self.closed else self._engine.coordinator.status
+        status = "closed" if self.closed else self._engine.coordinator.connections.status
         return f"<rtpool.RealtimePool {self._engine.name} {self._endpoint.url} {status}>"
 
 

@@ -362,7 +362,7 @@ def test_no_secret_shows_in_reprs_stats_or_errors(server: RealtimeServer, pool: 
     assert token not in shown
 
 
-@pytest.mark.parametrize("name", [n for n in rtpool.errors.__all__])
+@pytest.mark.parametrize("name", list(rtpool.errors.__all__))
 def test_every_error_is_an_rtpool_error_can_be_pickled_and_names_its_module(name: str) -> None:
     error = getattr(rtpool, name)("what happened", topic="room")
     copy = pickle.loads(pickle.dumps(error))

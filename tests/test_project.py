@@ -1,4 +1,4 @@
-"""The project keeps its own rules: examples run, the README is true, layers hold, the public surface is what it says."""
+"""The project keeps its own rules: examples run, the README is true, layers hold, what is public is documented."""
 
 from __future__ import annotations
 
@@ -171,8 +171,7 @@ def test_importing_rtpool_imports_no_extra_and_starts_nothing() -> None:
 def test_files_and_functions_stay_small() -> None:
     for path in (ROOT / "rtpool").rglob("*.py"):
         text = path.read_text()
-        limit = 850 if path.name in ("coordinator.py", "channel.py") else 600
-        assert len(text.splitlines()) <= limit, path.name
+        assert len(text.splitlines()) <= 620, path.name
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}: {node.name}"

@@ -1,5 +1,5 @@
 """
-Makes the server agree with the registry: places joins on connections, dials, joins, leaves, and brings back what was
+Makes the server agree with the registry: places joins on connections, joins, leaves, pushes, and brings back what was
 lost. Everything here runs on the I/O thread.
 """
 
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,40 +14,36 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from rtpool.engine.connection import Connection
+from rtpool.engine.connections import Connections
 from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher
 from rtpool.engine.io_loop import IoLoop, Timer
-from rtpool.engine.joins import Join, Outage
+from rtpool.engine.joins import Join, Outage, fail_waiting, refused, was_ready
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.routing import Router
 from rtpool.engine.tokens import Tokens, TokenSource
 from rtpool.errors import (
     ConnectionFailed,
-    JoinRefused,
     JoinTimeout,
     PoolClosed,
     PoolExhausted,
-    PushRefused,
     RtpoolError,
 )
 from rtpool.events import ChannelState, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.json_engine import dumps
 from rtpool.protocol.messages import ACCESS_TOKEN, PRESENCE, JsonBody
+from rtpool.protocol.pace import Pace
 from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import track_body
-from rtpool.protocol.refusals import Action, classify_join, classify_system, parse_reason
+from rtpool.protocol.refusals import Action, classify_join, classify_system
 from rtpool.protocol.session import ChannelLost, Joined, JoinFailed, Left, PushSettled, Received, SessionEvent
-from rtpool.registry import Attachment, Registry, Share, ShareKey, Subscriber, merge_configs
+from rtpool.registry import Attachment, Registry, ShareKey, Subscriber, merge_configs
 
 __all__ = ["Coordinator"]
 
 log = logging.getLogger("rtpool.io")
 
-#: A connection that lived this long was a good one: the next loss starts a new outage.
-STABLE_SECONDS = 5.0
-#: How long a closed socket waits for the peer's own close frame.
-GOODBYE_SECONDS = 0.5
 #: Seconds before a join is tried again after "too many …": sooner only makes it worse.
 LONG_BACK_OFF = 10.0
 
@@ -65,7 +60,7 @@ class Coordinator:
         rng: source of jitter.
         wall: aware wall-clock time, for the bounds of gaps.
 
-    Thread-safety: confined to the I/O thread, except `connections`, an immutable tuple that may be read anywhere.
+    Thread-safety: confined to the I/O thread.
     """
 
     def __init__(
@@ -85,38 +80,26 @@ class Coordinator:
         wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self._name = name
-        self._endpoint = endpoint
         self._options = options
-        self._policy = options.reconnect.resolved(options)
         self._supabase = options.topic_prefix.startswith("realtime:")
         self._registry = registry
         self._dispatcher = dispatcher
         self._loop = loop
-        self._dialer = dialer
         self._budget = budget
-        self._announce = announce
         self._rng = rng or random.Random()
         self._wall = wall
         self._tokens = Tokens(loop, dialer)
         self._pool_source = TokenSource(pool_token)
         self._router = Router(dispatcher, wall, supabase=self._supabase)
         self._joins: dict[ShareKey, Join] = {}
-        self._by_id: dict[int, Connection] = {}
-        self._closing: set[Connection] = set()
-        self._next_id = 1
         self._queue: deque[Join] = deque()
-        self._granted: deque[float] = deque()  # instants of the latest joins, for the pacing window
+        self._pace = Pace(options.max_joins_per_second)
         self._pacing: Timer | None = None
-        self._connect_waiters: list[Future[None]] = []
         self._stopping = False
-        self._deadline = 0.0
-        #: Every connection; replaced whole.
-        self.connections: tuple[Connection, ...] = ()
-        self.status = "idle"
-        self.reconnect_attempts = 0
+        self.connections = Connections(
+            name, endpoint, options, loop=loop, dialer=dialer, tenant=self, announce=announce
+        )
         self.pushes_sent = 0
-        # What connections that are gone had counted.
-        self.past_messages = self.past_bytes_received = self.past_bytes_sent = 0
 
     @property
     def gaps(self) -> int:
@@ -140,7 +123,7 @@ class Coordinator:
             return
         if self._stopping:
             # It was accepted in the very moment of the close; nobody else will answer it.
-            _fail_waiting(share, PoolClosed(f"the pool {self._name} was closed"))
+            fail_waiting(share, PoolClosed(f"the pool {self._name} was closed"))
             return
         if join is not None and join.leaving:
             join.share, join.members = share, ()
@@ -188,75 +171,44 @@ class Coordinator:
             if join.source is source:
                 self._renew_token(join)
 
-    def connect(self, waiter: Future[None]) -> None:
-        """Have at least one connection; `waiter` is done when one is open."""
-        if any(c.state == "open" for c in self.connections):
-            waiter.set_result(None)
-            return
-        self._connect_waiters.append(waiter)
-        if not self._by_id:
-            self._new_connection()
-        for connection in self.connections:
-            if connection.state in ("waiting", "error"):
-                self._dial(connection)
-
     def resume(self, mailbox: Any) -> None:
         """A full mailbox has room again: read on."""
-        for connection in self.connections:
+        for connection in self.connections.all:
             connection.paused_by.discard(mailbox)
 
     def cleanup(self, done: Future[int]) -> None:
         """Close idle connections now; `done` gets their number."""
-        idle = [c for c in self.connections if not c.joins]
-        for connection in idle:
-            self._retire(connection)
-        done.set_result(len(idle))
+        done.set_result(self.connections.close_idle())
 
     def shutdown(self, deadline: float) -> None:
         """Send what was accepted as far as `deadline` allows, say goodbye on every connection, then end the loop."""
         if self._stopping:
             return
-        self._stopping, self._deadline = True, deadline
+        self._stopping = True
         self._queue.clear()
-        for connection in self.connections:
-            self._retire(connection)
-        self._stop_when_closed()
-
-    def _stop_when_closed(self) -> None:
-        if self._stopping and not self._closing:
-            self.abandon(PoolClosed(f"the pool {self._name} was closed"))
-            self._loop.stop()
+        self.connections.close_all(deadline)
 
     def abandon(self, error: RtpoolError) -> None:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
         self._stopping = True
-        for connection in [*self.connections, *self._closing]:
-            connection.session.disconnected()
-            self._on_events(connection, connection.session.events())
-            self._drop_socket(connection)
-        self._closing.clear()
-        for waiter in self._connect_waiters:
-            waiter.set_exception(error.again())
-        self._connect_waiters.clear()
+        self.connections.abandon(error)
         for join in self._joins.values():
             for outgoing in join.buffer:
                 self._settle(outgoing, None, error.again())
             join.buffer.clear()
             self._tell_members(join, "closed", error)
-            _fail_waiting(join.share, error)
+            fail_waiting(join.share, error)
             for attachment in join.leavers:
                 attachment.left.set_result(None)
             join.share.state = ChannelState.CLOSED
         for subscriber in self._registry.subscribers():
-            if (attachment := self._registry.detach(subscriber)) is not None:
-                attachment.share.state = ChannelState.CLOSED
-                if not attachment.ready.done():
-                    attachment.ready.set_exception(error.again())
+            detached = self._registry.detach(subscriber)
+            if detached is not None:
+                detached.share.state = ChannelState.CLOSED
+                if not detached.ready.done():
+                    detached.ready.set_exception(error.again())
             self._registry.left(subscriber)
         self._joins.clear()
-        self._by_id.clear()
-        self._publish()
-        self._set_status("closed")
 
     # Joins
 
@@ -286,21 +238,22 @@ class Coordinator:
         self._publish_state(join)
 
     def _place(self, join: Join) -> bool:
-        choice = place(join.topic, (c.slot() for c in self.connections), max_connections=self._options.max_connections)
+        slots = [connection.slot() for connection in self.connections.all]
+        choice = place(join.topic, slots, max_connections=self._options.max_connections)
         if choice is None:
             error = PoolExhausted(
-                f"no room for {join.name!r}: {len(self.connections)} connections are open, each is full or holds this "
+                f"no room for {join.name!r}: {len(slots)} connections are open, each is full or holds this "
                 f"topic; raise max_connections ({self._options.max_connections}) or unsubscribe",
                 topic=join.name,
             )
             join.share.last_error = error
             self._refuse(join, error)
             return False
-        connection = self._new_connection() if choice == OPEN else self._by_id[choice]
+        connection = self.connections.new() if choice == OPEN else self.connections.get(choice)
         connection.joins[join.topic] = join
         join.connection = connection
         if connection.state == "error":
-            self._dial(connection)
+            self.connections.dial(connection)
         return True
 
     def _request(self, join: Join) -> None:
@@ -318,9 +271,6 @@ class Coordinator:
         """Send what may be sent: a sliding window over the pool, a few in flight per socket, oldest first."""
         if self._stopping:
             return
-        rate = self._options.max_joins_per_second
-        limit = max(1, int(rate))
-        window = limit / rate
         waiting: deque[Join] = deque()
         room: dict[Connection, int] = {}
         while self._queue:
@@ -337,21 +287,18 @@ class Coordinator:
                 waiting.append(join)
                 room[connection] = 0
                 continue
-            while self._granted and self._loop.now - self._granted[0] >= window:
-                self._granted.popleft()
-            if len(self._granted) >= limit:
+            if not self._pace.grant(self._loop.now):
                 waiting.append(join)
                 waiting.extend(self._queue)
                 self._queue.clear()
                 if self._pacing is None:
-                    self._pacing = self._loop.call_at(self._granted[0] + window, self._pace)
+                    self._pacing = self._loop.call_at(self._pace.next_at(), self._pace_over)
                 break
-            self._granted.append(self._loop.now)
             room[connection] = free - 1
             self._tokens.resolve(join.source, lambda token, error, join=join: self._send_join(join, token, error))  # type: ignore[misc]
         self._queue = waiting
 
-    def _pace(self) -> None:
+    def _pace_over(self) -> None:
         self._pacing = None
         self._send_joins()
 
@@ -433,7 +380,7 @@ class Coordinator:
         timed_out = isinstance(error, JoinTimeout)
         self._tell_members(join, "timed_out" if timed_out else "refused", error)
         connection = join.connection
-        may_open = len(self._by_id) < self._options.max_connections
+        may_open = len(self.connections.all) < self._options.max_connections
         if action is Action.OTHER_SOCKET and connection is not None and may_open:
             connection.capacity = max(1, min(connection.capacity, len(connection.joins) - 1))
             self._unplace(join)
@@ -456,7 +403,7 @@ class Coordinator:
         join.blocked = error
         join.share.state = ChannelState.ERRORED
         self._tell_members(join, "refused", error)
-        _fail_waiting(join.share, error)
+        fail_waiting(join.share, error)
         for outgoing in join.buffer:
             self._settle(outgoing, None, error.again())
         join.buffer.clear()
@@ -520,7 +467,7 @@ class Coordinator:
             return
         connection.joins.pop(join.topic, None)
         if not connection.joins:
-            self._schedule_idle_close(connection)
+            self.connections.close_when_idle(connection)
 
     # Pushes
 
@@ -555,253 +502,55 @@ class Coordinator:
         if event.token is None:
             return
         join, outgoing = event.token
-        topic = outgoing.subscriber.topic
         if event.outcome == "lost" and not event.written and not self._stopping and not join.leaving:
             unsent.append((join, outgoing))  # the server cannot have seen it whole: it may be sent again
-        elif event.outcome == "lost":
-            self._settle(
-                outgoing,
-                None,
-                ConnectionFailed(f"the connection was lost before the reply to push {outgoing.name!r} on {topic!r}"),
-            )
-        elif event.outcome == "timeout":
-            self._settle(outgoing, None, outgoing.timed_out(written=event.written))
-        elif event.outcome == "reply" and event.status != "ok":
-            self._settle(
-                outgoing,
-                None,
-                PushRefused(
-                    f"the server answered push {outgoing.name!r} on {topic!r} with {event.status}: {event.response!r}",
-                    topic=topic,
-                    event=outgoing.name,
-                    status=event.status,
-                    response=event.response,
-                ),
-            )
-        else:
+            return
+        error = outgoing.error_of(event)
+        if error is None:
             self._router.loop_back(join, outgoing)
-            self._settle(outgoing, event.response, None)
+        self._settle(outgoing, event.response, error)
 
     def _settle(self, outgoing: Outgoing, result: Any, error: RtpoolError | None) -> None:
         self._budget.settle(outgoing, result, error)
 
     # Connections
 
-    def _new_connection(self) -> Connection:
-        connection = Connection(self._next_id, self._options, self._on_events, self._on_lost)
-        self._next_id += 1
-        self._by_id[connection.connection_id] = connection
-        self._publish()
-        self._dial(connection)
-        return connection
-
-    def _publish(self) -> None:
-        self.connections = tuple(self._by_id.values())
-
-    def _dial(self, connection: Connection) -> None:
-        connection.state = "dialing"
-        if connection.epoch or connection.attempts:
-            self.reconnect_attempts += 1
-        self._update_status()
-        epoch = connection.epoch
-        loop, dialed = self._loop, self._dialed
-
-        def done(sock: socket.socket | None, error: RtpoolError | None) -> bool:
-            return loop.post(dialed, connection, epoch, sock, error)
-
-        self._dialer.dial(self._endpoint, self._options, done)
-
-    def _dialed(
-        self, connection: Connection, epoch: int, sock: socket.socket | None, error: RtpoolError | None
-    ) -> None:
-        if self._by_id.get(connection.connection_id) is not connection or connection.epoch != epoch or self._stopping:
-            if sock is not None:
-                sock.close()
-            return
-        if sock is None:
-            self._dial_failed(connection, error or ConnectionFailed("no connection"))
-            return
-        connection.open(sock, self._loop.now)
-        connection.last_error = None
-        self._loop.add(connection)
-        log.info("= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url)
-        self._update_status()
-        for waiter in self._connect_waiters:
-            waiter.set_result(None)
-        self._connect_waiters.clear()
+    def opened(self, connection: Connection) -> None:
+        """Join all that live there."""
         for join in list(connection.joins.values()):
             if join.blocked is None and join.retry is None and not join.leaving:
                 self._request(join)
-        if not connection.joins:
-            self._schedule_idle_close(connection)
 
-    def _on_lost(self, connection: Connection, error: RtpoolError) -> None:
-        """The socket broke. The identity stays, with its joins, and is dialled again."""
-        if connection in self._closing:
-            self._closed(connection)
-            return
-        if not isinstance(error, ConnectionFailed):
-            # Whatever the peer did wrong on this socket, the next one may be fine.
-            failed = ConnectionFailed(f"connection {connection.connection_id} was given up: {error}")
-            failed.__cause__ = error
-            error = failed
-        now = self._loop.now
-        last_life = self._wall() - timedelta(seconds=max(0.0, now - connection.proof_of_life))
-        log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
-        was_stable = now - connection.opened_at >= STABLE_SECONDS
-        connection.session.disconnected()
-        self._drop_socket(connection)
-        connection.state = "waiting"
-        self._on_events(connection, connection.session.events())
+    def lost(self, connection: Connection, error: ConnectionFailed) -> None:
+        """Note since when messages may be missing, and have token callables asked again."""
+        silence = max(0.0, self._loop.now - connection.proof_of_life)
+        last_life = self._wall() - timedelta(seconds=silence)
         for join in list(connection.joins.values()):
-            join.share.last_error = error
-            if join.outage is None and any(_was_ready(s) for s in join.members):
+            if join.outage is None and any(was_ready(s) for s in join.members):
                 join.outage = Outage(error.cause, last_life)
             self._publish_state(join)
         self._tokens.expire()
-        if not connection.joins:
-            self._remove(connection)  # the server reaps sockets without channels; nobody misses it
-            return
-        if was_stable:
-            connection.attempts = 0
-        self._failed(connection, error, was_open=True)
 
-    def _dial_failed(self, connection: Connection, error: RtpoolError) -> None:
-        log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
-        self._failed(connection, error, was_open=False)
-
-    def _failed(self, connection: Connection, error: RtpoolError, *, was_open: bool) -> None:
-        connection.state = "waiting"
-        connection.last_error = error
-        connection.attempts += 1
-        if connection.attempts == 1:
-            connection.first_failed_at = self._loop.now
+    def failing(self, connection: Connection, error: RtpoolError) -> None:
+        """Tell who lives there."""
         for join in connection.joins.values():
             join.share.last_error = error
             self._tell_members(join, "rejoining", error)
-        if not self._options.auto_reconnect:
-            self._give_up(connection, error, None)
-            return
-        attempt, first_at, epoch = connection.attempts, connection.first_failed_at, connection.epoch
-        policy, loop, clock, decided = self._policy, self._loop, self._loop.clock, self._decided
 
-        def job() -> None:  # the strategies are user code
-            try:
-                verdict, delay = policy.next_delay(attempt_number=attempt, first_at=first_at, now=clock(), error=error)
-            except Exception:
-                log.exception("! a reconnect strategy failed; the default delay is used")
-                verdict, delay = "retry", 1.0
-            loop.post(decided, connection, epoch, attempt, error, verdict, delay, was_open)
-
-        self._dialer.submit(job)
-
-    def _decided(
-        self,
-        connection: Connection,
-        epoch: int,
-        attempt: int,
-        error: RtpoolError,
-        verdict: str,
-        delay: float,
-        was_open: bool,
-    ) -> None:
-        current = self._by_id.get(connection.connection_id) is connection and connection.epoch == epoch
-        if not current or connection.attempts != attempt or connection.state != "waiting" or self._stopping:
-            return
-        if verdict == "fatal":
-            self._give_up(connection, error, None)
-        elif verdict == "stop" and not was_open:
-            self._give_up(connection, error, self._options.health_check_interval)
-        else:
-            self._update_status(StatusChange(None, "reconnecting", error, attempt, delay))
-            self._loop.call_later(delay, lambda: self._dial_again(connection, epoch, attempt))
-
-    def _dial_again(self, connection: Connection, epoch: int, attempt: int) -> None:
-        if (
-            self._by_id.get(connection.connection_id) is connection
-            and connection.epoch == epoch
-            and connection.attempts == attempt
-            and connection.state in ("waiting", "error")
-            and not self._stopping
-        ):
-            self._dial(connection)
-
-    def _give_up(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
-        """The quick attempts are over. The health check goes on where another attempt can succeed."""
-        connection.state = "error"
-        for waiter in self._connect_waiters:
-            waiter.set_exception(error.again())
-        self._connect_waiters.clear()
+    def given_up(self, connection: Connection, error: RtpoolError) -> None:
+        """Nobody is to wait for it any longer."""
         for join in list(connection.joins.values()):
-            _fail_waiting(join.share, error)
-        self._update_status(StatusChange(None, "error", error, connection.attempts, again_in or 0.0))
-        if again_in is not None and self._options.enable_health_check:
-            epoch, attempt = connection.epoch, connection.attempts
-            self._loop.call_later(again_in, lambda: self._dial_again(connection, epoch, attempt))
-        if not connection.joins:
-            self._remove(connection)
+            fail_waiting(join.share, error)
 
-    def _schedule_idle_close(self, connection: Connection) -> None:
-        def close_if_idle() -> None:
-            if not connection.joins and self._by_id.get(connection.connection_id) is connection:
-                self._retire(connection)
-
-        if connection.state == "open":
-            self._loop.call_later(self._options.cleanup_interval, close_if_idle)
-        else:
-            self._loop.post(close_if_idle)  # nobody needs it dialled
-
-    def _retire(self, connection: Connection) -> None:
-        """Close a connection in good order: what is queued, a close frame, then the peer's answer or half a second."""
-        self._by_id.pop(connection.connection_id, None)
-        self._publish()
-        if connection.transport is None:
-            self._account(connection)
-            self._update_status()
-            return
-        self._closing.add(connection)
-        connection.say_goodbye(self._loop.now)
-        self._update_status()
-        if connection in self._closing:
-            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
-
-    def _goodbye_over(self, connection: Connection) -> None:
-        queued = connection.transport is not None and connection.transport.queued
-        if queued and self._stopping and self._loop.now + GOODBYE_SECONDS < self._deadline:
-            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
-        else:
-            self._closed(connection)
-
-    def _closed(self, connection: Connection) -> None:
-        if connection not in self._closing:
-            return
-        self._closing.discard(connection)
-        connection.session.disconnected()
-        self._drop_socket(connection)
-        self._on_events(connection, connection.session.events())
-        self._account(connection)
-        log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
-        self._stop_when_closed()
-
-    def _remove(self, connection: Connection) -> None:
-        self._by_id.pop(connection.connection_id, None)
-        self._publish()
-        self._account(connection)
-        self._update_status()
-
-    def _drop_socket(self, connection: Connection) -> None:
-        self._loop.remove(connection)
-        connection.close_socket()
-
-    def _account(self, connection: Connection) -> None:
-        details = connection.details()
-        self.past_messages += details.messages_received
-        self.past_bytes_received += details.bytes_received
-        self.past_bytes_sent += details.bytes_sent
+    def all_closed(self) -> None:
+        """The last goodbye is said: end."""
+        self.abandon(PoolClosed(f"the pool {self._name} was closed"))
+        self._loop.stop()
 
     # What sessions say
 
-    def _on_events(self, connection: Connection, events: list[SessionEvent]) -> None:
+    def heard(self, connection: Connection, events: list[SessionEvent]) -> None:
+        """Act on what a session said, in order."""
         unsent: list[tuple[Join, Outgoing]] = []
         joins_answered = False
         for event in events:
@@ -844,7 +593,7 @@ class Coordinator:
                 self._join_failed(join, error, Action.BACK_OFF)
             else:
                 action = classify_join(event.response)
-                self._join_failed(join, _refused(join.name, event.response, action), action)
+                self._join_failed(join, refused(join.name, event.response, action), action)
         else:
             self._channel_lost(join, event)
 
@@ -854,7 +603,7 @@ class Coordinator:
         action = classify_system(join.system_error)
         words = join.system_error or f"the server ended the channel ({event.cause})"
         join.system_error = ""
-        self._join_failed(join, _refused(join.name, words, action), action)
+        self._join_failed(join, refused(join.name, words, action), action)
 
     def _overflowed(self, mailboxes: list[Any]) -> None:
         for mailbox in mailboxes:
@@ -884,57 +633,3 @@ class Coordinator:
     def _tell_members(self, join: Join, status: str, error: RtpoolError | None) -> None:
         for subscriber in join.members:
             self._router.tell(subscriber, StatusChange(subscriber.topic, status, error))
-
-    def _set_status(self, status: str, change: StatusChange | None = None) -> None:
-        if status == self.status and change is None:
-            return
-        self.status = status
-        self._announce(change or StatusChange(None, status))
-
-    def _update_status(self, change: StatusChange | None = None) -> None:
-        if self._stopping:
-            return
-        states = {c.state for c in self.connections}
-        ever = any(c.epoch for c in self.connections)
-        if not states:
-            status = "idle"
-        elif states == {"open"}:
-            status = "connected"
-        elif "error" in states:
-            status = "error"
-        elif "waiting" in states or (ever and "dialing" in states and "open" not in states):
-            status = "reconnecting"
-        elif "open" in states:
-            status = "connected"
-        else:
-            status = "connecting"
-        if change is not None and change.status != status:
-            change = None
-        self._set_status(status, change)
-
-
-def _fail_waiting(share: Share, error: RtpoolError) -> None:
-    for subscriber in share.subscribers:
-        attachment = subscriber.attachment
-        if attachment is not None and attachment.share is share and not attachment.ready.done():
-            attachment.ready.set_exception(error.again())
-
-
-def _was_ready(subscriber: Subscriber) -> bool:
-    attachment = subscriber.attachment
-    return attachment is not None and attachment.ready.done() and attachment.ready.exception() is None
-
-
-def _refused(topic: str, response: Any, action: Action) -> JoinRefused:
-    code, reason = parse_reason(response)
-    words = f"{code}: {reason}" if code else reason
-    after = "rtpool tries again by itself" if action.retryable else f"not tried again ({action.value} needed)"
-    if action is Action.FATAL:
-        after = "not tried again: the same request cannot succeed"
-    return JoinRefused(
-        f"the server refused {topic!r}: {words or 'no reason given'}; {after}",
-        topic=topic,
-        code=code,
-        reason=reason,
-        retryable=action.retryable,
-    )

@@ -12,19 +12,20 @@ import attrs
 
 from rtpool.engine.outgoing import Outgoing
 from rtpool.engine.tokens import TokenSource
-from rtpool.errors import RtpoolError
+from rtpool.errors import JoinRefused, RtpoolError
 from rtpool.events import ChannelState, SystemMessage
 from rtpool.protocol.json_engine import dumps, loads
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceState
+from rtpool.protocol.refusals import Action, parse_reason
 from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
 
 if TYPE_CHECKING:
     from rtpool.engine.connection import Connection
     from rtpool.engine.io_loop import Timer
 
-__all__ = ["Echo", "Join", "Outage"]
+__all__ = ["Echo", "Join", "Outage", "fail_waiting", "refused", "was_ready"]
 
 #: Broadcasts of our own whose echo is awaited, per join; beyond it the oldest is taken for lost.
 MAX_ECHOES = 1_000
@@ -140,3 +141,33 @@ class Join:
                     self.echoes.popleft()
                 return echo.sender
         return None
+
+
+def fail_waiting(share: Share, error: RtpoolError) -> None:
+    """Give everybody who waits for a share to be ready the reason why it will not be."""
+    for subscriber in share.subscribers:
+        attachment = subscriber.attachment
+        if attachment is not None and attachment.share is share and not attachment.ready.done():
+            attachment.ready.set_exception(error.again())
+
+
+def was_ready(subscriber: Subscriber) -> bool:
+    """Whether events flowed to it before, so that it has something to lose."""
+    attachment = subscriber.attachment
+    return attachment is not None and attachment.ready.done() and attachment.ready.exception() is None
+
+
+def refused(topic: str, response: Any, action: Action) -> JoinRefused:
+    """The error for an error response, or for the words before a close."""
+    code, reason = parse_reason(response)
+    words = f"{code}: {reason}" if code else reason
+    after = "rtpool tries again by itself" if action.retryable else f"not tried again ({action.value} needed)"
+    if action is Action.FATAL:
+        after = "not tried again: the same request cannot succeed"
+    return JoinRefused(
+        f"the server refused {topic!r}: {words or 'no reason given'}; {after}",
+        topic=topic,
+        code=code,
+        reason=reason,
+        retryable=action.retryable,
+    )

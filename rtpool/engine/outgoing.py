@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from rtpool.errors import PushTimeout, RtpoolError, SendBufferFull
+from rtpool.errors import ConnectionFailed, PushRefused, PushTimeout, RtpoolError, SendBufferFull
 from rtpool.protocol.messages import Body
+from rtpool.protocol.session import PushSettled
 from rtpool.registry import Subscriber
 
 __all__ = ["Outgoing", "SendBudget", "SentBroadcast"]
@@ -73,6 +74,23 @@ class Outgoing:
             timeout=self.timeout,
             sent=written,
         )
+
+    def error_of(self, event: PushSettled) -> RtpoolError | None:
+        """The error that a session's word about it amounts to; None when all is well."""
+        topic = self.subscriber.topic
+        if event.outcome == "lost":
+            return ConnectionFailed(f"the connection was lost before the reply to push {self.name!r} on {topic!r}")
+        if event.outcome == "timeout":
+            return self.timed_out(written=event.written)
+        if event.outcome == "reply" and event.status != "ok":
+            return PushRefused(
+                f"the server answered push {self.name!r} on {topic!r} with {event.status}: {event.response!r}",
+                topic=topic,
+                event=self.name,
+                status=event.status,
+                response=event.response,
+            )
+        return None
 
 
 class SendBudget:

@@ -5,16 +5,16 @@ A real Realtime server on a loopback port, for your tests, demos and ours. Needs
 from __future__ import annotations
 
 from rtpool.testing.connection import NO_REPLY, ServerConnection
-from rtpool.testing.server import (
+from rtpool.testing.records import (
     JoinRecord,
     JoinRefusal,
     LeaveRecord,
-    RealtimeServer,
     ReceivedMessage,
     Refusal,
     RequestInfo,
     ServerOptions,
 )
+from rtpool.testing.server import RealtimeServer
 
 __all__ = [
     "JoinRecord",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import ssl
 import threading
@@ -25,123 +26,24 @@ from websockets.http11 import Request, Response
 
 from rtpool.testing.connection import ServerConnection, _NoReply
 from rtpool.testing.postgres import binding_id
+from rtpool.testing.records import (
+    JoinRecord,
+    JoinRefusal,
+    LeaveRecord,
+    ReceivedMessage,
+    Refusal,
+    RequestInfo,
+    ServerOptions,
+)
 from rtpool.testing.rooms import Member, Rooms
 from rtpool.testing.tokens import make_token, token_error
 from rtpool.testing.wire import ClientMessage, ServerMessage
 
-__all__ = [
-    "JoinRecord",
-    "JoinRefusal",
-    "LeaveRecord",
-    "RealtimeServer",
-    "ReceivedMessage",
-    "Refusal",
-    "RequestInfo",
-    "ServerOptions",
-]
+__all__ = ["RealtimeServer"]
 
 T = TypeVar("T")
 
 WS_PATHS = ("/realtime/v1/websocket", "/socket/websocket")
-
-
-@attrs.frozen(kw_only=True)
-class ServerOptions:
-    """
-    Limits and timings. Seconds are floats.
-
-    Attributes:
-        max_channels_per_client: channels of one socket.
-        max_concurrent_users: sockets; more are refused with HTTP 429.
-        max_joins_per_second: joins accepted within a second over the server; one more is refused and its socket closed
-            with 1001. None is no limit.
-        max_payload_kb: of a broadcast, in 1,000 bytes.
-        max_frame_size: bytes; a larger frame closes the socket with 1009.
-        idle_timeout: a socket that sent nothing for so long is closed with 1000.
-        connect_error_backoff, join_error_backoff: how long a refusal is held back; the real server takes 2 and 5 s.
-        join_latency: how long every join takes; meanwhile its socket is deaf and mute.
-        postgres_delay: from a join's reply to "Subscribed to PostgreSQL".
-        presence_max_calls: presence messages a channel may send; None is no limit (the real one: 5 in 30 s).
-        record_limit: messages `received` keeps.
-        send_queue_limit: bytes waiting for one client; more and it is cut off.
-        plain_phoenix: any topic is welcome, and nothing of Supabase's is sent.
-    """
-
-    max_channels_per_client: int = 100
-    max_concurrent_users: int = 200
-    max_joins_per_second: int | None = None
-    max_payload_kb: int = 3000
-    max_frame_size: int = 5_000_000
-    idle_timeout: float = 60.0
-    connect_error_backoff: float = 0.0
-    join_error_backoff: float = 0.0
-    join_latency: float = 0.0
-    postgres_delay: float = 0.0
-    presence_max_calls: int | None = None
-    record_limit: int = 100_000
-    send_queue_limit: int = 64 * 1024 * 1024
-    plain_phoenix: bool = False
-
-
-@attrs.frozen
-class RequestInfo:
-    """An upgrade request: its path, the query's last value by name, the headers by lower-case name."""
-
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-
-
-@attrs.frozen
-class Refusal:
-    """What an `on_connect` hook returns to refuse: an HTTP status, a body, headers."""
-
-    status: int
-    body: str = ""
-    headers: Mapping[str, str] = attrs.field(factory=dict)
-
-
-@attrs.frozen
-class JoinRefusal:
-    """What an `on_join` hook returns to refuse: the reason, seconds to hold it back, a code to close the socket with."""
-
-    reason: str
-    delay: float | None = None
-    close_code: int | None = None
-
-
-@attrs.frozen
-class JoinRecord:
-    """A join that was asked for: by whom, for what, and whether it was let in."""
-
-    connection_id: int
-    topic: str
-    wire_topic: str
-    join_ref: Any
-    payload: Any
-    accepted: bool
-    reason: str | None
-
-
-@attrs.frozen
-class LeaveRecord:
-    """A channel that was left."""
-
-    connection_id: int
-    topic: str
-    wire_topic: str
-
-
-@attrs.frozen
-class ReceivedMessage:
-    """A message a client sent."""
-
-    connection_id: int
-    join_ref: Any
-    ref: Any
-    topic: str
-    event: str
-    payload: Any
 
 
 def _prefixed(topic: str) -> str:
@@ -303,7 +205,7 @@ class RealtimeServer:
                 return
             with self._changed:
                 left = deadline - time.monotonic()
-                if not self._changed.wait_for(lambda: self._version != version, max(0.0, left)):
+                if not self._changed.wait_for(lambda v=version: self._version != v, max(0.0, left)):  # type: ignore[misc]
                     raise TimeoutError(
                         f"not within {timeout} s; {len(self._connections)} connections of {self.connections_total}, "
                         f"{len(self._joins)} joins, {len(self._leaves)} leaves, {len(self._received)} messages"
@@ -586,7 +488,7 @@ class RealtimeServer:
             error = token_error(self._secret, key, time.time())
             if error is not None:
                 words = "Token has expired" if error[1].startswith("Token has expired") else error[1]
-                return Refusal(401, '{"error": "%s"}' % words)
+                return Refusal(401, json.dumps({"error": words}))
         if len(self._connections) >= self.options.max_concurrent_users:
             return Refusal(429, '{"error": "Too many connected users"}')
         return None

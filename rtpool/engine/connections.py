@@ -1,0 +1,381 @@
+"""
+The pool's sockets: dialled, brought back, retired, and what they are doing now. Everything here runs on the I/O thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+from rtpool.engine.connection import Connection
+from rtpool.engine.dialer import Dialer, Endpoint
+from rtpool.engine.io_loop import IoLoop
+from rtpool.errors import ConnectionFailed, RtpoolError
+from rtpool.events import StatusChange
+from rtpool.options import PoolOptions
+from rtpool.protocol.session import SessionEvent
+
+__all__ = ["Connections", "Tenant"]
+
+log = logging.getLogger("rtpool.io")
+
+#: A connection that lived this long was a good one: the next loss starts a new outage.
+STABLE_SECONDS = 5.0
+#: How long a closed socket waits for the peer's own close frame.
+GOODBYE_SECONDS = 0.5
+
+
+class Tenant(Protocol):
+    """Who lives on the connections: told what happens to them."""
+
+    def heard(self, connection: Connection, events: list[SessionEvent]) -> None:
+        """A session said something."""
+
+    def opened(self, connection: Connection) -> None:
+        """A connection is open, for the first time or again."""
+
+    def lost(self, connection: Connection, error: ConnectionFailed) -> None:
+        """An open connection is gone; it will be dialled again unless nobody lives on it."""
+
+    def failing(self, connection: Connection, error: RtpoolError) -> None:
+        """It was lost, or an attempt to open it failed."""
+
+    def given_up(self, connection: Connection, error: RtpoolError) -> None:
+        """The quick attempts are over."""
+
+    def all_closed(self) -> None:
+        """After `close_all`: the last one is closed."""
+
+
+class Connections:
+    """
+    Every connection of a pool, from its first dial to its goodbye.
+
+    Args:
+        name: the pool's.
+        endpoint, options: where to dial, and how.
+        loop, dialer: the engine's.
+        tenant: who lives here.
+        announce: hands a pool-level `StatusChange` to listeners.
+
+    Thread-safety: confined to the I/O thread, except `all`, `status` and the counters, which may be read anywhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        endpoint: Endpoint,
+        options: PoolOptions,
+        *,
+        loop: IoLoop,
+        dialer: Dialer,
+        tenant: Tenant,
+        announce: Callable[[StatusChange], None],
+    ) -> None:
+        self._name = name
+        self._endpoint = endpoint
+        self._options = options
+        self._policy = options.reconnect.resolved(options)
+        self._loop = loop
+        self._dialer = dialer
+        self._tenant = tenant
+        self._announce = announce
+        self._by_id: dict[int, Connection] = {}
+        self._closing: set[Connection] = set()
+        self._next_id = 1
+        self._waiters: list[Future[None]] = []
+        self._stopping = False
+        self._deadline = 0.0
+        #: Every connection, those saying goodbye aside; replaced whole.
+        self.all: tuple[Connection, ...] = ()
+        self.status = "idle"
+        self.reconnect_attempts = 0
+        # What connections that are gone had counted.
+        self.past_messages = self.past_bytes_received = self.past_bytes_sent = 0
+
+    def get(self, connection_id: int) -> Connection:
+        """The connection with this id."""
+        return self._by_id[connection_id]
+
+    def connect(self, waiter: Future[None]) -> None:
+        """Have at least one connection; `waiter` is done when one is open."""
+        if any(c.state == "open" for c in self.all):
+            waiter.set_result(None)
+            return
+        self._waiters.append(waiter)
+        if not self._by_id:
+            self.new()
+        for connection in self.all:
+            if connection.state in ("waiting", "error"):
+                self.dial(connection)
+
+    def close_idle(self) -> int:
+        """Close those without joins now; returns how many."""
+        idle = [c for c in self.all if not c.joins]
+        for connection in idle:
+            self._retire(connection)
+        return len(idle)
+
+    def close_all(self, deadline: float) -> None:
+        """Say goodbye on every connection; `Tenant.all_closed` follows."""
+        self._stopping, self._deadline = True, deadline
+        for connection in self.all:
+            self._retire(connection)
+        self._tell_when_closed()
+
+    def _tell_when_closed(self) -> None:
+        if self._stopping and not self._closing:
+            self._tenant.all_closed()
+
+    def abandon(self, error: RtpoolError) -> None:
+        """Drop every socket at once and fail who waits for one."""
+        self._stopping = True
+        for connection in [*self.all, *self._closing]:
+            connection.session.disconnected()
+            self._tenant.heard(connection, connection.session.events())
+            self._drop_socket(connection)
+        self._closing.clear()
+        self._fail_waiters(error)
+        self._by_id.clear()
+        self._publish()
+        self._set_status("closed")
+
+    def _fail_waiters(self, error: RtpoolError) -> None:
+        for waiter in self._waiters:
+            waiter.set_exception(error.again())
+        self._waiters.clear()
+
+    def new(self) -> Connection:
+        """Another connection, dialled at once."""
+        connection = Connection(self._next_id, self._options, self._tenant.heard, self._on_lost)
+        self._next_id += 1
+        self._by_id[connection.connection_id] = connection
+        self._publish()
+        self.dial(connection)
+        return connection
+
+    def _publish(self) -> None:
+        self.all = tuple(self._by_id.values())
+
+    def dial(self, connection: Connection) -> None:
+        """Open it, now."""
+        connection.state = "dialing"
+        if connection.epoch or connection.attempts:
+            self.reconnect_attempts += 1
+        self._update_status()
+        epoch = connection.epoch
+        loop, dialed = self._loop, self._dialed
+
+        def done(sock: socket.socket | None, error: RtpoolError | None) -> bool:
+            return loop.post(dialed, connection, epoch, sock, error)
+
+        self._dialer.dial(self._endpoint, self._options, done)
+
+    def _dialed(
+        self, connection: Connection, epoch: int, sock: socket.socket | None, error: RtpoolError | None
+    ) -> None:
+        if self._by_id.get(connection.connection_id) is not connection or connection.epoch != epoch or self._stopping:
+            if sock is not None:
+                sock.close()
+            return
+        if sock is None:
+            self._dial_failed(connection, error or ConnectionFailed("no connection"))
+            return
+        connection.open(sock, self._loop.now)
+        connection.last_error = None
+        self._loop.add(connection)
+        log.info("= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url)
+        self._update_status()
+        for waiter in self._waiters:
+            waiter.set_result(None)
+        self._waiters.clear()
+        self._tenant.opened(connection)
+        if not connection.joins:
+            self.close_when_idle(connection)
+
+    def _on_lost(self, connection: Connection, error: RtpoolError) -> None:
+        """The socket broke. The identity stays, with its joins, and is dialled again."""
+        if connection in self._closing:
+            self._closed(connection)
+            return
+        if not isinstance(error, ConnectionFailed):
+            # Whatever the peer did wrong on this socket, the next one may be fine.
+            failed = ConnectionFailed(f"connection {connection.connection_id} was given up: {error}")
+            failed.__cause__ = error
+            error = failed
+        now = self._loop.now
+        log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
+        was_stable = now - connection.opened_at >= STABLE_SECONDS
+        connection.session.disconnected()
+        self._drop_socket(connection)
+        connection.state = "waiting"
+        self._tenant.heard(connection, connection.session.events())
+        self._tenant.lost(connection, error)
+        if not connection.joins:
+            self._remove(connection)  # the server reaps sockets without channels; nobody misses it
+            return
+        if was_stable:
+            connection.attempts = 0
+        self._failed(connection, error, was_open=True)
+
+    def _dial_failed(self, connection: Connection, error: RtpoolError) -> None:
+        log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
+        self._failed(connection, error, was_open=False)
+
+    def _failed(self, connection: Connection, error: RtpoolError, *, was_open: bool) -> None:
+        connection.state = "waiting"
+        connection.last_error = error
+        connection.attempts += 1
+        if connection.attempts == 1:
+            connection.first_failed_at = self._loop.now
+        self._tenant.failing(connection, error)
+        if not self._options.auto_reconnect:
+            self._give_up(connection, error, None)
+            return
+        attempt, first_at, epoch = connection.attempts, connection.first_failed_at, connection.epoch
+        policy, loop, clock, decided = self._policy, self._loop, self._loop.clock, self._decided
+
+        def job() -> None:  # the strategies are user code
+            try:
+                verdict, delay = policy.next_delay(attempt_number=attempt, first_at=first_at, now=clock(), error=error)
+            except Exception:
+                log.exception("! a reconnect strategy failed; the default delay is used")
+                verdict, delay = "retry", 1.0
+            loop.post(decided, connection, epoch, attempt, error, verdict, delay, was_open)
+
+        self._dialer.submit(job)
+
+    def _decided(
+        self,
+        connection: Connection,
+        epoch: int,
+        attempt: int,
+        error: RtpoolError,
+        verdict: str,
+        delay: float,
+        was_open: bool,
+    ) -> None:
+        current = self._by_id.get(connection.connection_id) is connection and connection.epoch == epoch
+        if not current or connection.attempts != attempt or connection.state != "waiting" or self._stopping:
+            return
+        if verdict == "fatal":
+            self._give_up(connection, error, None)
+        elif verdict == "stop" and not was_open:
+            self._give_up(connection, error, self._options.health_check_interval)
+        else:
+            self._update_status(StatusChange(None, "reconnecting", error, attempt, delay))
+            self._loop.call_later(delay, lambda: self._dial_again(connection, epoch, attempt))
+
+    def _dial_again(self, connection: Connection, epoch: int, attempt: int) -> None:
+        if (
+            self._by_id.get(connection.connection_id) is connection
+            and connection.epoch == epoch
+            and connection.attempts == attempt
+            and connection.state in ("waiting", "error")
+            and not self._stopping
+        ):
+            self.dial(connection)
+
+    def _give_up(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
+        """The quick attempts are over. The health check goes on where another attempt can succeed."""
+        connection.state = "error"
+        self._fail_waiters(error)
+        self._tenant.given_up(connection, error)
+        self._update_status(StatusChange(None, "error", error, connection.attempts, again_in or 0.0))
+        if again_in is not None and self._options.enable_health_check:
+            epoch, attempt = connection.epoch, connection.attempts
+            self._loop.call_later(again_in, lambda: self._dial_again(connection, epoch, attempt))
+        if not connection.joins:
+            self._remove(connection)
+
+    def close_when_idle(self, connection: Connection) -> None:
+        """Nobody lives on it now; close it unless that changes within `cleanup_interval`."""
+
+        def close_if_idle() -> None:
+            if not connection.joins and self._by_id.get(connection.connection_id) is connection:
+                self._retire(connection)
+
+        if connection.state == "open":
+            self._loop.call_later(self._options.cleanup_interval, close_if_idle)
+        else:
+            self._loop.post(close_if_idle)  # nobody needs it dialled
+
+    def _retire(self, connection: Connection) -> None:
+        """Close a connection in good order: what is queued, a close frame, then the peer's answer or half a second."""
+        self._by_id.pop(connection.connection_id, None)
+        self._publish()
+        if connection.transport is None:
+            self._account(connection)
+            self._update_status()
+            return
+        self._closing.add(connection)
+        connection.say_goodbye(self._loop.now)
+        self._update_status()
+        if connection in self._closing:
+            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
+
+    def _goodbye_over(self, connection: Connection) -> None:
+        queued = connection.transport is not None and connection.transport.queued
+        if queued and self._stopping and self._loop.now + GOODBYE_SECONDS < self._deadline:
+            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
+        else:
+            self._closed(connection)
+
+    def _closed(self, connection: Connection) -> None:
+        if connection not in self._closing:
+            return
+        self._closing.discard(connection)
+        connection.session.disconnected()
+        self._drop_socket(connection)
+        self._tenant.heard(connection, connection.session.events())
+        self._account(connection)
+        log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
+        self._tell_when_closed()
+
+    def _remove(self, connection: Connection) -> None:
+        self._by_id.pop(connection.connection_id, None)
+        self._publish()
+        self._account(connection)
+        self._update_status()
+
+    def _drop_socket(self, connection: Connection) -> None:
+        self._loop.remove(connection)
+        connection.close_socket()
+
+    def _account(self, connection: Connection) -> None:
+        details = connection.details()
+        self.past_messages += details.messages_received
+        self.past_bytes_received += details.bytes_received
+        self.past_bytes_sent += details.bytes_sent
+
+    # Saying what is
+
+    def _set_status(self, status: str, change: StatusChange | None = None) -> None:
+        if status == self.status and change is None:
+            return
+        self.status = status
+        self._announce(change or StatusChange(None, status))
+
+    def _update_status(self, change: StatusChange | None = None) -> None:
+        if self._stopping:
+            return
+        states = {c.state for c in self.all}
+        ever = any(c.epoch for c in self.all)
+        if not states:
+            status = "idle"
+        elif states == {"open"}:
+            status = "connected"
+        elif "error" in states:
+            status = "error"
+        elif "waiting" in states or (ever and "dialing" in states and "open" not in states):
+            status = "reconnecting"
+        elif "open" in states:
+            status = "connected"
+        else:
+            status = "connecting"
+        if change is not None and change.status != status:
+            change = None
+        self._set_status(status, change)
