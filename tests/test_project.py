@@ -171,7 +171,7 @@ def test_importing_rtpool_imports_no_extra_and_starts_nothing() -> None:
 def test_files_and_functions_stay_small() -> None:
     for path in (ROOT / "rtpool").rglob("*.py"):
         text = path.read_text()
-        assert len(text.splitlines()) <= 620, path.name
+        assert len(text.splitlines()) <= 600, path.name
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}: {node.name}"

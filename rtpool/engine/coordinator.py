@@ -18,7 +18,7 @@ from rtpool.engine.connections import Connections
 from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher
 from rtpool.engine.io_loop import IoLoop, Timer
-from rtpool.engine.joins import Join, Outage, fail_waiting, refused, was_ready
+from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of, refused, was_ready
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.routing import Router
 from rtpool.engine.tokens import Tokens, TokenSource
@@ -36,7 +36,7 @@ from rtpool.protocol.messages import ACCESS_TOKEN, PRESENCE, JsonBody
 from rtpool.protocol.pace import Pace
 from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import track_body
-from rtpool.protocol.refusals import Action, classify_join, classify_system
+from rtpool.protocol.refusals import Action, classify_system
 from rtpool.protocol.session import ChannelLost, Joined, JoinFailed, Left, PushSettled, Received, SessionEvent
 from rtpool.registry import Attachment, Registry, ShareKey, Subscriber, merge_configs
 
@@ -154,7 +154,7 @@ class Coordinator:
         """Send a push now, or keep it until its Channel is joined."""
         join = self._joins.get(outgoing.subscriber.key)
         if join is None or join.leaving or self._stopping:
-            self._settle(
+            self._budget.settle(
                 outgoing, None, ConnectionFailed(f"{outgoing.subscriber.topic!r} was unsubscribed before the push")
             )
             return
@@ -194,7 +194,7 @@ class Coordinator:
         self.connections.abandon(error)
         for join in self._joins.values():
             for outgoing in join.buffer:
-                self._settle(outgoing, None, error.again())
+                self._budget.settle(outgoing, None, error.again())
             join.buffer.clear()
             self._tell_members(join, "closed", error)
             fail_waiting(join.share, error)
@@ -328,22 +328,20 @@ class Coordinator:
         self._publish_state(join)
         if join.ready:
             self._flow(join)
-        self._track_again(join)
+        if join.share.tracked is not None:
+            # The server forgets a presence with the join it belonged to.
+            self._say(join, PRESENCE, track_body(join.share.tracked[1]))
         self._flush_buffer(join)
-        self._sync_later(join)
+        # Somebody may have come, gone or changed while the join was under way.
+        self._loop.post(self.sync, join.share.key)
 
-    def _track_again(self, join: Join) -> None:
-        """The server forgets a presence with the join it belonged to."""
-        tracked = join.share.tracked
-        if tracked is not None and join.connection is not None:
+    def _say(self, join: Join, event: str, body: JsonBody) -> None:
+        """Push on a live join without waiting for an answer."""
+        if join.connection is not None and self._supabase:
+            now = self._loop.now
+            deadline = now + self._options.join_timeout
             join.connection.session.push(
-                join.topic,
-                PRESENCE,
-                track_body(tracked[1]),
-                token=None,
-                wants_reply=False,
-                deadline=self._loop.now + self._options.join_timeout,
-                now=self._loop.now,
+                join.topic, event, body, token=None, wants_reply=False, deadline=deadline, now=now
             )
 
     def _flow(self, join: Join) -> None:
@@ -366,10 +364,6 @@ class Coordinator:
             if late:
                 self._router.catch_up(join, subscriber)
                 attachment.ready.set_result(None)
-
-    def _sync_later(self, join: Join) -> None:
-        """Somebody may have come, gone or changed while the join was under way."""
-        self._loop.post(self.sync, join.share.key)
 
     def _join_failed(self, join: Join, error: RtpoolError, action: Action) -> None:
         join.share.last_error = error
@@ -405,7 +399,7 @@ class Coordinator:
         self._tell_members(join, "refused", error)
         fail_waiting(join.share, error)
         for outgoing in join.buffer:
-            self._settle(outgoing, None, error.again())
+            self._budget.settle(outgoing, None, error.again())
         join.buffer.clear()
 
     def _renew_token(self, join: Join) -> None:
@@ -416,23 +410,14 @@ class Coordinator:
             self._tokens.resolve(join.source, lambda token, error: self._send_token(join, token))
 
     def _send_token(self, join: Join, token: str | None) -> None:
-        if token is None or not join.joined or join.connection is None or not self._supabase:
-            return
-        join.token = token
-        join.connection.session.push(
-            join.topic,
-            ACCESS_TOKEN,
-            JsonBody(dumps({"access_token": token})),
-            token=None,
-            wants_reply=False,  # the server never answers it
-            deadline=self._loop.now + self._options.join_timeout,
-            now=self._loop.now,
-        )
+        if token is not None and join.joined:
+            join.token = token
+            self._say(join, ACCESS_TOKEN, JsonBody(dumps({"access_token": token})))
 
     def _end(self, join: Join) -> None:
         """Nobody wants it any more."""
         for outgoing in join.buffer:
-            self._settle(
+            self._budget.settle(
                 outgoing, None, ConnectionFailed(f"{outgoing.subscriber.topic!r} was unsubscribed before the push")
             )
         join.buffer.clear()
@@ -494,7 +479,7 @@ class Coordinator:
     def _expire_buffered(self, join: Join, outgoing: Outgoing) -> None:
         if outgoing in join.buffer:
             join.buffer.remove(outgoing)
-            self._settle(outgoing, None, outgoing.timed_out(written=False))
+            self._budget.settle(outgoing, None, outgoing.timed_out(written=False))
 
     def _push_settled(self, event: PushSettled, unsent: list[tuple[Join, Outgoing]]) -> None:
         if event.written:
@@ -508,10 +493,7 @@ class Coordinator:
         error = outgoing.error_of(event)
         if error is None:
             self._router.loop_back(join, outgoing)
-        self._settle(outgoing, event.response, error)
-
-    def _settle(self, outgoing: Outgoing, result: Any, error: RtpoolError | None) -> None:
-        self._budget.settle(outgoing, result, error)
+        self._budget.settle(outgoing, event.response, error)
 
     # Connections
 
@@ -585,15 +567,7 @@ class Coordinator:
         elif isinstance(event, Joined):
             self._joined(join, event.response)
         elif isinstance(event, JoinFailed):
-            if event.timed_out:
-                timeout = self._options.join_timeout
-                error: RtpoolError = JoinTimeout(
-                    f"no reply to the join of {join.name!r} within {timeout} s", topic=join.name, timeout=timeout
-                )
-                self._join_failed(join, error, Action.BACK_OFF)
-            else:
-                action = classify_join(event.response)
-                self._join_failed(join, refused(join.name, event.response, action), action)
+            self._join_failed(join, *failure_of(join.name, event, self._options.join_timeout))
         else:
             self._channel_lost(join, event)
 

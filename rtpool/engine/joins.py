@@ -12,20 +12,21 @@ import attrs
 
 from rtpool.engine.outgoing import Outgoing
 from rtpool.engine.tokens import TokenSource
-from rtpool.errors import JoinRefused, RtpoolError
+from rtpool.errors import JoinRefused, JoinTimeout, RtpoolError
 from rtpool.events import ChannelState, SystemMessage
 from rtpool.protocol.json_engine import dumps, loads
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceState
-from rtpool.protocol.refusals import Action, parse_reason
+from rtpool.protocol.refusals import Action, classify_join, parse_reason
+from rtpool.protocol.session import JoinFailed
 from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
 
 if TYPE_CHECKING:
     from rtpool.engine.connection import Connection
     from rtpool.engine.io_loop import Timer
 
-__all__ = ["Echo", "Join", "Outage", "fail_waiting", "refused", "was_ready"]
+__all__ = ["Echo", "Join", "Outage", "fail_waiting", "failure_of", "refused", "was_ready"]
 
 #: Broadcasts of our own whose echo is awaited, per join; beyond it the oldest is taken for lost.
 MAX_ECHOES = 1_000
@@ -171,3 +172,12 @@ def refused(topic: str, response: Any, action: Action) -> JoinRefused:
         reason=reason,
         retryable=action.retryable,
     )
+
+
+def failure_of(topic: str, event: JoinFailed, join_timeout: float) -> tuple[RtpoolError, Action]:
+    """The error for a join that failed, and what to do about it."""
+    if event.timed_out:
+        words = f"no reply to the join of {topic!r} within {join_timeout} s"
+        return JoinTimeout(words, topic=topic, timeout=join_timeout), Action.BACK_OFF
+    action = classify_join(event.response)
+    return refused(topic, event.response, action), action

@@ -68,7 +68,7 @@ def _split(text: str) -> list[str]:
                 index += 1
             elif char == '"':
                 quoted = False
-        elif char == '"' and index and text[index - 1] in ".(,":
+        elif char == '"' and (index == 0 or text[index - 1] in ".(,"):
             quoted = True
         elif char in "()":
             depth += 1 if char == "(" else -1

@@ -92,7 +92,9 @@ def test_a_duplicate_join_is_answered_before_the_old_channel_closes(connect: Con
     assert client.receive() == ["10", "10", TOPIC, "phx_close", {}]
 
 
-def test_leaving_what_is_not_joined_is_ok_and_a_stale_leave_is_ignored(server: RealtimeServer, connect: Connect) -> None:
+def test_leaving_what_is_not_joined_is_ok_and_a_stale_leave_is_ignored(
+    server: RealtimeServer, connect: Connect
+) -> None:
     client = connect()
     client.send(None, "1", TOPIC, "phx_leave", {})
     assert client.receive() == [None, "1", TOPIC, "phx_reply", {"status": "ok", "response": {}}]
@@ -331,7 +333,9 @@ def test_a_silent_client_is_closed_with_1000_and_a_ping_counts_as_life(connect: 
                 lively.ws.settimeout(0.1)
                 lively.ws.recv_data_frame(control_frame=False)
         assert client.receive() == ("close", 1000)
-        assert len(strict.connections) == 1
+        lively.ws.settimeout(5)
+        lively.send(None, "1", "phoenix", "heartbeat", {})
+        assert lively.receive()[1] == "1"
 
 
 def test_malformed_frames_are_dropped_and_counted(server: RealtimeServer, connect: Connect) -> None:
@@ -427,7 +431,11 @@ def test_the_server_decodes_every_recorded_client_frame(vector: dict[str, Any]) 
 
 @pytest.mark.parametrize(
     "vector",
-    [v for v in VECTORS if v["direction"] == "server_to_client" and v["decoded"] and "unknown_encoding" not in v["name"]],
+    [
+        v
+        for v in VECTORS
+        if v["direction"] == "server_to_client" and v["decoded"] and "unknown_encoding" not in v["name"]
+    ],
     ids=lambda vector: str(vector["name"]),
 )
 def test_the_server_encodes_every_recorded_server_frame(vector: dict[str, Any]) -> None:
@@ -449,7 +457,8 @@ def test_the_server_encodes_every_recorded_server_frame(vector: dict[str, Any]) 
         assert frame == wire_of(vector)
     else:
         assert isinstance(frame, str)
-        assert json.loads(frame) == json.loads(vector["wire"])
+        wire = json.loads(vector["wire"])
+        assert json.loads(frame) == (wire[:5] if isinstance(wire, list) else wire)
 
 
 def test_a_reset_is_a_reset_on_the_wire(server: RealtimeServer) -> None:
