@@ -306,7 +306,7 @@ class RealtimePool:
         if not self._engine.started or self._engine.closed:
             return 0
         done: Future[int] = Future()
-        self._engine.post(self._engine.coordinator.cleanup, done)
+        self._engine.post(self._engine.coordinator.connections.close_idle, done)
         return done.result(CLOSE_TIMEOUT)
 
     # What is going on

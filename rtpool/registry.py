@@ -298,6 +298,19 @@ class Registry:
         with self._lock:
             subscriber.leaving = False
 
+    def clear(self) -> list[Attachment]:
+        """Detach everybody for good; returns what they were attached by."""
+        attachments = []
+        with self._lock:
+            for share in self._shares.values():
+                for subscriber in share.subscribers:
+                    if subscriber.attachment is not None:
+                        attachments.append(subscriber.attachment)
+                    subscriber.attachment = None
+                share.subscribers = ()
+            self._shares.clear()
+        return attachments
+
     def bind(self, subscriber: Subscriber, binding: Binding) -> bool:
         """Add a callback; True when the Channel is attached, so that its join may need another config."""
         with self._lock:

@@ -112,12 +112,12 @@ class Connections:
             if connection.state in ("waiting", "error"):
                 self.dial(connection)
 
-    def close_idle(self) -> int:
-        """Close those without joins now; returns how many."""
+    def close_idle(self, done: Future[int]) -> None:
+        """Close those without joins now; `done` gets their number."""
         idle = [c for c in self.all if not c.joins]
         for connection in idle:
             self._retire(connection)
-        return len(idle)
+        done.set_result(len(idle))
 
     def close_all(self, deadline: float) -> None:
         """Say goodbye on every connection; `Tenant.all_closed` follows."""

@@ -176,10 +176,6 @@ class Coordinator:
         for connection in self.connections.all:
             connection.paused_by.discard(mailbox)
 
-    def cleanup(self, done: Future[int]) -> None:
-        """Close idle connections now; `done` gets their number."""
-        done.set_result(self.connections.close_idle())
-
     def shutdown(self, deadline: float) -> None:
         """Send what was accepted as far as `deadline` allows, say goodbye on every connection, then end the loop."""
         if self._stopping:
@@ -201,13 +197,10 @@ class Coordinator:
             for attachment in join.leavers:
                 attachment.left.set_result(None)
             join.share.state = ChannelState.CLOSED
-        for subscriber in self._registry.subscribers():
-            detached = self._registry.detach(subscriber)
-            if detached is not None:
-                detached.share.state = ChannelState.CLOSED
-                if not detached.ready.done():
-                    detached.ready.set_exception(error.again())
-            self._registry.left(subscriber)
+        for attachment in self._registry.clear():
+            attachment.share.state = ChannelState.CLOSED
+            if not attachment.ready.done():
+                attachment.ready.set_exception(error.again())
         self._joins.clear()
 
     # Joins
@@ -269,6 +262,9 @@ class Coordinator:
 
     def _send_joins(self) -> None:
         """Send what may be sent: a sliding window over the pool, a few in flight per socket, oldest first."""
+        if self._pacing is not None:
+            self._pacing.cancel()
+            self._pacing = None
         if self._stopping:
             return
         waiting: deque[Join] = deque()
@@ -291,16 +287,11 @@ class Coordinator:
                 waiting.append(join)
                 waiting.extend(self._queue)
                 self._queue.clear()
-                if self._pacing is None:
-                    self._pacing = self._loop.call_at(self._pace.next_at(), self._pace_over)
+                self._pacing = self._loop.call_at(self._pace.next_at(), self._send_joins)
                 break
             room[connection] = free - 1
             self._tokens.resolve(join.source, lambda token, error, join=join: self._send_join(join, token, error))  # type: ignore[misc]
         self._queue = waiting
-
-    def _pace_over(self) -> None:
-        self._pacing = None
-        self._send_joins()
 
     def _send_join(self, join: Join, token: str | None, error: RtpoolError | None) -> None:
         connection = join.connection
