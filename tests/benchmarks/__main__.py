@@ -10,56 +10,14 @@ import argparse
 import json
 import multiprocessing
 import pathlib
-import socket
 import statistics
 import threading
 import time
-from multiprocessing.connection import Connection
 
 import websocket
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, BytesMessage, Request, TextMessage
-from wsproto.frame_protocol import FrameProtocol
 
 import rtpool
-
-TOPIC = "realtime:bench"
-
-
-def frames(count: int, size: int) -> bytes:
-    """All messages of a round, as a server puts them on the wire."""
-    protocol, parts = FrameProtocol(client=False, extensions=[]), []
-    for number in range(count):
-        payload = {"type": "broadcast", "event": "x", "payload": {"n": number, "pad": "x" * size}}
-        text = json.dumps([None, None, TOPIC, "broadcast", payload], separators=(",", ":"))
-        parts.append(protocol.send_data(text, fin=True))
-    return b"".join(parts)
-
-
-def generator(pipe: Connection, count: int, size: int) -> None:
-    """Accept one client at a time, answer its join, and send everything."""
-    blob = frames(count, size)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        pipe.send(listener.getsockname()[1])
-        while True:
-            sock, _ = listener.accept()
-            with sock:
-                ws = WSConnection(ConnectionType.SERVER)
-                while data := sock.recv(65_536):
-                    ws.receive_data(data)
-                    for event in ws.events():
-                        if isinstance(event, Request):
-                            sock.sendall(ws.send(AcceptConnection()))
-                        elif isinstance(event, (TextMessage, BytesMessage)):
-                            answer(sock, ws, str(event.data), blob)
-
-
-def answer(sock: socket.socket, ws: WSConnection, text: str, blob: bytes) -> None:
-    join_ref, ref, topic, event, _ = json.loads(text)
-    reply = {"status": "ok", "response": {"postgres_changes": []}}
-    sock.sendall(ws.send(TextMessage(json.dumps([join_ref, ref, topic, "phx_reply", reply]))))
-    if event == "phx_join":
-        sock.sendall(blob)
+from tests.benchmarks.traffic import TOPIC, generator
 
 
 def with_rtpool(port: int, count: int) -> float:
@@ -109,6 +67,7 @@ def main() -> None:
             target=generator, args=(far, arguments.messages, size), daemon=True
         )
         source.start()
+        far.close()  # ours; a source that dies is then heard of
         port = near.recv()
         rates: dict[str, list[float]] = {"rtpool": [], "websocket-client": []}
         for _ in range(arguments.rounds):
