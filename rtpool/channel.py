@@ -330,8 +330,9 @@ class Channel:
             self.unsubscribe(timeout=0)
             if isinstance(last, ConnectionFailed):
                 raise last.again() from last
+            because = f"; the last trouble was: {last}" if last else ""
             raise JoinTimeout(
-                f"{self.topic!r} was not ready within {timeout} s", topic=self.topic, timeout=timeout
+                f"{self.topic!r} was not ready within {timeout} s{because}", topic=self.topic, timeout=timeout
             ) from last
 
     def unsubscribe(self, *, timeout: float = 10.0) -> None:

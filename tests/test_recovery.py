@@ -294,3 +294,26 @@ def test_a_token_callable_that_fails_is_asked_again_and_its_error_told(
     errors = [e.error for e in statuses.events if e.status == "refused"]
     assert [type(e) for e in errors] == [rtpool.JoinRefused] * 2
     assert str(errors[0].__cause__) == "offline"
+
+
+def test_a_filter_the_server_refuses_is_told_in_its_words(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    with pytest.raises(rtpool.JoinRefused, match="Error parsing `filter` params") as caught:
+        pool.channel("db").on_postgres_changes("*", print, table="cars", filter="nonsense").subscribe()
+    assert not caught.value.retryable
+    assert pool.stats().total_subscriptions == 0
+    server.wait_for(lambda s: s.members("db") == 0)
+
+
+def test_a_feed_in_trouble_is_told_and_waited_for(server: RealtimeServer, make_pool: MakePool) -> None:
+    with RealtimeServer(postgres_delay=0.3) as slow:
+        pool, statuses = make_pool(slow.url, api_key=slow.api_key), Recorder()
+        channel = pool.channel("db").on_postgres_changes("*", print, table="cars").on_status(statuses)
+        channel.subscribe(wait=False)
+        slow.wait_for(lambda s: s.members("db") == 1)
+        words = '{:error, "Too many database timeouts"}'
+        slow.push("db", "system", {"extension": "postgres_changes", "status": "error", "message": words})
+        error = statuses.wait_for(lambda seen: seen[-1].status == "refused")[-1].error
+        assert words in str(error)
+        assert error.retryable
+        channel.subscribe(timeout=10)
+        assert len(slow.joins("db")) == 1

@@ -36,7 +36,7 @@ from rtpool.protocol.messages import ACCESS_TOKEN, PRESENCE, JsonBody
 from rtpool.protocol.pace import Pace
 from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import track_body
-from rtpool.protocol.refusals import Action, classify_system
+from rtpool.protocol.refusals import Action, classify_changes, classify_system
 from rtpool.protocol.session import ChannelLost, Joined, JoinFailed, Left, PushSettled, Received, SessionEvent
 from rtpool.registry import Attachment, Registry, ShareKey, Subscriber, merge_configs
 
@@ -90,8 +90,8 @@ class Coordinator:
         self._wall = wall
         self._tokens = Tokens(loop, dialer)
         self._pool_source = TokenSource(pool_token)
-        self._router = Router(dispatcher, wall, supabase=self._supabase)
-        self._joins: dict[ShareKey, Join] = {}
+        self.router = Router(dispatcher, wall, supabase=self._supabase)
+        self.joins: dict[ShareKey, Join] = {}
         self._queue: deque[Join] = deque()
         self._pace = Pace(options.max_joins_per_second)
         self._pacing: Timer | None = None
@@ -101,22 +101,12 @@ class Coordinator:
         )
         self.pushes_sent = 0
 
-    @property
-    def gaps(self) -> int:
-        """Gaps announced, overflow aside."""
-        return self._router.gaps
-
-    @property
-    def total_joins(self) -> int:
-        """Joins wanted or being left."""
-        return len(self._joins)
-
     # Commands from other threads
 
     def sync(self, key: ShareKey) -> None:
         """Make the server agree with the registry about one share key."""
         share = self._registry.share(key)
-        join = self._joins.get(key)
+        join = self.joins.get(key)
         if share is None:
             if join is not None:
                 self._end(join)
@@ -131,20 +121,20 @@ class Coordinator:
             return  # `Left` comes back here
         if join is None:
             source = self._source(share.subscribers[0])
-            join = self._joins[key] = Join(share, source)
+            join = self.joins[key] = Join(share, source)
         elif join.share is not share:
             join.share = share  # everybody left and somebody came before the I/O thread looked
         # By what they wait for, not by who they are: one may have left and come back before this thread looked.
         added = [s for s in share.subscribers if (a := s.attachment) is not None and not a.ready.done()]
         join.members = share.subscribers
         self._converge(join, added)
-        self._overflowed(self._router.flush())
+        self._overflowed(self.router.flush())
 
     def detached(self, attachment: Attachment) -> None:
         """A Channel left; `attachment.left` is done when the server knows, or need not because others stay."""
         key = attachment.share.key
         self.sync(key)
-        join = self._joins.get(key)
+        join = self.joins.get(key)
         if join is not None and join.leaving:
             join.leavers.append(attachment)
         else:
@@ -152,7 +142,7 @@ class Coordinator:
 
     def push(self, outgoing: Outgoing) -> None:
         """Send a push now, or keep it until its Channel is joined."""
-        join = self._joins.get(outgoing.subscriber.key)
+        join = self.joins.get(outgoing.subscriber.key)
         if join is None or join.leaving or self._stopping:
             self._budget.settle(
                 outgoing, None, ConnectionFailed(f"{outgoing.subscriber.topic!r} was unsubscribed before the push")
@@ -167,7 +157,7 @@ class Coordinator:
         source = self._pool_source
         source.provider = token if callable(token) else None
         source.value, source.fresh = (None, False) if callable(token) else (token, True)
-        for join in self._joins.values():
+        for join in self.joins.values():
             if join.source is source:
                 self._renew_token(join)
 
@@ -188,7 +178,7 @@ class Coordinator:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
         self._stopping = True
         self.connections.abandon(error)
-        for join in self._joins.values():
+        for join in self.joins.values():
             for outgoing in join.buffer:
                 self._budget.settle(outgoing, None, error.again())
             join.buffer.clear()
@@ -201,7 +191,7 @@ class Coordinator:
             attachment.share.state = ChannelState.CLOSED
             if not attachment.ready.done():
                 attachment.ready.set_exception(error.again())
-        self._joins.clear()
+        self.joins.clear()
 
     # Joins
 
@@ -295,7 +285,7 @@ class Coordinator:
 
     def _send_join(self, join: Join, token: str | None, error: RtpoolError | None) -> None:
         connection = join.connection
-        if not join.requested or connection is None or self._joins.get(join.share.key) is not join:
+        if not join.requested or connection is None or self.joins.get(join.share.key) is not join:
             return
         join.requested = False
         if error is not None:
@@ -315,7 +305,7 @@ class Coordinator:
 
     def _joined(self, join: Join, response: Any) -> None:
         join.attempts, join.share.last_error, join.blocked = 0, None, None
-        self._router.joined(join, response)
+        self.router.joined(join, response)
         self._publish_state(join)
         if join.ready:
             self._flow(join)
@@ -338,7 +328,7 @@ class Coordinator:
     def _flow(self, join: Join) -> None:
         """Events really flow: announce what may have been lost, and let everybody know."""
         if join.outage is not None:
-            self._router.announce_gap(join, join.outage)
+            self.router.announce_gap(join, join.outage)
             join.outage = None
         self._admit(join, list(join.members))
 
@@ -351,9 +341,9 @@ class Coordinator:
             if attachment.ready.done() and attachment.ready.exception() is not None:
                 attachment.ready = Future()  # refused before, let in now: a new token, or a healed server
             late = not attachment.ready.done()
-            self._router.tell(subscriber, StatusChange(subscriber.topic, "joined"))
+            self.router.tell(subscriber, StatusChange(subscriber.topic, "joined"))
             if late:
-                self._router.catch_up(join, subscriber)
+                self.router.catch_up(join, subscriber)
                 attachment.ready.set_result(None)
 
     def _join_failed(self, join: Join, error: RtpoolError, action: Action) -> None:
@@ -380,7 +370,7 @@ class Coordinator:
 
     def _retry(self, join: Join) -> None:
         join.retry = None
-        if self._joins.get(join.share.key) is join and not join.leaving:
+        if self.joins.get(join.share.key) is join and not join.leaving:
             self._request(join)
 
     def _refuse(self, join: Join, error: RtpoolError) -> None:
@@ -432,8 +422,8 @@ class Coordinator:
         leavers, join.leavers = join.leavers, []
         for attachment in leavers:
             attachment.left.set_result(None)
-        if self._joins.get(join.share.key) is join:
-            del self._joins[join.share.key]
+        if self.joins.get(join.share.key) is join:
+            del self.joins[join.share.key]
         join.share.state = ChannelState.CLOSED
         self.sync(join.share.key)  # a Channel that came while the leave was under way
 
@@ -460,7 +450,7 @@ class Coordinator:
             now=self._loop.now,
         )
         if accepted:
-            self._router.sent(join, outgoing)
+            self.router.sent(join, outgoing)
         return accepted
 
     def _flush_buffer(self, join: Join) -> None:
@@ -483,7 +473,7 @@ class Coordinator:
             return
         error = outgoing.error_of(event)
         if error is None:
-            self._router.loop_back(join, outgoing)
+            self.router.loop_back(join, outgoing)
         self._budget.settle(outgoing, event.response, error)
 
     # Connections
@@ -541,15 +531,22 @@ class Coordinator:
         for join, outgoing in reversed(unsent):
             join.buffer.appendleft(outgoing)
             self._loop.call_at(outgoing.deadline, lambda j=join, o=outgoing: self._expire_buffered(j, o))  # type: ignore[misc]
-        self._overflowed(self._router.flush())
+        self._overflowed(self.router.flush())
         if joins_answered:
             self._send_joins()
 
     def _received(self, join: Join, event: Received) -> None:
         flowed = join.ready
-        self._router.route(join, event.message)
+        self.router.route(join, event.message)
         if join.ready and not flowed:
             self._flow(join)
+        elif join.changes_error:
+            words, join.changes_error = join.changes_error, ""
+            action = classify_changes(words)
+            join.share.last_error = error = refused(join.name, words, action)
+            self._tell_members(join, "refused", error)
+            if action is Action.FATAL:
+                fail_waiting(join.share, error)
 
     def _channel_event(self, join: Join, event: Joined | JoinFailed | ChannelLost | Left) -> None:
         if isinstance(event, Left):
@@ -573,14 +570,14 @@ class Coordinator:
     def _overflowed(self, mailboxes: list[Any]) -> None:
         for mailbox in mailboxes:
             subscriber: Subscriber = mailbox.owner
-            join = self._joins.get(subscriber.key)
+            join = self.joins.get(subscriber.key)
             if join is None:
                 continue
             if mailbox.overflow == "block":
                 if join.connection is not None:
                     join.connection.paused_by.add(mailbox)
             elif self._registry.detach(subscriber) is not None:
-                self._router.overflow_closed(subscriber, mailbox)
+                self.router.overflow_closed(subscriber, mailbox)
                 self._registry.left(subscriber)
                 self._loop.post(self.sync, subscriber.key)
 
@@ -597,4 +594,4 @@ class Coordinator:
 
     def _tell_members(self, join: Join, status: str, error: RtpoolError | None) -> None:
         for subscriber in join.members:
-            self._router.tell(subscriber, StatusChange(subscriber.topic, status, error))
+            self.router.tell(subscriber, StatusChange(subscriber.topic, status, error))

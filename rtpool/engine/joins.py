@@ -60,6 +60,7 @@ class Join:
         leaving, leavers: a leave awaits the server's word, and who awaits it with us.
         requested: whether it stands in the queue for its join, or waits for a token.
         changes_flow: whether the server said that Postgres changes flow since the last join.
+        system_error, changes_error: the server's latest words of trouble with the channel, with its changes feed.
         outage: set from the loss of the channel until events flow again.
         blocked: refused for good, until a new token or a new Channel.
     """
@@ -76,6 +77,7 @@ class Join:
     changes_flow: bool = False
     changes_message: SystemMessage | None = None
     system_error: str = ""
+    changes_error: str = ""
     presence: PresenceState = attrs.field(factory=PresenceState)
     echoes: deque[Echo] = attrs.field(factory=lambda: deque(maxlen=MAX_ECHOES))
     buffer: deque[Outgoing] = attrs.field(factory=deque)

@@ -123,7 +123,9 @@ class Router:
             if join.changes_flow and join.outage is None:
                 # A second one on a healthy join: the server restarted the feed and told nobody what it missed.
                 self.announce_gap(join, Outage("feed restart", self._wall()))
-            join.changes_flow, join.changes_message = True, event
+            join.changes_flow, join.changes_message, join.changes_error = True, event, ""
+        elif event.extension == POSTGRES_CHANGES:
+            join.changes_error = event.message
         elif event.extension == SYSTEM and event.status == "error":
             join.system_error = event.message
         self._deliver(join.members, Delivery("system", event.status, event, message))

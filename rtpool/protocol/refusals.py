@@ -8,7 +8,7 @@ import enum
 import re
 from typing import Any
 
-__all__ = ["Action", "classify_handshake", "classify_join", "classify_system", "parse_reason"]
+__all__ = ["Action", "classify_changes", "classify_handshake", "classify_join", "classify_system", "parse_reason"]
 
 
 class Action(enum.Enum):
@@ -87,6 +87,18 @@ SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
 )
 
 
+#: Starts of `system` errors of the extension postgres_changes after which the server gives up until another join; any
+#: other is its own trouble, and it goes on trying by itself.
+CHANGES_GIVEN_UP = (
+    "Error parsing ",
+    "`in` filter value must be wrapped",
+    "filter must not contain empty segments",
+    "Column selection is not supported",
+    "No subscription params provided",
+    "Unable to subscribe to changes",
+)
+
+
 def parse_reason(response: Any) -> tuple[str | None, str]:
     """
     The code and the words of an error response, which may be an object with a reason, a string, or anything.
@@ -112,6 +124,11 @@ def classify_handshake(status: int, body: str) -> Action:
     if status == 403:
         return Action.FATAL if body.strip() else Action.BACK_OFF
     return HANDSHAKE_STATUSES.get(status, Action.BACK_OFF)
+
+
+def classify_changes(message: str) -> Action:
+    """What to do about a `system` error of the extension postgres_changes."""
+    return Action.FATAL if message.startswith(CHANGES_GIVEN_UP) else Action.BACK_OFF
 
 
 def classify_system(message: str) -> Action:
