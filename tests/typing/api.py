@@ -49,7 +49,7 @@ def use(pool: rtpool.RealtimePool) -> None:
     with pool as entered, entered.channel("a") as inner:
         assert_type(inner, rtpool.Channel)
 
-    channel.on_broadcast("x", changed)  # type: ignore[call-overload]
+    channel.on_broadcast("x", changed)  # type: ignore[arg-type]
     channel.send_broadcast("x", [1])  # type: ignore[arg-type]
     pool.channel(3)  # type: ignore[arg-type]
 
