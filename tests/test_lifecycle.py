@@ -265,10 +265,17 @@ def test_a_channel_keeps_its_pool_alive(server: RealtimeServer) -> None:
 
 
 SCRIPT = """
-import sys, rtpool
+import sys, threading, rtpool
 pool = rtpool.RealtimePool(sys.argv[1], api_key=sys.argv[2])
 channel = pool.channel("room").on_broadcast("*", print).subscribe()
-print("ready", flush=True)
+"""
+#: Says "ready" once the main thread waits, so that a signal finds it there.
+WAITING = """
+def watch(main=threading.get_ident()):
+    while sys._current_frames()[main].f_code.co_name != "wait":
+        pass
+    print("ready", flush=True)
+threading.Thread(target=watch, daemon=True).start()
 """
 
 
@@ -284,8 +291,10 @@ print("ready", flush=True)
     ],
 )
 def test_the_interpreter_exits_promptly_whatever_ends_it(server: RealtimeServer, ending: str, code: int | None) -> None:
+    waits = "pool." in ending or "channel." in ending
+    script = SCRIPT + (WAITING if waits else 'print("ready", flush=True)\n') + ending
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + ending, server.url, server.api_key],
+        [sys.executable, "-c", script, server.url, server.api_key],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -293,7 +302,7 @@ def test_the_interpreter_exits_promptly_whatever_ends_it(server: RealtimeServer,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    if "pool." in ending or "channel." in ending:
+    if waits:
         process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
     if code is None:
