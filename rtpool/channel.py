@@ -402,6 +402,8 @@ class Channel:
         if binary:
             data = bytes(payload)  # type: ignore[arg-type]
             self._check_binary()
+            if not self._engine.options.topic_prefix.startswith("realtime:"):
+                raise InvalidValue("binary broadcasts are Supabase's own; on plain Phoenix use push(event, bytes)")
             body = UserBroadcast(event, data)
         else:
             data = _json_object(payload)

@@ -222,6 +222,28 @@ def test_each_overflow_policy_does_what_it_says_end_to_end(
     assert other.is_subscribed
 
 
+def test_a_blocked_mailbox_stays_bounded_over_a_reconnect(server: RealtimeServer, make_pool: MakePool) -> None:
+    release, got = threading.Event(), Recorder()
+    pool = make_pool(overflow="block", mailbox_limit=10, heartbeat_interval=0.1, heartbeat_timeout=0.1)
+
+    def slow(message: rtpool.Broadcast) -> None:
+        assert release.wait(CAP)
+        got(message)
+
+    channel = pool.channel("room").on_broadcast("*", slow).subscribe()
+    mailbox = channel._subscriber.mailbox
+    for _ in range(2):
+        for number in range(100):
+            server.broadcast("room", "x", {"n": number, "pad": "x" * 60_000})
+        wait_until(lambda: pool._engine.coordinator.connections.all[0].paused_by)
+        total = server.connections_total
+        server.connections[0].abort()  # noticed by the heartbeat, which goes out though nothing is read
+        server.wait_for(lambda s, total=total: s.connections_total > total and s.members("room"))
+    assert len(mailbox.items) < 80, "two reads' worth, not two hundred messages"
+    release.set()
+    got.wait(10)
+
+
 def test_stats_are_json_and_add_up(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
     import json
 
@@ -262,6 +284,57 @@ def test_a_channel_keeps_its_pool_alive(server: RealtimeServer) -> None:
     gc.collect()
     assert channel.is_subscribed
     assert channel._pool.close()
+
+
+def test_a_failure_of_the_loop_itself_is_told_to_everybody_who_waits(
+    server: RealtimeServer, make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    from rtpool.testing import NO_REPLY
+
+    server.on_join = lambda topic, payload, connection: NO_REPLY if topic == "mute" else None
+    pool, outcome, statuses = make_pool(), Recorder(), Recorder()
+    pool.on_status(statuses)
+    channel = pool.channel("room", ack=True).subscribe()
+
+    def subscribe() -> None:
+        try:
+            pool.channel("mute").subscribe(timeout=CAP)
+        except rtpool.RtpoolError as error:
+            outcome(error)
+
+    thread = threading.Thread(target=subscribe)
+    thread.start()
+    server.wait_for(lambda s: s.joins("mute"))
+    server.connections[0].freeze()
+    push = channel.send_broadcast("x", {})
+
+    def bug() -> None:
+        raise LookupError("a bug")
+
+    pool._engine.loop.post(bug)
+    assert isinstance(outcome.wait(1)[0], rtpool.PoolClosed)
+    with pytest.raises(rtpool.RtpoolError):
+        push.result()
+    assert statuses.wait_for(lambda seen: seen[-1].status == "closed")
+    assert pool.closed
+    assert "a bug" in caplog.text
+    with pytest.raises(rtpool.PoolClosed):
+        channel.send_broadcast("x", {})
+    thread.join()
+
+
+def test_debug_logs_every_message_without_its_secrets(
+    server: RealtimeServer, make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", logger="rtpool")
+    token = server.token(sub="me")
+    channel = make_pool(debug=True, access_token=token).channel("room", ack=True).subscribe()
+    channel.send_broadcast("x", {"secret": "payload"}).result()
+    assert "> 1 realtime:room phx_join ref 1" in caplog.text
+    assert "> 1 realtime:room broadcast ref 2" in caplog.text
+    assert "< 1" in caplog.text
+    for secret in (token, server.api_key, "payload"):
+        assert secret not in caplog.text
 
 
 SCRIPT = """

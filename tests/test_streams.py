@@ -225,8 +225,12 @@ def test_a_plain_phoenix_server_needs_no_key_and_gets_nothing_of_supabases(make_
         lobby = pool.channel("room:lobby").on("new_msg", heard).subscribe()
         phoenix.push("room:lobby", "new_msg", {"body": "hi"})
         assert heard.wait(1)[0] == rtpool.Message("room:lobby", "new_msg", {"body": "hi"})
+        with pytest.raises(rtpool.InvalidValue, match="plain Phoenix"):
+            lobby.send_broadcast("x", b"bytes")
+        lobby.push("raw", b"bytes", timeout=0.2)
         lobby.push("shout", {"body": "hey"}, timeout=0.2)
         phoenix.wait_for(lambda s: any(m.event == "shout" for m in s.received))
         assert phoenix.joins()[0].payload == {}
+        assert next(m.payload for m in phoenix.received if m.event == "raw") == b"bytes"
         lobby.unsubscribe()
         pool.close()

@@ -40,6 +40,9 @@ __all__ = ["Connection"]
 
 log = logging.getLogger("rtpool.io")
 
+#: How much of a received message the log shows.
+LOGGED_BYTES = 75
+
 
 class Connection:
     """
@@ -138,7 +141,7 @@ class Connection:
             return
         try:
             if self.paused_by:
-                self._heartbeats_wait(now)
+                self.session.not_reading(now)
             self.session.tick(now)
             self._pump(now)
             if self.transport is not None and self.transport.queued and now - self._wrote_at >= self._patience:
@@ -206,13 +209,11 @@ class Connection:
     def _patience(self) -> float:
         return self._options.heartbeat_interval + self._options.heartbeat_timeout
 
-    def _heartbeats_wait(self, now: float) -> None:
-        # Nothing is read while a mailbox is full, so no reply can be seen either.
-        self.session.postpone_heartbeat(now)
-
     def _receive(self, message: WsMessage, now: float) -> None:
         if message.opcode in (OP_TEXT, OP_BINARY):
             self.messages_received += 1
+            if self._options.debug:
+                log.debug("< %d %d bytes %r", self.connection_id, len(message.data), message.data[:LOGGED_BYTES])
             try:
                 self.session.receive(message.data, message.opcode == OP_BINARY, now)
             except ProtocolError as error:
@@ -247,6 +248,8 @@ class Connection:
         # After the close frame nothing may follow.
         for frame in self.session.frames_to_send() if not self._said_goodbye else ():
             transport.send(OP_BINARY if frame.is_binary else OP_TEXT, frame.data, frame.ref)
+            if self._options.debug:
+                log.debug("> %d %s ref %s, %d bytes", self.connection_id, frame.what, frame.ref, len(frame.data))
         if not transport.queued:
             return
         sent_before = transport.bytes_sent

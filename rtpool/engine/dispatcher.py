@@ -308,10 +308,10 @@ class Dispatcher:
         assert self._lock.locked()
         policy = mailbox.overflow
         if policy == "block":
-            # Over its limit by at most what one read had; the socket is read no further.
-            if not mailbox.blocked:
-                mailbox.blocked = True
-                overflowed.append(mailbox)
+            # Over its limit by at most what one read had; the socket is read no further. Said every time, because a
+            # reconnect may have brought another socket meanwhile.
+            mailbox.blocked = True
+            overflowed.append(mailbox)
             return True
         self._drop(mailbox, 1)
         if policy == "close":

@@ -69,7 +69,7 @@ class Engine:
         self.budget = SendBudget(options.send_buffer_limit)
         self.dialer = Dialer(name)
         self.dispatcher = Dispatcher(name, options.num_workers, on_drained=self._drained)
-        self.loop = IoLoop(name, on_interrupt=self._interrupted, on_end=self._ended)
+        self.loop = IoLoop(name, on_interrupt=self._interrupted, on_failure=self._failed, on_end=self._ended)
         #: Called on a worker with each status of the pool; replaced whole.
         self.listeners: tuple[Callback, ...] = ()
         self.callback_errors = 0
@@ -224,12 +224,13 @@ class Engine:
         self.dialer.stop()
         self.coordinator.shutdown(self.loop.now + ABANDON_SECONDS)
 
-    def _ended(self, error: BaseException | None) -> None:
+    def _failed(self, error: BaseException) -> None:
+        closed = PoolClosed(f"the I/O thread of pool {self.name} failed: {type(error).__name__}; see the log")
+        closed.__cause__ = error
+        self.coordinator.abandon(closed)
+
+    def _ended(self) -> None:
         """The I/O thread is about to end; in good order, or because it failed."""
-        if error is not None:
-            closed = PoolClosed(f"the I/O thread of pool {self.name} failed: {type(error).__name__}; see the log")
-            closed.__cause__ = error
-            self.coordinator.abandon(closed)
         with self._lock:
             self._state = "stopping"
         self.budget.close()

@@ -65,7 +65,8 @@ class IoLoop:
     Args:
         name: the pool's, for the thread's name.
         on_interrupt: called on the I/O thread after `interrupt`.
-        on_end: called last on the I/O thread, with the error when the loop itself failed.
+        on_failure: called on the I/O thread when the loop itself failed, before it is taken down.
+        on_end: called last on the I/O thread.
         clock: monotonic seconds, read once a turn.
 
     Thread-safety: `post`, `start`, `stop` and `join` may be called from any thread; everything else is confined to
@@ -77,11 +78,13 @@ class IoLoop:
         name: str,
         *,
         on_interrupt: Callable[[], None],
-        on_end: Callable[[BaseException | None], None],
+        on_failure: Callable[[BaseException], None],
+        on_end: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._on_interrupt = on_interrupt
+        self._on_failure = on_failure
         self._on_end = on_end
         self._interrupted = False
         self.clock = clock
@@ -189,15 +192,17 @@ class IoLoop:
         self._stopping = True
 
     def _run(self) -> None:
-        failure: BaseException | None = None
         try:
             while not self._stopping:
                 self._turn()
         except BaseException as error:  # a silent dead thread is the worst bug a library can have
             log.exception("! the I/O thread of pool %s failed", self._name)
-            failure = error
+            try:
+                self._on_failure(error)
+            except Exception:
+                log.exception("! the failure of pool %s could not be told to everybody", self._name)
         self._close()
-        self._on_end(failure)
+        self._on_end()
 
     def _turn(self) -> None:
         selector = self._selector

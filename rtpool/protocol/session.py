@@ -49,11 +49,15 @@ UNMATCHED_TOPIC = "unmatched topic"
 
 
 class OutgoingFrame(NamedTuple):
-    """One Phoenix frame to send; `ref` is to be told to `Session.frame_written` once the kernel has it."""
+    """
+    One Phoenix frame to send; `ref` is to be told to `Session.frame_written` once the kernel has it. `what` names topic
+    and event for the log, which never sees a payload: it may hold a token.
+    """
 
     is_binary: bool
     data: bytes
     ref: str
+    what: str
 
 
 class Joined(NamedTuple):
@@ -212,14 +216,16 @@ class Session:
         """Whether `events` would return any."""
         return bool(self._events)
 
-    def postpone_heartbeat(self, now: float) -> None:
-        """Nothing is read at present: an answer to a heartbeat cannot be seen, so its time starts anew."""
+    def not_reading(self, now: float) -> None:
+        """
+        Nothing is read at present, so a reply to a heartbeat cannot be seen: one that is overdue is forgotten and the
+        next goes out, because the server closes a socket it does not hear from.
+        """
         for ref, pending in self._pending.items():
-            if pending.kind == "heartbeat" and pending.deadline is not None:
-                if pending.deadline > now + self._heartbeat_timeout / 2:
-                    return
-                pending.deadline = now + self._heartbeat_timeout
-                self._arm(pending, ref)
+            if pending.kind == "heartbeat":
+                if pending.deadline is not None and pending.deadline <= now:
+                    del self._pending[ref]
+                    self._next_heartbeat = now
                 return
 
     def events(self) -> list[SessionEvent]:
@@ -464,7 +470,7 @@ class Session:
         self._last_ref += 1
         ref = str(self._last_ref)
         is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
-        self._frames.append(OutgoingFrame(is_binary, data, ref))
+        self._frames.append(OutgoingFrame(is_binary, data, ref, f"{topic} {event}"))
         pending = self._pending[ref] = _Pending(kind, topic, now, timeout, None)
         return pending
 
@@ -505,7 +511,7 @@ class Session:
             # The server may still let us in later: tell it not to. Its late reply matches no ref.
             self._last_ref += 1
             is_binary, data = self._serializer.encode(ref, str(self._last_ref), topic, PHX_LEAVE, EMPTY_OBJECT)
-            self._frames.append(OutgoingFrame(is_binary, data, str(self._last_ref)))
+            self._frames.append(OutgoingFrame(is_binary, data, str(self._last_ref), f"{topic} {PHX_LEAVE}"))
             self._events.append(JoinFailed(topic, None, True))
 
 

@@ -18,7 +18,7 @@ Parts = tuple[IoLoop, Recorder]
 @pytest.fixture
 def parts() -> Parts:
     ends = Recorder()
-    return IoLoop("test", on_interrupt=lambda: ends("interrupted"), on_end=ends), ends
+    return IoLoop("test", on_interrupt=lambda: ends("interrupted"), on_failure=ends, on_end=lambda: ends(None)), ends
 
 
 def finish(loop: IoLoop) -> None:
@@ -80,7 +80,7 @@ def test_a_failing_loop_tells_why_and_ends(parts: Parts, caplog: pytest.LogCaptu
         raise LookupError("a bug")
 
     loop.post(fail)
-    assert str(ends.wait(1)[0]) == "a bug"
+    assert str(ends.wait(2)[0]) == "a bug"
     assert loop.join(time.monotonic() + CAP) == []
     assert "a bug" in caplog.text
 

@@ -378,15 +378,18 @@ def test_a_late_heartbeat_does_not_count_while_a_join_is_outstanding() -> None:
     assert [type(e) for e in driver.session.events()] == [JoinFailed, HeartbeatReplied]
 
 
-def test_a_heartbeat_is_not_expected_while_nothing_is_read() -> None:
+def test_while_nothing_is_read_heartbeats_go_out_and_no_reply_is_expected() -> None:
     driver = Driver()
-    driver.advance(25.0)
-    driver.sent()
+    beats = []
     for _ in range(20):
         driver.now += 6.0
-        driver.session.postpone_heartbeat(driver.now)
+        driver.session.not_reading(driver.now)
         driver.session.tick(driver.now)
+        beats += driver.sent()
     assert driver.session.events() == []
+    assert len(beats) >= 5
+    driver.reply(beats[-1])
+    assert isinstance(driver.session.events()[0], HeartbeatReplied)
 
 
 def test_timers_of_answered_pushes_do_not_pile_up() -> None:
