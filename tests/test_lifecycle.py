@@ -103,7 +103,7 @@ def test_waiters_are_told_when_the_pool_closes(server: RealtimeServer, make_pool
 
     server.on_join = lambda topic, payload, connection: NO_REPLY if topic == "mute" else None
     pool, outcomes = make_pool(), Recorder()
-    reader = pool.channel("room").subscribe()
+    reader, iterated = pool.channel("room").subscribe(), pool.channel("other").subscribe()
 
     def wait(name: str, call: object) -> None:
         try:
@@ -114,7 +114,7 @@ def test_waiters_are_told_when_the_pool_closes(server: RealtimeServer, make_pool
     calls = {
         "subscribe": lambda: pool.channel("mute").subscribe(timeout=CAP),
         "get": lambda: reader.get(timeout=CAP),
-        "events": lambda: list(pool.channel("other").subscribe().events()),
+        "events": lambda: list(iterated.events()),
         "run_forever": pool.run_forever,
     }
     threads = [threading.Thread(target=wait, args=item) for item in calls.items()]
