@@ -15,6 +15,7 @@ from rtpool.engine.dispatcher import Mailbox
 from rtpool.engine.engine import Engine
 from rtpool.engine.mailboxes import make_mailbox
 from rtpool.engine.outgoing import Outgoing, SentBroadcast
+from rtpool.engine.threads import outcome_of
 from rtpool.errors import (
     ConnectionFailed,
     InvalidType,
@@ -321,7 +322,7 @@ class Channel:
 
     def _wait(self, attachment: Attachment, timeout: float) -> None:
         try:
-            attachment.ready.result(timeout)
+            outcome_of(attachment.ready, timeout)
         except RtpoolError as error:
             self.unsubscribe(timeout=0)
             raise error.again() from error
@@ -362,7 +363,7 @@ class Channel:
             )
         if engine.loop.post(engine.coordinator.detached, attachment):
             try:
-                attachment.left.result(timeout)
+                outcome_of(attachment.left, timeout)
             except FutureTimeout:
                 if timeout:
                     engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")

@@ -24,6 +24,7 @@ from rtpool.checks import check_callable, check_name, check_timeout, check_type
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
 from rtpool.engine.mailboxes import make_subscriber_mailbox
+from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import PostgresChange, StatusChange
 from rtpool.options import PoolOptions, make_options
@@ -242,7 +243,7 @@ class RealtimePool:
         waiter: Future[None] = Future()
         self._engine.post(self._engine.coordinator.connections.connect, waiter)
         try:
-            waiter.result(timeout)
+            outcome_of(waiter, timeout)
         except RtpoolError as error:
             raise error.again() from error
         except FutureTimeout:
@@ -307,7 +308,7 @@ class RealtimePool:
             return 0
         done: Future[int] = Future()
         self._engine.post(self._engine.coordinator.connections.close_idle, done)
-        return done.result(CLOSE_TIMEOUT)
+        return outcome_of(done, CLOSE_TIMEOUT)
 
     # What is going on
 
@@ -369,7 +370,7 @@ class RealtimePool:
         Block until the pool is closed; Ctrl-C closes it and returns.
         """
         try:
-            while not self._engine.ended.wait(1.0):  # an endless wait could not be interrupted on Windows
+            while not self._engine.ended.wait(SLICE_SECONDS):
                 continue
         except KeyboardInterrupt:
             self.close()

@@ -13,6 +13,7 @@ from typing import Any
 from rtpool.checks import check_callable, check_timeout
 from rtpool.engine.engine import Engine
 from rtpool.engine.outgoing import Outgoing
+from rtpool.engine.threads import outcome_of
 from rtpool.errors import PushTimeout, RtpoolError
 
 __all__ = ["Push"]
@@ -68,7 +69,7 @@ class Push:
         else:
             check_timeout(timeout)
         try:
-            return self._outgoing.future.result(timeout)
+            return outcome_of(self._outgoing.future, timeout)
         except RtpoolError as error:
             raise error.again() from error
         except FutureTimeout:

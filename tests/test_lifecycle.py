@@ -345,8 +345,13 @@ channel = pool.channel("room").on_broadcast("*", print).subscribe()
 #: Says "ready" once the main thread waits, so that a signal finds it there.
 WAITING = """
 def watch(main=threading.get_ident()):
-    while sys._current_frames()[main].f_code.co_name != "wait":
-        pass
+    while True:
+        frame, names = sys._current_frames()[main], set()
+        while frame is not None:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
+        if {"take", "run_forever"} & names and "wait" in names:
+            break
     print("ready", flush=True)
 threading.Thread(target=watch, daemon=True).start()
 """

@@ -24,6 +24,7 @@ from websocket import (
     WebSocketTimeoutException,
 )
 
+from rtpool.engine.threads import join_all
 from rtpool.errors import ConnectionFailed, HandshakeRefused, InvalidValue, PoolClosed, RtpoolError
 from rtpool.options import PoolOptions
 from rtpool.protocol.refusals import classify_handshake
@@ -340,15 +341,7 @@ class Dialer:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
         with self._lock:
             threads = list(self._threads.values())
-        alive = []
-        for thread in threads:
-            if thread is threading.current_thread():
-                continue
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                alive.append(thread.name)
-        return alive
+        return join_all(threads, deadline)
 
     def _work(self, index: int) -> None:
         while True:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from rtpool.engine.threads import SLICE_SECONDS, join_all
+
 __all__ = ["Dispatcher", "Mailbox"]
 
 log = logging.getLogger("rtpool.dispatch")
@@ -253,7 +255,7 @@ class Dispatcher:
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     raise TimeoutError
-                self._changed.wait(remaining)
+                self._changed.wait(SLICE_SECONDS if remaining is None else min(remaining, SLICE_SECONDS))
             loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
             if loss is not None:
                 mailbox.loss = None
@@ -292,15 +294,7 @@ class Dispatcher:
         """
         with self._lock:
             threads = list(self._threads)
-        alive = []
-        for thread in threads:
-            if thread is threading.current_thread():
-                continue
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                alive.append(thread.name)
-        return alive
+        return join_all(threads, deadline)
 
     # The caller holds self._lock in what follows, up to _work.
 

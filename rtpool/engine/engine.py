@@ -225,6 +225,8 @@ class Engine:
         self.coordinator.shutdown(self.loop.now + ABANDON_SECONDS)
 
     def _failed(self, error: BaseException) -> None:
+        with self._lock:
+            self._state = "stopping"
         closed = PoolClosed(f"the I/O thread of pool {self.name} failed: {type(error).__name__}; see the log")
         closed.__cause__ = error
         self.coordinator.abandon(closed)

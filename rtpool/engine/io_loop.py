@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from rtpool.engine.threads import join_all
+
 __all__ = ["IoLoop", "Pollable", "Timer"]
 
 log = logging.getLogger("rtpool.io")
@@ -154,11 +156,7 @@ class IoLoop:
 
     def join(self, deadline: float) -> list[str]:
         """Wait for the thread until `deadline` (monotonic); return its name if it still runs. Never joins itself."""
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return []
-        thread.join(max(0.0, deadline - time.monotonic()))
-        return [thread.name] if thread.is_alive() else []
+        return join_all([] if self._thread is None else [self._thread], deadline)
 
     def is_current_thread(self) -> bool:
         """Whether the caller is the I/O thread."""
