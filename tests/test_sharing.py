@@ -227,6 +227,18 @@ def test_a_topic_is_refused_when_every_connection_holds_it(make_pool: MakePool) 
     assert pool.stats().total_subscriptions == 1
 
 
+def test_who_finds_no_room_gets_the_first_that_is_free(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool, statuses = make_pool(max_connections=1), Recorder()
+    first = pool.channel("room").subscribe()
+    waiting = pool.channel("room", private=True).on_status(statuses).subscribe(wait=False)
+    error = statuses.wait_for(lambda seen: seen and seen[-1].status == "refused")[-1].error
+    assert isinstance(error, rtpool.PoolExhausted)
+    first.unsubscribe()
+    statuses.wait_for(lambda seen: seen[-1].status == "joined")
+    assert waiting.is_subscribed
+    assert [s.status for s in statuses.events].count("refused") == 1
+
+
 def test_a_full_socket_refused_by_the_server_moves_the_topic_to_another(make_pool: MakePool) -> None:
     with RealtimeServer(max_channels_per_client=3) as small:
         pool = make_pool(small.url, api_key=small.api_key)

@@ -93,6 +93,7 @@ class Coordinator:
         self.router = Router(dispatcher, wall, supabase=self._supabase)
         self.joins: dict[ShareKey, Join] = {}
         self._queue: deque[Join] = deque()
+        self._homeless: dict[ShareKey, None] = {}  # joins without a place, oldest first; tried when one is free
         self._pace = Pace(options.max_joins_per_second)
         self._pacing: Timer | None = None
         self._stopping = False
@@ -144,9 +145,7 @@ class Coordinator:
         """Send a push now, or keep it until its Channel is joined."""
         join = self.joins.get(outgoing.subscriber.key)
         if join is None or join.leaving or self._stopping:
-            self._budget.settle(
-                outgoing, None, ConnectionFailed(f"{outgoing.subscriber.topic!r} was unsubscribed before the push")
-            )
+            self._budget.settle(outgoing, None, outgoing.unsubscribed())
             return
         if join.buffer or not self._hand_over(join, outgoing):
             join.buffer.append(outgoing)
@@ -230,8 +229,12 @@ class Coordinator:
                 topic=join.name,
             )
             join.share.last_error = error
-            self._refuse(join, error)
+            if join.share.key not in self._homeless:
+                self._homeless[join.share.key] = None
+                self._tell_members(join, "refused", error)
+            fail_waiting(join.share, error)
             return False
+        self._homeless.pop(join.share.key, None)
         connection = self.connections.new() if choice == OPEN else self.connections.get(choice)
         connection.joins[join.topic] = join
         join.connection = connection
@@ -398,9 +401,7 @@ class Coordinator:
     def _end(self, join: Join) -> None:
         """Nobody wants it any more."""
         for outgoing in join.buffer:
-            self._budget.settle(
-                outgoing, None, ConnectionFailed(f"{outgoing.subscriber.topic!r} was unsubscribed before the push")
-            )
+            self._budget.settle(outgoing, None, outgoing.unsubscribed())
         join.buffer.clear()
         join.members = ()
         join.requested = False
@@ -424,6 +425,7 @@ class Coordinator:
             attachment.left.set_result(None)
         if self.joins.get(join.share.key) is join:
             del self.joins[join.share.key]
+            self._homeless.pop(join.share.key, None)
         join.share.state = ChannelState.CLOSED
         self.sync(join.share.key)  # a Channel that came while the leave was under way
 
@@ -432,6 +434,8 @@ class Coordinator:
         if connection is None:
             return
         connection.joins.pop(join.topic, None)
+        for key in self._homeless:
+            self._loop.post(self.sync, key)
         if not connection.joins:
             self.connections.close_when_idle(connection)
 

@@ -75,6 +75,10 @@ class Outgoing:
             sent=written,
         )
 
+    def unsubscribed(self) -> ConnectionFailed:
+        """The error for one whose topic was left before it could go out."""
+        return ConnectionFailed(f"{self.subscriber.topic!r} was unsubscribed before push {self.name!r} was sent")
+
     def error_of(self, event: PushSettled) -> RtpoolError | None:
         """The error that a session's word about it amounts to; None when all is well."""
         topic = self.subscriber.topic

@@ -12,11 +12,12 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from websockets.asyncio.server import ServerConnection as WebSocket
 from websockets.exceptions import ConnectionClosed
 
+from rtpool.testing.records import JoinRefusal
 from rtpool.testing.rooms import Member
-from rtpool.testing.wire import ClientMessage, Malformed, ServerMessage, decode, encode
+from rtpool.testing.stream import Stream
+from rtpool.testing.wire import ClientMessage, Malformed, RawJson, ServerMessage, decode, encode
 
 if TYPE_CHECKING:
     from rtpool.testing.server import RealtimeServer
@@ -46,21 +47,21 @@ class ServerConnection:
     Thread-safety: the public methods may be called from any thread; they return once the server has done it.
     """
 
-    def __init__(self, server: RealtimeServer, number: int, ws: WebSocket, vsn: str) -> None:
+    def __init__(self, server: RealtimeServer, number: int, ws: Stream, vsn: str) -> None:
         self._server = server
         self.id = number
         self.peer: tuple[str, int] = tuple(ws.remote_address[:2])
         self.vsn = vsn
         self._ws = ws
         self._members: dict[str, Member] = {}
-        self._out: deque[str | bytes] = deque()
+        self._out: deque[str | bytes | int] = deque()  # frames, and close codes at their place in the order
         self._out_size = 0
         self._more = asyncio.Event()
         self._may_write = asyncio.Event()  # clear while a join runs: then nothing leaves this socket
         self._may_write.set()
         self._thawed = asyncio.Event()
         self._thawed.set()
-        self._heard_at = 0.0
+        self.counted = False  # joined once: counts as a concurrent user
 
     # For tests
 
@@ -87,11 +88,11 @@ class ServerConnection:
 
     def pause_reading(self) -> None:
         """Read nothing any more, so that the client's send buffer fills; go on writing."""
-        self._server.call(self._ws.transport.pause_reading)
+        self._server.call(lambda: self._ws.hold("paused"))
 
     def resume_reading(self) -> None:
         """Undo `pause_reading`."""
-        self._server.call(self._ws.transport.resume_reading)
+        self._server.call(lambda: self._ws.release("paused"))
 
     def send_raw(self, data: bytes) -> None:
         """Put bytes on the stream as they are, below WebSocket framing, above TLS."""
@@ -99,11 +100,11 @@ class ServerConnection:
 
     def send_text(self, text: str) -> None:
         """Send a text frame with any content."""
-        self._server.call(lambda: self._enqueue(text))
+        self._server.call(lambda: self.enqueue(text))
 
     def send_binary(self, data: bytes) -> None:
         """Send a binary frame with any content."""
-        self._server.call(lambda: self._enqueue(data))
+        self._server.call(lambda: self.enqueue(data))
 
     def __repr__(self) -> str:
         return f"<ServerConnection {self.id} from {self.peer[0]}:{self.peer[1]} with {len(self._members)} topics>"
@@ -120,10 +121,13 @@ class ServerConnection:
         frame = encode(self.vsn, message)
         if frame is None:
             return False
-        self._enqueue(frame)
+        self.enqueue(frame)
         return True
 
-    def _enqueue(self, frame: str | bytes) -> None:
+    def enqueue(self, frame: str | bytes) -> None:
+        """Queue a frame; over `send_queue_limit` the socket is cut off instead."""
+        if self._ws.gone():
+            return
         self._out.append(frame)
         self._out_size += len(frame)
         if self._out_size > self._server.options.send_queue_limit:
@@ -132,12 +136,16 @@ class ServerConnection:
 
     async def run(self) -> None:
         """Serve until the socket ends."""
-        self._watch_bytes()
+        self._ws.on_end = self._ended
+        if self._ws.gone():
+            return
         loop = asyncio.get_running_loop()
         helpers = [loop.create_task(self._write()), loop.create_task(self._reap_when_idle())]
         try:
             async for frame in self._ws:
                 await self._thawed.wait()
+                if self._ws.gone():
+                    break
                 await self._received(frame)
         except ConnectionClosed:
             return
@@ -155,30 +163,33 @@ class ServerConnection:
                 await self._more.wait()
                 self._more.clear()
                 while self._out:
-                    await self._may_write.wait()
-                    await self._thawed.wait()
+                    await self._until_free()
                     frame = self._out.popleft()
+                    if isinstance(frame, int):
+                        await self._ws.close(frame, "")
+                        return
                     self._out_size -= len(frame)
                     await self._ws.send(frame)
         except ConnectionClosed:
             self._out.clear()
 
-    def _watch_bytes(self) -> None:
-        # Any byte counts as life, pings included, and pings never reach the message level.
-        loop = asyncio.get_running_loop()
-        self._heard_at = loop.time()
-        inner = self._ws.data_received
+    async def _until_free(self) -> None:
+        while not (self._may_write.is_set() and self._thawed.is_set()):
+            await self._may_write.wait()
+            await self._thawed.wait()
 
-        def data_received(data: bytes) -> None:
-            self._heard_at = loop.time()
-            inner(data)
-
-        self._ws.data_received = data_received  # type: ignore[method-assign]
+    def _ended(self) -> None:
+        # Whoever waits for a thaw or for a join's end has nothing to wait for any more.
+        self._thawed.set()
+        self._may_write.set()
+        self._more.set()
+        self._out.clear()
 
     async def _reap_when_idle(self) -> None:
         loop, timeout = asyncio.get_running_loop(), self._server.options.idle_timeout
-        while (left := self._heard_at + timeout - loop.time()) > 0:
+        while (left := self._ws.heard_at + timeout - loop.time()) > 0:
             await asyncio.sleep(left)
+            await self._until_free()
         await self._ws.close(1000, "")
 
     def _abort(self) -> None:
@@ -189,13 +200,13 @@ class ServerConnection:
         transport.abort()
 
     def _freeze(self) -> None:
-        self._thawed.clear()
-        self._ws.transport.pause_reading()
+        if not self._ws.gone():
+            self._thawed.clear()
+            self._ws.hold("frozen")
 
     def _thaw(self) -> None:
+        self._ws.release("frozen")
         self._thawed.set()
-        with contextlib.suppress(RuntimeError):  # the transport may have been closed meanwhile
-            self._ws.transport.resume_reading()
 
     async def _received(self, frame: str | bytes) -> None:
         try:
@@ -204,6 +215,12 @@ class ServerConnection:
             self._server.count_malformed()
             return
         self._server.record(self, message)
+        try:
+            await self._handle(message)
+        except RecursionError:  # nested deeper than Python's JSON can write again
+            self._server.count_malformed()
+
+    async def _handle(self, message: ClientMessage) -> None:
         if message.topic == "phoenix" and message.event == "heartbeat":
             self._reply(message, "ok", {})
         elif message.event == "phx_join":
@@ -224,28 +241,41 @@ class ServerConnection:
             )
         )
 
+    async def _take(self, seconds: float) -> None:
+        """Be deaf and mute for a while, pings included; ends early with the socket."""
+        if seconds <= 0:
+            return
+        self._may_write.clear()
+        self._ws.hold("joining")
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ws.wait_ended(), seconds)
+        self._ws.release("joining")
+        self._may_write.set()
+
     async def _join(self, message: ClientMessage) -> None:
         """One join at a time; while it runs this socket neither reads nor writes, as with the real server."""
-        self._may_write.clear()
-        try:
-            await asyncio.sleep(self._server.options.join_latency)
-            refusal = self._server.decide_join(self, message)
-            if refusal is not None and refusal is not NO_REPLY and refusal.delay:
-                await asyncio.sleep(refusal.delay)
-        finally:
-            self._may_write.set()
+        await self._take(self._server.options.join_latency)
+        if self._ws.gone():
+            return
+        refusal = self._server.decide_join(self, message)
+        if isinstance(refusal, JoinRefusal):
+            await self._take(refusal.delay or 0.0)
+        if self._ws.gone():
+            return
         old = self._members.pop(message.topic, None)
         if old is not None:
             self._server.rooms.leave(old)
         if refusal is NO_REPLY:
             return
         if refusal is not None:
-            self._reply(message, "error", {"reason": refusal.reason})
+            unmatched = refusal.reason == "unmatched topic"
+            self._reply(message, "error", {"reason": refusal.reason}, join_ref=None if unmatched else ...)
             if refusal.close_code is not None:
-                await self._drain()
-                await self._ws.close(refusal.close_code, "")
+                self._out.append(refusal.close_code)
+                self._more.set()
             return
-        member = Member.from_join(self, message.topic, message.join_ref, message.payload)
+        member = Member.from_join(self, message)
+        self.counted = True
         self._members[message.topic] = member
         self._server.rooms.enter(member)
         self._reply(message, "ok", self._server.join_response(member))
@@ -253,10 +283,6 @@ class ServerConnection:
             # protocol: the reply to the new join precedes the close of the old channel
             self.send(ServerMessage(old.join_ref, old.join_ref, message.topic, "phx_close", {}))
         self._server.after_join(member)
-
-    async def _drain(self) -> None:
-        while self._out:
-            await asyncio.sleep(0)
 
     def _leave(self, message: ClientMessage) -> None:
         member = self._members.get(message.topic)
@@ -266,7 +292,7 @@ class ServerConnection:
         if member.join_ref is not None and message.join_ref != member.join_ref:
             return  # a stale leave is ignored without a word
         self.drop(member)
-        self._reply(message, "ok", {})
+        self._reply(message, "ok", {}, join_ref=member.own_ref)
         self.send(ServerMessage(member.join_ref, member.join_ref, message.topic, "phx_close", {}))
         self._server.record_leave(self, message)
 
@@ -278,15 +304,7 @@ class ServerConnection:
 
     def shut_down(self, member: Member, words: str) -> None:
         """End a channel as the server does: a system error, then the close."""
-        member.send(
-            "system",
-            {
-                "extension": "system",
-                "status": "error",
-                "message": words,
-                "channel": member.topic.removeprefix("realtime:"),
-            },
-        )
+        member.system("system", "error", words)
         self.drop(member)
         self.send(ServerMessage(member.join_ref, member.join_ref, member.topic, "phx_close", {}))
 
@@ -297,6 +315,8 @@ class ServerConnection:
             return
         if member.join_ref is not None and message.join_ref != member.join_ref:
             return  # Phoenix 1.8.3 to 1.8.11 drops a stale or missing join_ref without a word
+        if self._server.options.plain_phoenix:
+            return
         if message.event == "broadcast":
             self._broadcast(member, message)
         elif message.event == "presence":
@@ -305,21 +325,32 @@ class ServerConnection:
             self._access_token(member, message)
 
     def _broadcast(self, member: Member, message: ClientMessage) -> None:
-        options = self._server.options
-        size = len(repr(message.payload))
-        if size > options.max_payload_kb * 1000 + 500:
+        if _size(message.payload) > self._server.options.max_payload_kb * 1000 + 500:
             if member.ack:
-                self._reply(message, "error", "payload_size_exceeded")
+                self._reply(message, "error", "payload_size_exceeded", join_ref=member.own_ref)
             return
+        payload, kind = message.payload, message.binary_kind
+        if kind is None and not isinstance(payload, dict):
+            self._crash(member)  # protocol: the vsn 2 encoder raises in the sender's channel
+            return
+        if kind == 3:
+            payload = {name: value for name, value in payload.items() if name != "meta"}  # read there, not passed on
         room = self._server.rooms.get(member.topic, member.private)
         assert room is not None
-        out = ServerMessage(None, None, member.topic, "broadcast", message.payload, message.binary_kind == 3)
+        out = ServerMessage(None, None, member.topic, "broadcast", payload, kind == 3)
         room.fan_out(out, but=None if member.receive_own else member)
         if member.ack:
-            self._reply(message, "ok", {})
+            self._reply(message, "ok", {}, join_ref=member.own_ref)
+
+    def _crash(self, member: Member) -> None:
+        self.drop(member)
+        reason = {"reason": "channel_crash"}
+        self.send(ServerMessage(member.join_ref, member.join_ref, member.topic, "phx_error", reason))
 
     def _presence(self, member: Member, message: ClientMessage) -> None:
-        limit = self._server.options.presence_max_calls
+        limit, now = self._server.options.presence_max_calls, time.monotonic()
+        if now - member.presence_window >= self._server.options.presence_window:
+            member.presence_window, member.presence_calls = now, 0
         member.presence_calls += 1
         if limit is not None and member.presence_calls > limit:
             self.shut_down(member, "Client presence rate limit exceeded")
@@ -328,17 +359,34 @@ class ServerConnection:
         kind = str(payload.get("event", "")).lower()
         meta = payload.get("payload", {})
         if kind == "track" and not isinstance(meta, dict):
-            self._reply(message, "error", {"reason": "Presence track payload must be a map"})
+            reason = {"reason": "Presence track payload must be a map"}
+            self._reply(message, "error", reason, join_ref=member.own_ref)
         elif kind in ("track", "untrack"):
-            self._reply(message, "ok", {})
+            self._reply(message, "ok", {}, join_ref=member.own_ref)
             self._server.rooms.track(member, meta if kind == "track" else None)
         else:
-            self._reply(message, "error", {})
+            self._reply(message, "error" if kind else "ok", {}, join_ref=member.own_ref)
 
     def _access_token(self, member: Member, message: ClientMessage) -> None:
         token = message.payload.get("access_token") if isinstance(message.payload, dict) else None
+        if not isinstance(token, str) or token.startswith("sb_") or token == member.token:
+            return  # protocol: none, an opaque key and the token in use already change nothing
         error = self._server.token_error(token, time.time())
         if error is not None:
             self.shut_down(member, error[1])
-        elif isinstance(token, str) and not token.startswith("sb_") and member.bindings:
-            self._server.rooms.postgres_status(member)  # the subscription is renewed under the new token
+            return
+        member.token = token
+        self._server.rooms.postgres_status(member)  # the subscription is renewed under the new token
+
+
+def _size(payload: Any) -> int:
+    """About the bytes a broadcast's payload takes."""
+    if isinstance(payload, dict):
+        return sum(len(str(name)) + _size(value) + 10 for name, value in payload.items())
+    if isinstance(payload, list):
+        return sum(_size(value) + 5 for value in payload)
+    if isinstance(payload, RawJson):
+        return len(payload.data)
+    if isinstance(payload, str):
+        return len(payload) if payload.isascii() else len(payload.encode())
+    return len(payload) if isinstance(payload, bytes) else 8

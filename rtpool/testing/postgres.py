@@ -8,12 +8,16 @@ import json
 import re
 import zlib
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 __all__ = ["BadFilter", "binding_id", "binding_matches", "check_binding"]
 
 #: Ids are hashes in 0 to 2**27 - 1 (Erlang's `phash2`).
 ID_SPACE = 2**27
+
+#: Values of one ``in``.
+MAX_VALUES = 100
 
 
 class BadFilter(Exception):
@@ -28,11 +32,36 @@ def binding_id(binding: dict[str, Any]) -> int:
 def check_binding(binding: dict[str, Any]) -> None:
     """Raise `BadFilter` with the server's words."""
     if "schema" not in binding and "table" not in binding:
-        raise BadFilter(
-            "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: "
-            + json.dumps(binding)
-        )
+        raise BadFilter(f"{_NOTHING}{_inspect(binding)}")
+    if any(not isinstance(binding.get(name, ""), str) for name in ("schema", "table", "filter")):
+        raise BadFilter(f"{_NOTHING}{_inspect(binding)}")  # protocol: an explicit null is no absent key
+    if "select" in binding:
+        _check_select(binding)
     _conditions(binding.get("filter"))
+
+
+_NOTHING = "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: "
+
+
+def _check_select(binding: dict[str, Any]) -> None:
+    names = binding["select"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadFilter(
+            'Error parsing `select` params: expected a list of column name strings, e.g. select: ["col1", "col2"]'
+        )
+    if "*" in (binding.get("schema", "public"), binding.get("table", "*")):
+        raise BadFilter(
+            "Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name."
+        )
+
+
+def _inspect(value: Any) -> str:
+    """JSON data as the server prints it, for the messages that quote what they refuse."""
+    if isinstance(value, dict):
+        return "%{" + ", ".join(f"{_inspect(key)} => {_inspect(item)}" for key, item in sorted(value.items())) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_inspect(item) for item in value) + "]"
+    return "nil" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def binding_matches(binding: dict[str, Any], schema: str, table: str, change: str, row: dict[str, Any]) -> bool:
@@ -49,6 +78,7 @@ def binding_matches(binding: dict[str, Any], schema: str, table: str, change: st
 
 
 Condition = Callable[[dict[str, Any]], bool]
+Operator = Callable[[Any, Any], "bool | None"]  # None is SQL's unknown
 _TERM = re.compile(r"([^.=,\s]+)=(not\.)?([a-z]+)\.(.*)\Z", re.DOTALL)
 
 
@@ -91,12 +121,18 @@ def _unquote(text: str) -> str:
 def _condition(term: str) -> Condition:
     match = _TERM.match(term)
     if match is None or match.group(3) not in _OPERATORS:
-        raise BadFilter(f"Error parsing `filter` params: {json.dumps([term])}")
+        raise BadFilter(f"Error parsing `filter` params: {_inspect(term.split('=', 1)[-1].split('.'))}")
     column, negated, name, value = match.groups()
     if name == "in":
         if not (value.startswith("(") and value.endswith(")")):
             raise BadFilter("`in` filter value must be wrapped by parentheses")
-        wanted: Any = [_unquote(part) for part in _split(value[1:-1])]
+        wanted: Any = [_unquote(part.strip()) for part in _split(value[1:-1])]
+        if len(wanted) > MAX_VALUES:
+            raise BadFilter(f"too many values for `in` filter. Maximum {MAX_VALUES}")
+    elif name == "is":
+        wanted = value.strip().lower()
+        if wanted not in _IS:
+            raise BadFilter(f"Error parsing `filter` params: {_inspect(['is', value])}")
     else:
         wanted = _unquote(value)
     operator = _OPERATORS[name]
@@ -104,52 +140,72 @@ def _condition(term: str) -> Condition:
     def holds(row: dict[str, Any]) -> bool:
         if column not in row:
             return False  # a filter on a column the row does not have fails closed
-        return operator(row[column], wanted) is not bool(negated)
+        met = operator(row[column], wanted)
+        return met is not None and met is not bool(negated)  # SQL: the negation of unknown is unknown
 
     return holds
 
 
-def _compare(test: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def operator(cell: Any, text: str) -> bool:
+def _compare(test: Callable[[Any, Any], bool]) -> Operator:
+    def operator(cell: Any, text: str) -> bool | None:
         if cell is None:
-            return False
+            return None
         try:
             if isinstance(cell, bool):
-                return test(str(cell).lower(), text.lower())
-            if isinstance(cell, (int, float)):
-                return test(cell, type(cell)(text))
-        except ValueError:
-            return False
+                return test(cell, _BOOLEANS[text.strip().lower()])
+            if isinstance(cell, (int, float, Decimal)):
+                return test(Decimal(str(cell)), Decimal(text.strip()))
+        except (KeyError, InvalidOperation):
+            return None  # a value that is none of the column's type
         return test(str(cell), text)
 
     return operator
 
 
-def _like(flags: int) -> Callable[[Any, Any], bool]:
-    def operator(cell: Any, pattern: str) -> bool:
-        regex = re.escape(pattern).replace("%", ".*").replace("_", ".")
-        return re.fullmatch(regex, str(cell), flags | re.DOTALL) is not None
+def _like(flags: int) -> Operator:
+    wild = {"%": ".*", "_": "."}
+
+    def operator(cell: Any, pattern: str) -> bool | None:
+        tokens = re.findall(r"\\.|.", pattern, re.DOTALL)  # a backslash takes the meaning off what follows
+        regex = "".join(wild.get(token) or re.escape(token[-1]) for token in tokens)
+        return None if cell is None else re.fullmatch(regex, str(cell), flags | re.DOTALL) is not None
 
     return operator
 
 
-def _regex(flags: int) -> Callable[[Any, Any], bool]:
-    return lambda cell, pattern: re.search(pattern, str(cell), flags) is not None
+def _regex(flags: int) -> Operator:
+    def operator(cell: Any, pattern: str) -> bool | None:
+        try:
+            return None if cell is None else re.search(pattern, str(cell), flags) is not None
+        except re.error:
+            return None
 
+    return operator
+
+
+def _in(cell: Any, values: list[str]) -> bool | None:
+    return None if cell is None else any(_EQ(cell, value) for value in values)
+
+
+def _is_distinct(cell: Any, text: str) -> bool:
+    return cell is not None if text == "null" else not _EQ(cell, text)
+
+
+_BOOLEANS = {"true": True, "t": True, "false": False, "f": False}
 
 _EQ = _compare(lambda a, b: bool(a == b))
 _IS = {"null": None, "true": True, "false": False, "unknown": None}
 
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+_OPERATORS: dict[str, Operator] = {
     "eq": _EQ,
     "neq": _compare(lambda a, b: bool(a != b)),
     "lt": _compare(lambda a, b: bool(a < b)),
     "lte": _compare(lambda a, b: bool(a <= b)),
     "gt": _compare(lambda a, b: bool(a > b)),
     "gte": _compare(lambda a, b: bool(a >= b)),
-    "in": lambda cell, values: any(_EQ(cell, value) for value in values),
-    "is": lambda cell, value: cell is _IS.get(value, value),
-    "isdistinct": lambda cell, value: not _EQ(cell, value),
+    "in": _in,
+    "is": lambda cell, value: cell is _IS[value],
+    "isdistinct": _is_distinct,
     "like": _like(0),
     "ilike": _like(re.IGNORECASE),
     "match": _regex(0),

@@ -27,7 +27,8 @@ class ServerOptions:
 
     Attributes:
         max_channels_per_client: channels of one socket.
-        max_concurrent_users: sockets; more are refused with HTTP 429.
+        max_concurrent_users: sockets that joined at least once; when full, upgrades are refused with HTTP 429, and
+            joins of sockets not yet counted with an error reply.
         max_joins_per_second: joins accepted within a second over the server; one more is refused and its socket closed
             with 1001. None is no limit.
         max_payload_kb: of a broadcast, in 1,000 bytes.
@@ -36,10 +37,13 @@ class ServerOptions:
         connect_error_backoff, join_error_backoff: how long a refusal is held back; the real server takes 2 and 5 s.
         join_latency: how long every join takes; meanwhile its socket is deaf and mute.
         postgres_delay: from a join's reply to "Subscribed to PostgreSQL".
-        presence_max_calls: presence messages a channel may send; None is no limit (the real one: 5 in 30 s).
-        record_limit: messages `received` keeps.
+        presence_max_calls: presence messages a channel may send in a window; None is no limit (the real one: 5).
+        presence_window: how long that window is.
+        record_limit: how many messages, joins and leaves each are kept for looking at; the oldest go first.
         send_queue_limit: bytes waiting for one client; more and it is cut off.
-        plain_phoenix: any topic is welcome, and nothing of Supabase's is sent.
+        require_prefix: only topics that begin with ``realtime:`` can be joined; False takes any, and then the
+            server's own methods take topics as they are on the wire.
+        plain_phoenix: any topic is welcome, no key is asked for, nothing of Supabase's is sent or understood.
     """
 
     max_channels_per_client: int = 100
@@ -53,8 +57,10 @@ class ServerOptions:
     join_latency: float = 0.0
     postgres_delay: float = 0.0
     presence_max_calls: int | None = None
+    presence_window: float = 30.0
     record_limit: int = 100_000
     send_queue_limit: int = 64 * 1024 * 1024
+    require_prefix: bool = True
     plain_phoenix: bool = False
 
 

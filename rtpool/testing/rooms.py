@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from rtpool.testing.postgres import BadFilter, binding_id, binding_matches, check_binding
-from rtpool.testing.wire import ServerMessage
+from rtpool.testing.wire import ClientMessage, ServerMessage, encode
 
 if TYPE_CHECKING:
     from rtpool.testing.connection import ServerConnection
@@ -32,18 +32,23 @@ class Member:
     connection: ServerConnection
     topic: str
     join_ref: Any
+    own_ref: Any  # what its pushes carry: the join's ref where the join had no join_ref
     private: bool = False
     ack: bool = False
     receive_own: bool = False
     presence: bool = False
     key: str = ""
     bindings: list[dict[str, Any]] = attrs.field(factory=list)
+    subscribed: bool = False  # changes before "Subscribed to PostgreSQL" are lost
+    token: str | None = None
     meta: dict[str, Any] | None = None
     presence_calls: int = 0
+    presence_window: float = 0.0
 
     @classmethod
-    def from_join(cls, connection: ServerConnection, topic: str, join_ref: Any, payload: Any) -> Member:
+    def from_join(cls, connection: ServerConnection, message: ClientMessage) -> Member:
         """Read a join's payload as leniently as Realtime does."""
+        payload, join_ref = message.payload, message.join_ref
         config = payload.get("config") if isinstance(payload, dict) else None
         config = config if isinstance(config, dict) else {}
 
@@ -52,21 +57,29 @@ class Member:
             return value if isinstance(value, dict) else {}
 
         changes = config.get("postgres_changes")
+        token = payload.get("user_token") or payload.get("access_token") if isinstance(payload, dict) else None
         return cls(
             connection,
-            topic,
+            message.topic,
             join_ref,
+            message.ref if join_ref is None else join_ref,
             private=truth(config.get("private")),
             ack=truth(section("broadcast").get("ack")),
             receive_own=truth(section("broadcast").get("self")),
             presence=truth(section("presence").get("enabled")),
             key=str(section("presence").get("key") or uuid.uuid1()),
             bindings=[c for c in changes if isinstance(c, dict)] if isinstance(changes, list) else [],
+            token=token if isinstance(token, str) else None,
         )
 
     def send(self, event: str, payload: Any, *, own: bool = True) -> None:
         """Push to this channel; `own` frames carry its join_ref, fanned-out ones do not."""
-        self.connection.send(ServerMessage(self.join_ref if own else None, None, self.topic, event, payload))
+        self.connection.send(ServerMessage(self.own_ref if own else None, None, self.topic, event, payload))
+
+    def system(self, extension: str, status: str, words: str) -> None:
+        """Push a ``system`` message."""
+        name = self.topic.removeprefix("realtime:")
+        self.send("system", {"extension": extension, "status": status, "message": words, "channel": name})
 
 
 class Room:
@@ -78,9 +91,17 @@ class Room:
 
     def fan_out(self, message: ServerMessage, *, but: Member | None = None) -> int:
         """Send to everybody, in the order of joining; returns how many got it."""
+        frames: dict[str, str | bytes | None] = {}  # encoded once for all sockets of a version
         reached = 0
         for member in self.members:
-            if member is not but and member.connection.send(message):
+            if member is but:
+                continue
+            connection = member.connection
+            if connection.vsn not in frames:
+                frames[connection.vsn] = encode(connection.vsn, message)
+            frame = frames[connection.vsn]
+            if frame is not None:
+                connection.enqueue(frame)
                 reached += 1
         return reached
 
@@ -94,7 +115,7 @@ class Room:
         leaves = {} if before is None else {member.key: {"metas": [before]}}
         joins: dict[str, Any] = {}
         if meta is not None:
-            member.meta = {"phx_ref": phx_ref, **meta}
+            member.meta = {**meta, "phx_ref": phx_ref}
             if before is not None:
                 member.meta["phx_ref_prev"] = before["phx_ref"]
             self.presence.setdefault(member.key, {})[member] = member.meta
@@ -151,8 +172,9 @@ class Rooms:
 
     def postgres_status(self, member: Member) -> None:
         """Say whether changes flow."""
-        if not member.bindings:
-            return
+        room = self.get(member.topic, member.private)
+        if not member.bindings or room is None or member not in room.members:
+            return  # it may have left since this was set going
         status, message = "ok", "Subscribed to PostgreSQL"
         try:
             for binding in member.bindings:
@@ -160,15 +182,8 @@ class Rooms:
         except BadFilter as error:
             status, message = "error", str(error)
             member.bindings = []
-        member.send(
-            "system",
-            {
-                "extension": "postgres_changes",
-                "status": status,
-                "message": message,
-                "channel": member.topic.removeprefix("realtime:"),
-            },
-        )
+        member.subscribed = status == "ok"
+        member.system("postgres_changes", status, message)
 
     def track(self, member: Member, meta: dict[str, Any] | None) -> None:
         """Track or untrack a member; an identical payload changes nothing."""
@@ -185,6 +200,8 @@ class Rooms:
         sent = 0
         for room in self.all():
             for member in room.members:
+                if not member.subscribed:
+                    continue
                 ids = [
                     binding_id(b)
                     for b in member.bindings

@@ -5,25 +5,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import secrets
 import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from datetime import datetime, timezone
-from email.utils import formatdate
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import attrs
 from websockets.asyncio.server import ServerConnection as WebSocket
 from websockets.asyncio.server import serve
-from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from rtpool.testing.admission import refuse_join, refuse_upgrade, serializer, to_response
 from rtpool.testing.connection import ServerConnection, _NoReply
 from rtpool.testing.postgres import binding_id
 from rtpool.testing.records import (
@@ -36,18 +36,13 @@ from rtpool.testing.records import (
     ServerOptions,
 )
 from rtpool.testing.rooms import Member, Rooms
+from rtpool.testing.stream import Stream, stream_class
 from rtpool.testing.tokens import make_token, token_error
 from rtpool.testing.wire import ClientMessage, ServerMessage
 
 __all__ = ["RealtimeServer"]
 
 T = TypeVar("T")
-
-WS_PATHS = ("/realtime/v1/websocket", "/socket/websocket")
-
-
-def _prefixed(topic: str) -> str:
-    return topic if topic.startswith("realtime:") else f"realtime:{topic}"
 
 
 class RealtimeServer:
@@ -96,9 +91,14 @@ class RealtimeServer:
         self.connections_total = 0
         self.malformed = 0
         self._received: deque[ReceivedMessage] = deque(maxlen=self.options.record_limit)
-        self._joins: list[JoinRecord] = []
-        self._leaves: list[LeaveRecord] = []
-        self._recent_joins: deque[float] = deque()
+        self._joins: deque[JoinRecord] = deque(maxlen=self.options.record_limit)
+        self._leaves: deque[LeaveRecord] = deque(maxlen=self.options.record_limit)
+        self.recent_joins: deque[float] = deque()
+        # Guards `_calls` and `_open`: what other threads want done on the loop, and whether it still takes any.
+        self._calls_lock = threading.Lock()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._open = False
+        self._streams: set[Stream] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -128,16 +128,22 @@ class RealtimeServer:
             self._thread.join()
             self._thread = None
             raise failure[0]
+        with self._calls_lock:
+            self._open = True
         return self
 
     def close(self) -> None:
         """Cut every client off and end. Idempotent."""
-        thread, self._thread = self._thread, None
-        if thread is None or self._loop is None or self._stop is None:
+        with self._calls_lock:
+            thread, loop, stop = self._thread, self._loop, self._stop
+            self._thread = None
+        if thread is None or loop is None or stop is None:
             return
-        self._loop.call_soon_threadsafe(self._stop.set)
+        loop.call_soon_threadsafe(stop.set)
         thread.join()
-        self._loop = None
+        with self._calls_lock:
+            self._open, self._loop = False, None
+        self._run_calls()  # what came too late for the loop; nobody waits for ever
 
     def __enter__(self) -> RealtimeServer:
         return self.start()
@@ -169,13 +175,13 @@ class RealtimeServer:
         return self.call(lambda: list(self._received))
 
     def joins(self, topic: str | None = None) -> list[JoinRecord]:
-        """Every join asked for, oldest first; of one topic with or without the prefix."""
-        records = list(self._joins)
+        """Every join asked for, oldest first, as far as `record_limit` goes; a topic with or without the prefix."""
+        records = self.call(lambda: list(self._joins))
         return records if topic is None else [r for r in records if topic in (r.topic, r.wire_topic)]
 
     def leaves(self, topic: str | None = None) -> list[LeaveRecord]:
-        """Every channel left, oldest first."""
-        records = list(self._leaves)
+        """Every channel left, oldest first, as far as `record_limit` goes."""
+        records = self.call(lambda: list(self._leaves))
         return records if topic is None else [r for r in records if topic in (r.topic, r.wire_topic)]
 
     def members(self, topic: str) -> int:
@@ -212,6 +218,7 @@ class RealtimeServer:
                     )
 
     _version = 0
+    _ident: int | None = None
 
     def changed(self) -> None:
         """Something happened; on the server's loop."""
@@ -272,6 +279,7 @@ class RealtimeServer:
         old_record: Mapping[str, Any] | None = None,
         *,
         columns: list[dict[str, str]] | None = None,
+        commit_timestamp: str | None = None,
     ) -> int:
         """
         A row changed: tell every channel with a binding that matches.
@@ -281,6 +289,7 @@ class RealtimeServer:
             record: the new row; not for DELETE.
             old_record: the replica identity of the old row; not for INSERT.
             columns: ``{"name", "type"}`` of each; None guesses.
+            commit_timestamp: as it goes over the wire; None is now.
 
         Returns:
             How many channels got it.
@@ -291,7 +300,7 @@ class RealtimeServer:
             "schema": schema,
             "table": table,
             "type": type.upper(),
-            "commit_timestamp": now,
+            "commit_timestamp": commit_timestamp or now,
             "errors": None,
             "columns": columns or [{"name": name, "type": _column_type(value)} for name, value in row.items()],
         }
@@ -305,14 +314,28 @@ class RealtimeServer:
 
     def call(self, function: Callable[[], T]) -> T:
         """Run on the server's loop and return what it returns; directly when called there or when it has ended."""
-        loop = self._loop
-        if loop is None or threading.current_thread() is self._thread:
+        future: Future[T] = Future()
+        with self._calls_lock:
+            loop = self._loop
+            direct = not self._open or loop is None or threading.get_ident() == self._ident
+            if not direct:
+                self._calls.append((function, future))
+        if direct:
             return function()
+        with contextlib.suppress(RuntimeError):  # the loop has just closed; close() runs what is left
+            loop.call_soon_threadsafe(self._run_calls)  # type: ignore[union-attr]
+        return future.result()
 
-        async def run() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(run(), loop).result()
+    def _run_calls(self) -> None:
+        while True:
+            with self._calls_lock:
+                if not self._calls:
+                    return
+                function, future = self._calls.popleft()
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine in the background; on the server's loop."""
@@ -337,7 +360,7 @@ class RealtimeServer:
 
     def decide_join(self, connection: ServerConnection, message: ClientMessage) -> Any:
         """None to let a join in, a `JoinRefusal`, or `NO_REPLY`; and the record of it."""
-        refusal = self._refuse_join(connection, message)
+        refusal = refuse_join(self, connection, message)
         accepted = refusal is None
         reason = getattr(refusal, "reason", None) if not accepted else None
         self._joins.append(
@@ -356,52 +379,9 @@ class RealtimeServer:
             return attrs.evolve(refusal, delay=self.options.join_error_backoff)
         return refusal
 
-    def _refuse_join(self, connection: ServerConnection, message: ClientMessage) -> Any:
-        options, topic = self.options, message.topic
-        if not options.plain_phoenix:
-            if not topic.startswith("realtime:"):
-                return JoinRefusal("unmatched topic", 0.0)
-            if topic == "realtime:":
-                return JoinRefusal("TopicNameRequired: You must provide a topic name")
-        if self.on_join is not None:
-            try:
-                decision = self.on_join(topic.removeprefix("realtime:"), message.payload, connection)
-            except Exception:
-                return JoinRefusal("join crashed")
-            if decision is not None:
-                return decision
-        if options.plain_phoenix:
-            return None
-        limit = options.max_joins_per_second
-        if limit is not None:
-            now = time.monotonic()
-            while self._recent_joins and now - self._recent_joins[0] >= 1.0:
-                self._recent_joins.popleft()
-            if len(self._recent_joins) >= limit:
-                return JoinRefusal("ClientJoinRateLimitReached: Too many joins per second", close_code=1001)
-            self._recent_joins.append(now)
-        if len(connection.members) >= options.max_channels_per_client and topic not in connection.members:
-            return JoinRefusal("ChannelRateLimitReached: Too many channels")
-        return self._refuse_payload(message.payload)
-
-    def _refuse_payload(self, payload: Any) -> JoinRefusal | None:
-        if not isinstance(payload, dict):
-            return JoinRefusal("UnknownErrorOnChannel: expected params to be a :map")
-        token = payload.get("user_token") or payload.get("access_token")
-        error = self.token_error(token, time.time())
-        if error is not None:
-            return JoinRefusal(f"{error[0]}: {error[1]}")
-        config = payload.get("config", {})
-        if not isinstance(config, dict):
-            return JoinRefusal("UnknownErrorOnChannel: no function clause matching in Access.get/3")
-        broadcast = config.get("broadcast")
-        if isinstance(broadcast, dict) and "replay" in broadcast and config.get("private") is not True:
-            return JoinRefusal("UnableToReplayMessages: Replay is not allowed for public channels")
-        return None
-
-    def token_error(self, token: Any, now: float) -> tuple[str, str] | None:
-        """Why a channel's token is refused; none, an opaque key and the server's own key are good."""
-        if token is None or token == self.api_key or (isinstance(token, str) and token.startswith("sb_")):
+    def token_error(self, token: Any, now: float, *, opaque: bool = True) -> tuple[str, str] | None:
+        """Why a token is refused; none and the server's own key are good, and `opaque` ``sb_`` keys in a join."""
+        if token is None or token == self.api_key or (opaque and isinstance(token, str) and token.startswith("sb_")):
             return None
         return token_error(self._secret, str(token).strip(), now)
 
@@ -417,20 +397,26 @@ class RealtimeServer:
         if self.options.plain_phoenix:
             return
         self.rooms.after_join(member)
-        if member.bindings:
+        if member.bindings and self.options.postgres_delay > 0:
             asyncio.get_running_loop().call_later(self.options.postgres_delay, self.rooms.postgres_status, member)
+        elif member.bindings:
+            self.rooms.postgres_status(member)
 
     def _wire(self, topic: str) -> str:
-        return topic if self.options.plain_phoenix else _prefixed(topic)
+        options = self.options
+        as_it_is = options.plain_phoenix or not options.require_prefix or topic.startswith("realtime:")
+        return topic if as_it_is else f"realtime:{topic}"
 
     async def _main(self, started: threading.Event) -> None:
         self._stop = asyncio.Event()
+        self._ident = threading.get_ident()
         options = self.options
         async with serve(
             self._serve,
             self._host,
             self.port,
             process_request=self._process_request,
+            create_connection=stream_class(self._streams),
             ssl=self._ssl,
             compression=None,
             ping_interval=None,
@@ -444,60 +430,28 @@ class RealtimeServer:
             started.set()
             await self._stop.wait()
             server.close(close_connections=False)
-            for connection in self._connections:
-                connection._thawed.set()
-                connection._ws.transport.abort()
+            for stream in list(self._streams):  # also those that have not shaken hands
+                stream.transport.abort()
             for task in list(self._tasks):
                 task.cancel()
 
     async def _process_request(self, ws: WebSocket, request: Request) -> Response | None:
-        refusal = self._refuse_connect(request)
+        refusal, delay = refuse_upgrade(self, request)
         if refusal is None:
             return None
-        await asyncio.sleep(self.options.connect_error_backoff)
-        headers = Headers()
-        headers["Date"] = formatdate(usegmt=True)
-        headers["Content-Type"] = "application/json; charset=utf-8"
-        headers["Content-Length"] = str(len(refusal.body.encode()))
-        headers["Connection"] = "close"
-        for name, value in refusal.headers.items():
-            headers[name] = value
-        return Response(refusal.status, "Refused", headers, refusal.body.encode())
-
-    def _refuse_connect(self, request: Request) -> Refusal | None:
-        parts = urlsplit(request.path)
-        query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-        headers = {name.lower(): value for name, value in request.headers.raw_items()}
-        if self.on_connect is not None:
-            try:
-                decision = self.on_connect(RequestInfo(parts.path, query, headers))
-            except Exception:
-                return Refusal(500, '{"error": "Error connecting to Realtime"}')
-            if decision is not None:
-                return decision
-        if parts.path not in WS_PATHS:
-            return Refusal(404, '{"error": "Tenant not found"}')
-        if query.get("vsn", "1.0.0") not in ("1.0.0", "2.0.0"):
-            return Refusal(403)
-        if self.options.plain_phoenix:
-            return None
-        key = unquote(headers.get("x-api-key") or query.get("apikey") or "").strip()
-        if not key:
-            return Refusal(401, '{"error": "API key is missing"}')
-        if key != self.api_key:
-            error = token_error(self._secret, key, time.time())
-            if error is not None:
-                words = "Token has expired" if error[1].startswith("Token has expired") else error[1]
-                return Refusal(401, json.dumps({"error": words}))
-        if len(self._connections) >= self.options.max_concurrent_users:
-            return Refusal(429, '{"error": "Too many connected users"}')
-        return None
+        if delay > 0 and self._stop is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), delay)  # cut short when the server closes
+        return to_response(refusal)
 
     async def _serve(self, ws: WebSocket) -> None:
         assert ws.request is not None
+        assert isinstance(ws, Stream)
         query = parse_qs(urlsplit(ws.request.path).query)
+        vsn = serializer(query.get("vsn", ["1.0.0"])[-1])
+        assert vsn is not None
         self.connections_total += 1
-        connection = ServerConnection(self, self.connections_total, ws, query.get("vsn", ["1.0.0"])[-1])
+        connection = ServerConnection(self, self.connections_total, ws, vsn)
         self._connections = (*self._connections, connection)
         self.changed()
         try:

@@ -6,14 +6,19 @@ codec on purpose, so that neither is tested against itself.
 from __future__ import annotations
 
 import json
-import struct
 from typing import Any, NamedTuple
 
-__all__ = ["ClientMessage", "Malformed", "ServerMessage", "decode", "encode"]
+__all__ = ["ClientMessage", "Malformed", "RawJson", "ServerMessage", "decode", "encode"]
 
 
 class Malformed(Exception):
     """A frame no Realtime server understands; it is logged there and dropped."""
+
+
+class RawJson(NamedTuple):
+    """Bytes a client called JSON and that are none; Realtime relays them unread, broken as they are."""
+
+    data: bytes
 
 
 class ClientMessage(NamedTuple):
@@ -44,10 +49,7 @@ def decode(vsn: str, data: str | bytes) -> ClientMessage:
         if vsn == "1.0.0":
             raise Malformed("a binary frame on vsn 1")
         return _decode_binary(data)
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(str(error)) from error
+    value = _parse(data)
     if vsn == "1.0.0":
         if not isinstance(value, dict) or not {"topic", "event", "payload", "ref"} <= value.keys():
             raise Malformed("a vsn 1 message has topic, event, payload and ref")
@@ -61,31 +63,59 @@ def decode(vsn: str, data: str | bytes) -> ClientMessage:
     return ClientMessage(*parts)
 
 
+def _not_json(word: str) -> Any:
+    raise Malformed(f"{word} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise Malformed("a number out of range")
+    return value
+
+
+def _parse(data: str | bytes) -> Any:
+    """Strict JSON: neither NaN nor half a surrogate pair, which no encoder could pass on to other clients."""
+    try:
+        value = json.loads(data, parse_constant=_not_json, parse_float=_finite)
+        if (b"\\u" if isinstance(data, bytes) else "\\u") in data:  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise Malformed(str(error)) from error
+    return value
+
+
 def _decode_binary(data: bytes) -> ClientMessage:
-    if data[:1] == b"\0":
+    if data[:1] == b"\0" and len(data) >= 5:
         fields, rest = _split(data, 5, data[1:5])
-        join_ref, ref, topic, event = (field.decode() for field in fields)
+        join_ref, ref, topic, event = fields
         return ClientMessage(join_ref, ref, topic, event, rest, 0)
     if data[:1] == b"\3" and len(data) >= 7:
         fields, rest = _split(data, 7, data[1:6])
-        try:
-            join_ref, ref, topic, event, metadata = (field.decode() for field in fields)
-            payload = {"type": "broadcast", "event": event, "payload": json.loads(rest) if data[6] else rest}
-            if metadata:
-                payload["meta"] = json.loads(metadata)
-        except ValueError as error:
-            raise Malformed(str(error)) from error
+        join_ref, ref, topic, event, metadata = fields
+        payload = {"type": "broadcast", "event": event, "payload": _user_payload(rest) if data[6] else rest}
+        if metadata:
+            payload["meta"] = _parse(metadata)
         return ClientMessage(join_ref or None, ref or None, topic, "broadcast", payload, 3)
     raise Malformed("an unknown kind of binary frame")
 
 
-def _split(data: bytes, start: int, sizes: bytes) -> tuple[list[bytes], bytes]:
+def _user_payload(data: bytes) -> Any:
+    try:
+        return _parse(data)
+    except Malformed:
+        return RawJson(data)
+
+
+def _split(data: bytes, start: int, sizes: bytes) -> tuple[list[str], bytes]:
     if len(data) < start + sum(sizes):
         raise Malformed("a binary frame ends within its fields")
     fields = []
     for size in sizes:
-        (field,) = struct.unpack_from(f"{size}s", data, start)
-        fields.append(field)
+        try:
+            fields.append(data[start : start + size].decode())
+        except UnicodeDecodeError as error:
+            raise Malformed(str(error)) from error
         start += size
     return fields, data[start:]
 
@@ -97,11 +127,10 @@ def encode(vsn: str, message: ServerMessage) -> str | bytes | None:
     if vsn == "1.0.0":
         if has_bytes:
             return None
-        return json.dumps(
-            {"topic": message.topic, "event": message.event, "payload": payload, "ref": message.ref},
-            ensure_ascii=False,
-            separators=(",", ":"),
-        )
+        frame = {"topic": message.topic, "event": message.event, "payload": payload, "ref": message.ref}
+        if isinstance(payload, dict) and isinstance(payload.get("payload"), RawJson):
+            return _relay_broken(frame, payload)
+        return _dumps(frame)
     if isinstance(payload, dict) and (message.user_frame or has_bytes) and message.event == "broadcast":
         return _user_broadcast(message.topic, payload)
     if isinstance(payload, dict) and isinstance(payload.get("response"), bytes):
@@ -111,11 +140,18 @@ def encode(vsn: str, message: ServerMessage) -> str | bytes | None:
         if message.join_ref is None:
             return _pack(2, (message.topic, message.event)) + payload
         return _pack(0, (message.join_ref, message.topic, message.event)) + payload
-    return json.dumps(
-        [message.join_ref, message.ref, message.topic, message.event, payload],
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
+    return _dumps([message.join_ref, message.ref, message.topic, message.event, payload])
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _relay_broken(frame: dict[str, Any], payload: dict[str, Any]) -> str:
+    # protocol: broken JSON of a kind 3 frame is pasted into the object that vsn 1 sockets get
+    hole = "\x00hole\x00"
+    text = _dumps({**frame, "payload": {**payload, "payload": hole}})
+    return text.replace(_dumps(hole), payload["payload"].data.decode(errors="replace"))
 
 
 def _pack(kind: int, names: tuple[str, ...], extra: bytes = b"") -> bytes:
@@ -126,7 +162,11 @@ def _pack(kind: int, names: tuple[str, ...], extra: bytes = b"") -> bytes:
 def _user_broadcast(topic: str, payload: dict[str, Any]) -> bytes:
     body = payload.get("payload")
     is_json = not isinstance(body, bytes)
-    metadata = json.dumps(payload["meta"], separators=(",", ":")) if payload.get("meta") else ""
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() if is_json else body
-    assert isinstance(data, bytes)
+    metadata = _dumps(payload["meta"]) if payload.get("meta") else ""
+    if isinstance(body, bytes):
+        data = body
+    elif isinstance(body, RawJson):
+        data = body.data
+    else:
+        data = _dumps(body).encode()
     return _pack(4, (topic, str(payload["event"]), metadata), bytes([is_json])) + data
