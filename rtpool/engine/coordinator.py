@@ -121,7 +121,8 @@ class Coordinator:
             share.state = ChannelState.LEAVING
             return  # `Left` comes back here
         if join is None:
-            source = self._source(share.subscribers[0])
+            token = share.subscribers[0].token
+            source = self._pool_source if token is None else TokenSource(token)
             join = self.joins[key] = Join(share, source)
         elif join.share is not share:
             join.share = share  # everybody left and somebody came before the I/O thread looked
@@ -193,9 +194,6 @@ class Coordinator:
         self.joins.clear()
 
     # Joins
-
-    def _source(self, subscriber: Subscriber) -> TokenSource:
-        return self._pool_source if subscriber.token is None else TokenSource(subscriber.token)
 
     def _converge(self, join: Join, added: list[Subscriber]) -> None:
         if join.connection is None and not self._place(join):
