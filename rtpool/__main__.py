@@ -18,6 +18,8 @@ def main() -> None:
             raise
         sys.stderr.write(f"The rtpool command needs {error.name}: pip install 'rtpool[cli]'\n")
         raise SystemExit(1) from None
+    except KeyboardInterrupt:  # while still importing; the commands see to themselves
+        raise SystemExit(1) from None
     cli()
 
 
