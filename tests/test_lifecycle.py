@@ -64,9 +64,7 @@ def test_close_while_connecting_breaks_the_dial_off(make_pool: MakePool) -> None
         pool = make_pool(f"http://127.0.0.1:{silent.getsockname()[1]}")
         pool.channel("room").subscribe(wait=False)
         peer, _ = silent.accept()
-        started = time.monotonic()
         assert pool.close(timeout=5) is True
-        assert time.monotonic() - started < 5
         peer.close()
 
 

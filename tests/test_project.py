@@ -168,6 +168,17 @@ def test_importing_rtpool_imports_no_extra_and_starts_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_pytest_plugin_harms_no_project_that_lacks_the_extra(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        conftest="import sys; sys.modules['websockets'] = None",
+        test_theirs="def test_plain():\n    assert True\n\ndef test_served(realtime_server):\n    assert True\n",
+    )
+    code = "import sys; sys.modules['websockets'] = None; import pytest; sys.exit(pytest.main(['-p', 'no:randomly']))"
+    result = pytester.run(sys.executable, "-c", code)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*pip install 'rtpool[[]testing]'*"])
+
+
 def test_files_and_functions_stay_small() -> None:
     for path in (ROOT / "rtpool").rglob("*.py"):
         text = path.read_text()

@@ -1,20 +1,27 @@
 """
 A real Realtime server on a loopback port, for your tests, demos and ours. Needs the extra ``rtpool[testing]``.
+
+Names are imported at their first use: pytest loads this package in every project where rtpool is installed, also where
+the extra is not.
 """
 
 from __future__ import annotations
 
-from rtpool.testing.connection import NO_REPLY, ServerConnection
-from rtpool.testing.records import (
-    JoinRecord,
-    JoinRefusal,
-    LeaveRecord,
-    ReceivedMessage,
-    Refusal,
-    RequestInfo,
-    ServerOptions,
-)
-from rtpool.testing.server import RealtimeServer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rtpool.testing.connection import NO_REPLY, ServerConnection
+    from rtpool.testing.records import (
+        JoinRecord,
+        JoinRefusal,
+        LeaveRecord,
+        ReceivedMessage,
+        Refusal,
+        RequestInfo,
+        ServerOptions,
+    )
+    from rtpool.testing.server import RealtimeServer
 
 __all__ = [
     "JoinRecord",
@@ -28,3 +35,11 @@ __all__ = [
     "ServerConnection",
     "ServerOptions",
 ]
+
+_HOMES = {"NO_REPLY": "connection", "ServerConnection": "connection", "RealtimeServer": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'records')}"), name)
