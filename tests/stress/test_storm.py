@@ -100,7 +100,7 @@ def test_twenty_seconds_of_everything_at_once_leave_every_push_resolved_and_noth
         deadlocked = [thread.name for thread in threads if thread.is_alive()]
     finally:
         sys.setswitchinterval(interval)
-    print(counts)
+    print(counts, f"{len(pushes)} pushes, {len(pools)} pools")
 
     assert not deadlocked
     assert escaped == []
