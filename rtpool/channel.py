@@ -1,16 +1,17 @@
 """
-The handles users hold: `Channel`, one subscriber of a topic, and `Push`, the future of one message.
+`Channel`, the handle on one subscription of a topic: its life, sending, receiving in a loop.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
-from rtpool.checks import check_callable, check_name, check_timeout, check_type
+from rtpool.callbacks import Callbacks
+from rtpool.checks import check_name, check_timeout
 from rtpool.engine.dispatcher import Mailbox
 from rtpool.engine.engine import Engine
 from rtpool.engine.mailboxes import make_mailbox
@@ -27,17 +28,7 @@ from rtpool.errors import (
     ReceiveTimeout,
     RtpoolError,
 )
-from rtpool.events import (
-    Broadcast,
-    ChannelState,
-    Event,
-    Gap,
-    Message,
-    PostgresChange,
-    Presence,
-    StatusChange,
-    SystemMessage,
-)
+from rtpool.events import ChannelState, Event, StatusChange
 from rtpool.protocol.json_engine import dumps
 from rtpool.protocol.messages import (
     BROADCAST,
@@ -49,10 +40,9 @@ from rtpool.protocol.messages import (
     JsonBody,
     UserBroadcast,
 )
-from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import UNTRACK, track_body
 from rtpool.push import Push
-from rtpool.registry import Attachment, Binding, Delivery, Subscriber
+from rtpool.registry import Attachment, Delivery, Subscriber
 
 if TYPE_CHECKING:
     from rtpool.pool import RealtimePool
@@ -64,13 +54,8 @@ PUSH_TIMEOUT = 10.0
 #: A Realtime server refuses a frame over 5,000,000 bytes and drops the socket; its headers take up to about 1,100.
 MAX_PAYLOAD_BYTES = 5_000_000 - 1_100
 
-CHANGE_EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
 
-E_ = TypeVar("E_")
-Handler = Callable[[E_], object]
-
-
-class Channel:
+class Channel(Callbacks):
     """
     One subscriber's handle on a topic, made by `RealtimePool.channel`.
 
@@ -86,183 +71,6 @@ class Channel:
         self._pool = pool  # keeps the pool alive as long as somebody holds a Channel
         self._engine = engine
         self._subscriber = subscriber
-
-    # Callbacks
-
-    @overload
-    def on_broadcast(self, event: str, callback: Handler[Broadcast]) -> Channel: ...
-    @overload
-    def on_broadcast(self, event: str) -> Callable[[Handler[Broadcast]], Handler[Broadcast]]: ...
-    def on_broadcast(self, event: str, callback: Handler[Broadcast] | None = None) -> Any:
-        """
-        Call back with each `Broadcast` named `event`; ``"*"`` is every name.
-
-        Returns:
-            The Channel; without `callback` a decorator.
-
-        Raises:
-            InvalidValue, InvalidType: an empty or over-long event, a callback that cannot be called.
-        """
-        check_name("event", event, MAX_NAME_BYTES)
-        return self._bind("broadcast", event, callback)
-
-    @overload
-    def on_postgres_changes(
-        self,
-        event: str,
-        callback: Handler[PostgresChange],
-        *,
-        schema: str = ...,
-        table: str | None = ...,
-        filter: str | None = ...,
-        select: Sequence[str] | None = ...,
-    ) -> Channel: ...
-    @overload
-    def on_postgres_changes(
-        self,
-        event: str,
-        *,
-        schema: str = ...,
-        table: str | None = ...,
-        filter: str | None = ...,
-        select: Sequence[str] | None = ...,
-    ) -> Callable[[Handler[PostgresChange]], Handler[PostgresChange]]: ...
-    def on_postgres_changes(
-        self,
-        event: str,
-        callback: Handler[PostgresChange] | None = None,
-        *,
-        schema: str = "public",
-        table: str | None = None,
-        filter: str | None = None,
-        select: Sequence[str] | None = None,
-    ) -> Any:
-        """
-        Call back with each `PostgresChange` that matches.
-
-        On a Channel that is subscribed already this joins anew and announces a `Gap`, unless the join has an equal
-        binding.
-
-        Args:
-            event: ``"INSERT"``, ``"UPDATE"``, ``"DELETE"`` in any case, or ``"*"``.
-            schema, table: ``"*"`` or None (table) for all that are published.
-            filter: the server's grammar, e.g. ``"status=eq.rented"``.
-            select: column names to receive; None for all.
-
-        Returns:
-            The Channel; without `callback` a decorator.
-
-        Raises:
-            InvalidValue, InvalidType: naming the argument.
-        """
-        check_type("event", event, str)
-        if event.upper() not in CHANGE_EVENTS:
-            raise InvalidValue(f"event must be one of {', '.join(CHANGE_EVENTS)}, not {event!r}")
-        check_name("schema", schema, MAX_NAME_BYTES)
-        for name, value in (("table", table), ("filter", filter)):
-            if value is not None:
-                check_type(name, value, str)
-        if isinstance(select, str) or (select is not None and not all(isinstance(c, str) for c in select)):
-            raise InvalidType("select must be a sequence of column names")
-        change = ChangeBinding(event.upper(), schema, table, filter or None, tuple(select) if select else None)
-        return self._bind("postgres_changes", event.upper(), callback, change)
-
-    @overload
-    def on_presence_sync(self, callback: Handler[Presence]) -> Channel: ...
-    @overload
-    def on_presence_sync(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
-    def on_presence_sync(self, callback: Handler[Presence] | None = None) -> Any:
-        """Call back with a `Presence` holding the whole state after each change of it."""
-        return self._bind("presence", "sync", callback)
-
-    @overload
-    def on_presence_join(self, callback: Handler[Presence]) -> Channel: ...
-    @overload
-    def on_presence_join(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
-    def on_presence_join(self, callback: Handler[Presence] | None = None) -> Any:
-        """Call back with a `Presence` for each key whose metas joined."""
-        return self._bind("presence", "join", callback)
-
-    @overload
-    def on_presence_leave(self, callback: Handler[Presence]) -> Channel: ...
-    @overload
-    def on_presence_leave(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
-    def on_presence_leave(self, callback: Handler[Presence] | None = None) -> Any:
-        """Call back with a `Presence` for each key whose metas left."""
-        return self._bind("presence", "leave", callback)
-
-    @overload
-    def on_system(self, callback: Handler[SystemMessage]) -> Channel: ...
-    @overload
-    def on_system(self) -> Callable[[Handler[SystemMessage]], Handler[SystemMessage]]: ...
-    def on_system(self, callback: Handler[SystemMessage] | None = None) -> Any:
-        """Call back with each `SystemMessage`, what the server says of the channel itself."""
-        return self._bind("system", "*", callback)
-
-    @overload
-    def on_gap(self, callback: Handler[Gap]) -> Channel: ...
-    @overload
-    def on_gap(self) -> Callable[[Handler[Gap]], Handler[Gap]]: ...
-    def on_gap(self, callback: Handler[Gap] | None = None) -> Any:
-        """Call back with a `Gap` for each interruption in which messages may have been lost."""
-        return self._bind("gap", "*", callback)
-
-    @overload
-    def on_status(self, callback: Handler[StatusChange]) -> Channel: ...
-    @overload
-    def on_status(self) -> Callable[[Handler[StatusChange]], Handler[StatusChange]]: ...
-    def on_status(self, callback: Handler[StatusChange] | None = None) -> Any:
-        """
-        Call back with each `StatusChange` of this Channel: ``joining joined rejoining refused timed_out closed``.
-
-        Subscribing or unsubscribing inside is safe.
-        """
-        return self._bind("status", "*", callback)
-
-    @overload
-    def on(self, event: str, callback: Handler[Message]) -> Channel: ...
-    @overload
-    def on(self, event: str) -> Callable[[Handler[Message]], Handler[Message]]: ...
-    def on(self, event: str, callback: Handler[Message] | None = None) -> Any:
-        """
-        Call back with the raw `Message` of any Phoenix event, e.g. one of your own on a plain Phoenix server.
-
-        Args:
-            event: the Phoenix event, ``"*"`` for every one. Supabase's are ``broadcast``, ``presence_state``,
-                ``presence_diff``, ``postgres_changes`` and ``system``.
-        """
-        check_name("event", event, MAX_NAME_BYTES)
-        return self._bind("raw", event, callback)
-
-    def off(self, callback: Callable[[Any], object]) -> Channel:
-        """
-        Remove every registration of `callback`. When this returns it does not start again.
-
-        Raises:
-            InvalidValue: it is not registered on this Channel.
-        """
-        if not self._engine.registry.unbind(self._subscriber, callback):
-            raise InvalidValue(f"{callback!r} is not registered on {self.topic!r}")
-        self._engine.dispatcher.quiesce(self._subscriber.mailbox)
-        return self
-
-    def _bind(self, kind: str, name: str, callback: Any, change: ChangeBinding | None = None) -> Any:
-        if callback is None:
-
-            def decorate(function: Any) -> Any:
-                self._bind(kind, name, function, change)
-                return function
-
-            return decorate
-        check_callable(callback)
-        subscriber = self._subscriber
-        stream = subscriber.stream
-        if stream is not None and not subscriber.stream_claimed and kind not in ("status", "gap"):
-            subscriber.stream = None
-            self._engine.dispatcher.end(stream, wait=False)
-        if self._engine.registry.bind(subscriber, Binding(kind, name, callback, change)):
-            self._engine.loop.post(self._engine.coordinator.sync, subscriber.key)
-        return self
 
     # Life
 
