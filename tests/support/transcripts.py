@@ -26,6 +26,10 @@ def load(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
 
 
-def frame_of(line: dict[str, Any]) -> tuple[bytes, bool]:
-    """The payload of a ``>`` or ``<`` line, and whether the frame is binary."""
-    return (bytes.fromhex(line["hex"]), True) if "hex" in line else (line["raw"].encode(), False)
+def frame_of(line: dict[str, Any]) -> tuple[bytes, bool] | None:
+    """The payload of a ``>`` or ``<`` line, and whether the frame is binary; None where the recorder lost the bytes."""
+    if "hex" not in line:
+        return line["raw"].encode(), False
+    if line["hex"] == "[object ArrayBuffer]":  # nine frames of the official JavaScript client's recording
+        return None
+    return bytes.fromhex(line["hex"]), True
