@@ -70,6 +70,8 @@ HANDSHAKE_STATUSES: dict[int, Action] = {
     431: Action.FATAL,
 }
 
+#: A 401 that no other token helps against: none got there, so an option or a gateway is wrong.
+KEY_MISSING = "API key is missing"
 
 #: Starts of `system` error messages that precede a close; one not listed backs off.
 SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
@@ -123,6 +125,8 @@ def classify_handshake(status: int, body: str) -> Action:
     """What to do about an HTTP answer to the upgrade."""
     if status == 403:
         return Action.FATAL if body.strip() else Action.BACK_OFF
+    if status == 401 and KEY_MISSING in body:
+        return Action.FATAL
     return HANDSHAKE_STATUSES.get(status, Action.BACK_OFF)
 
 
