@@ -44,6 +44,7 @@ class Listener:
     def __init__(self, topic: str, *, plain: bool) -> None:
         self.topic = topic
         self.plain = plain  # plain Phoenix: every event is the application's own
+        self.asked: list[dict[str, Any]] = []
         self.bindings: list[dict[str, Any]] = []
         self.ids: list[int] = []
         self.present: list[tuple[str, dict[str, Any]]] = []  # key and meta, oldest first
@@ -68,7 +69,7 @@ class Listener:
         return [
             binding
             for binding, binding_id in zip(self.bindings, self.ids, strict=False)
-            if binding_id in payload["ids"] and binding["event"] in ("*", kind)
+            if binding_id in payload["ids"] and binding["event"] in ("*", kind) and binding in self.asked
         ]
 
     def state(self) -> dict[str, tuple[dict[str, Any], ...]]:

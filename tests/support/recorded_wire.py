@@ -174,6 +174,7 @@ class Wire:
 
     rooms: dict[str, _Room] = field(default_factory=dict)
     waiting: dict[str, _Waiting] = field(default_factory=dict)
+    quiet: dict[str, _Room] = field(default_factory=dict)  # pushes that ask for no reply, by ref
     connected: bool = False
 
     def phases(self) -> dict[str, str]:
@@ -207,6 +208,8 @@ class Wire:
             wants_reply = {"access_token": False, "broadcast": acks}.get(frame.event, True)
         if wants_reply:
             self.waiting[frame.ref] = _Waiting(kind, frame.topic, now, token)
+        else:
+            self.quiet[frame.ref] = self.rooms[frame.topic]
         return Act(kind, frame, wants_reply=wants_reply)
 
     def _stranger(self, frame: Frame) -> str:
@@ -245,16 +248,18 @@ class Wire:
 
     def _reply(self, frame: Frame, now: float) -> list[tuple[Any, ...]]:
         waiting = self.waiting.get(frame.ref) if isinstance(frame.ref, str) else None
-        if waiting is None or waiting.topic != frame.topic:
-            return [DROPPED]
-        del self.waiting[frame.ref]
         status, response = frame.payload["status"], frame.payload["response"]
         room = self.rooms.get(frame.topic)
+        unmatched = status == "error" and response == {"reason": "unmatched topic"}
+        if waiting is None or waiting.topic != frame.topic:
+            quiet = room is not None and isinstance(frame.ref, str) and self.quiet.get(frame.ref) is room
+            lost = self._lose(frame.topic, "unmatched topic", response) if unmatched and quiet else []
+            return lost or [DROPPED]
+        del self.waiting[frame.ref]
         if waiting.kind == "heartbeat":
             return [("heartbeat", now - waiting.since)]
         if waiting.kind == "push":
             told: list[tuple[Any, ...]] = [("settled", waiting.token, "reply", status, response)]
-            unmatched = status == "error" and response == {"reason": "unmatched topic"}
             return told + (self._lose(frame.topic, "unmatched topic", response) if unmatched else [])
         if waiting.kind == "leave":
             return self._forget(frame.topic) if room is not None and room.phase == "leaving" else []
@@ -296,6 +301,7 @@ class Wire:
         self.connected = False
         told = self._lost_pushes(None)
         self.waiting.clear()
+        self.quiet.clear()
         for topic, room in list(self.rooms.items()):
             if room.phase == "leaving":
                 told += self._forget(topic)

@@ -39,7 +39,7 @@ from tests.support.recorded_events import FEED_RESTART, Listener, bindings_of, w
 from tests.support.recorded_wire import DROPPED, PUSH_TIMEOUT, Act, Frame, UserPush, Wire, client_frame, server_frame
 from tests.support.transcripts import frame_of, load
 
-__all__ = ["Outcome", "play", "replay"]
+__all__ = ["Outcome", "of_topic", "play", "replay", "told"]
 
 NOW = datetime(2026, 11, 23, tzinfo=timezone.utc)
 JOIN_TIMEOUT = 30.0  # the recorded server took up to 16 s
@@ -134,6 +134,7 @@ class _Users:
         if before is not None:
             join.presence, share.presence = before.presence, before.share.presence
             join.presence.rejoined()
+            join.ids = before.ids  # the old channel delivers until the new one is there
         self.rooms[topic] = join
 
     def told(self, event: SessionEvent) -> None:
@@ -157,7 +158,7 @@ class _Socket:
     def __init__(self, vsn: str, *, plain: bool) -> None:
         self.vsn = vsn
         self.session = Session(
-            serializer_for("1.0.0" if vsn.startswith("1") else "2.0.0"),
+            serializer_for(vsn),
             heartbeat_interval=0.0,  # a tick is a heartbeat: the recording says when
             heartbeat_timeout=10.0,
             join_timeout=JOIN_TIMEOUT,
@@ -385,7 +386,8 @@ def _told(event: SessionEvent) -> tuple[Any, ...]:
 
 def _vsn(line: dict[str, Any], default: str) -> str:
     """The protocol version a socket was opened with; a server takes a missing one for 1.0.0."""
-    return parse_qs(urlsplit(line["uri"]).query).get("vsn", ["1.0.0"])[0] if "uri" in line else default
+    asked = parse_qs(urlsplit(line["uri"]).query).get("vsn", ["1.0.0"])[0] if "uri" in line else default
+    return asked.rpartition(".")[0] + ".0"  # 1.0.1 is spoken as 1.0.0
 
 
 def _same_event(event: Any) -> Any:
@@ -411,3 +413,19 @@ def play(lines: list[dict[str, Any]], *, plain: bool) -> list[Outcome]:
 def replay(name: str) -> list[Outcome]:
     """Play a recording by its name."""
     return play(load(name), plain=name.startswith("15_"))
+
+
+def of_topic(outcomes: list[Outcome], topic: str, socket: str | None = None) -> list[Any]:
+    """What the users of a topic heard, on one socket or on all."""
+    return [
+        event
+        for outcome in outcomes
+        if socket in (None, outcome.line["c"])
+        for event in outcome.heard
+        if getattr(event, "topic", None) == topic
+    ]
+
+
+def told(outcomes: list[Outcome], kind: str) -> list[tuple[Any, ...]]:
+    """What sessions said of one kind: ``joined refused lost left settled received heartbeat``."""
+    return [event for outcome in outcomes for event in outcome.told if event[0] == kind]
