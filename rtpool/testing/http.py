@@ -5,6 +5,7 @@ Plain HTTP on the server's port: one request a connection, read by h11, answered
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -21,6 +22,9 @@ MAX_BODY = 8_000_000
 
 #: Bytes a request's head may take before it is judged as it is.
 MAX_HEAD = 65_536
+
+#: Seconds a client that sends too much may go on before it is cut off.
+LINGER = 5.0
 
 _UPGRADE = re.compile(rb"\r\nupgrade:[ \t]*websocket", re.IGNORECASE)
 
@@ -56,6 +60,7 @@ class HttpExchange:
         self._head: h11.Request | None = None
         self._body = bytearray()
         self._answering: asyncio.Future[None] | None = None
+        self._gone = asyncio.Event()
 
     def feed(self, data: bytes) -> None:
         """Bytes came."""
@@ -83,6 +88,7 @@ class HttpExchange:
 
     def end(self) -> None:
         """The connection is gone."""
+        self._gone.set()
         if self._answering is not None:
             self._answering.cancel()
 
@@ -113,4 +119,9 @@ class HttpExchange:
         head = h11.Response(status_code=answer.status, headers=list(fields.items()))
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self._transport.write(self._http.send(event) or b"")
+        if too_large and self._transport.can_write_eof():
+            # closing with unread bytes would reset the connection, and the answer be lost with it
+            self._transport.write_eof()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), LINGER)
         self._transport.close()
