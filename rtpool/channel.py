@@ -20,6 +20,7 @@ from rtpool.engine.threads import outcome_of
 from rtpool.errors import (
     ConnectionFailed,
     InvalidValue,
+    JoinRefused,
     JoinTimeout,
     MessageTooBig,
     NotSubscribed,
@@ -99,7 +100,7 @@ class Channel(Callbacks):
             wait: False returns at once; `on_status` tells the rest, and rtpool goes on trying.
 
         Raises:
-            JoinRefused: the server said no, in its words.
+            JoinRefused: the server said no, in its words; when that may pass, only after trying until `timeout`.
             JoinTimeout: the server did not answer in time.
             ConnectionFailed: there is no connection; what failed last is chained.
             PoolExhausted: no connection has room.
@@ -138,7 +139,7 @@ class Channel(Callbacks):
         except FutureTimeout:
             last = attachment.share.last_error
             self.unsubscribe(timeout=0)
-            if isinstance(last, ConnectionFailed):
+            if isinstance(last, (ConnectionFailed, JoinRefused)):
                 raise last.again() from last
             because = f"; the last trouble was: {last}" if last else ""
             raise JoinTimeout(
