@@ -8,7 +8,7 @@ import pytest
 
 from rtpool.events import Broadcast, Message, PostgresChange, Presence, SystemMessage
 from tests.support.recorded_events import FEED_RESTART
-from tests.support.replay import of_topic, replay, told
+from tests.support.replay import of_topic, play, replay, told
 from tests.support.transcripts import NAMES, load
 
 
@@ -131,6 +131,24 @@ def test_a_second_word_that_changes_flow_is_a_gap_and_only_where_a_feed_was_rest
         "05b_postgres_changes_rls_types.v1": 12,  # the publication changed under twelve subscriptions
         "05c_postgres_changes_rapid.v2": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "interval", "heartbeats"),
+    [
+        ("06b_socket_without_channels.v2", 25.0, 41),
+        ("official_js_realtime-js-2.109.0.v1", 4.99, 8),
+        ("official_js_realtime-js-2.109.0.v2", 4.99, 8),
+    ],
+)
+def test_heartbeats_fall_due_when_a_patient_client_sent_them(name: str, interval: float, heartbeats: int) -> None:
+    outcomes = play(load(name), plain=False, heartbeat_interval=interval)
+    assert len(told(outcomes, "heartbeat")) == heartbeats
+    for outcome in outcomes:
+        assert (outcome.line, outcome.told) == (outcome.line, outcome.expected)
+    # JavaScript timers fire a hair early. Behind a failing join that client waited four seconds for a reply, and sent none meanwhile.
+    longest = max(latency for _, latency in told(outcomes, "heartbeat"))
+    assert longest > 3.0 if interval < 5.0 else longest < 1.0
 
 
 @pytest.mark.parametrize("vsn", ["v1", "v2"])

@@ -49,6 +49,7 @@ class Listener:
         self.ids: list[int] = []
         self.present: list[tuple[str, dict[str, Any]]] = []  # key and meta, oldest first
         self.presence = self.synced = self.fed = False
+        self.introduced = False  # whether they were ever told who is present
         self.early: list[dict[str, Any]] = []
 
     def joins(self, payload: Any) -> None:
@@ -134,6 +135,9 @@ class Listener:
         return self._sync(self._apply(*_lines(payload)))
 
     def _sync(self, told: list[Event | tuple[str, str]]) -> list[Event | tuple[str, str]]:
+        if not self.introduced:
+            self.introduced = True
+            told = [Presence(self.topic, "join", key, metas) for key, metas in self.state().items()]
         return [*told, Presence(self.topic, "sync", state=self.state())] if self.presence else []
 
     def _apply(self, new: list[Any], gone: list[Any]) -> list[Event | tuple[str, str]]:

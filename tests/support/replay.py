@@ -21,10 +21,12 @@ from rtpool.errors import ProtocolError
 from rtpool.events import Gap
 from rtpool.protocol.messages import BinaryBody, Body, JsonBody, UserBroadcast
 from rtpool.protocol.postgres import ChangeBinding
+from rtpool.protocol.presence import PresenceCalls
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.session import (
     ChannelLost,
     HeartbeatReplied,
+    HeartbeatSent,
     Joined,
     JoinFailed,
     Left,
@@ -118,24 +120,32 @@ class _Users:
             for b in bindings_of(payload)
         ]
         presence = self.plain or wants_presence(payload)
-        subscriber = Subscriber(topic, ShareKey(topic))
+        before = self.rooms.get(topic)
+        subscriber = before.members[0] if before is not None else self._subscriber(topic)
         kinds = ["broadcast", "system", "raw", *(["presence"] if presence else [])]
         subscriber.bindings = (
             *(Binding(kind, "*", print) for kind in kinds),
             *(Binding("postgres_changes", b.event, print, b) for b in bindings),
         )
-        subscriber.mailbox = self
-        share = Share(subscriber.key)
-        subscriber.attachment = Attachment(share)
-        subscriber.attachment.ready.set_result(None)
-        config = JoinConfig(presence=presence, changes=tuple(bindings))
-        join = Join(share, None, (subscriber,), config=config)
-        before = self.rooms.get(topic)
+        join = Join(
+            share=before.share if before is not None else subscriber.attachment.share,
+            source=None,
+            presence_calls=PresenceCalls(5, 30.0),
+            members=(subscriber,),
+            config=JoinConfig(presence=presence, changes=tuple(bindings)),
+        )
         if before is not None:
-            join.presence, share.presence = before.presence, before.share.presence
+            join.presence = before.presence
             join.presence.rejoined()
             join.ids = before.ids  # the old channel delivers until the new one is there
         self.rooms[topic] = join
+
+    def _subscriber(self, topic: str) -> Subscriber:
+        subscriber = Subscriber(topic, ShareKey(topic))
+        subscriber.mailbox = self
+        subscriber.attachment = Attachment(Share(subscriber.key))
+        subscriber.attachment.ready.set_result(None)
+        return subscriber
 
     def told(self, event: SessionEvent) -> None:
         """What the engine's coordinator does with it, as far as users hear of it."""
@@ -155,11 +165,11 @@ def _columns(binding: dict[str, Any]) -> tuple[str, ...] | None:
 class _Socket:
     """One client socket: the session in its place, the users behind it, and the second opinion."""
 
-    def __init__(self, vsn: str, *, plain: bool) -> None:
+    def __init__(self, vsn: str, *, plain: bool, heartbeat_interval: float) -> None:
         self.vsn = vsn
         self.session = Session(
             serializer_for(vsn),
-            heartbeat_interval=0.0,  # a tick is a heartbeat: the recording says when
+            heartbeat_interval=heartbeat_interval,
             heartbeat_timeout=10.0,
             join_timeout=JOIN_TIMEOUT,
             max_joins_in_flight=1_000,
@@ -229,7 +239,7 @@ class _Socket:
     def act(self, line: dict[str, Any], token: int) -> tuple[Act, list[Frame], list[tuple[Any, ...]]]:
         now = line["t"]
         act = self.wire.act(*self._recorded(line), self.vsn, now, token)
-        expected = self.wire.expired(now) if act.kind == "heartbeat" else []
+        expected = [*self.wire.expired(now), ("heartbeat sent",)] if act.kind == "heartbeat" else []
         if act.kind == "push" and not act.wants_reply:
             expected.append(("settled", token, "sent", "ok", None))
         getattr(self, f"_{act.kind}")(act, now, token)
@@ -331,7 +341,8 @@ class _Socket:
     def hoped(self, expected: list[tuple[Any, ...]]) -> tuple[list[Any], list[set[tuple[Any, ...]]]]:
         """What the users ought to hear, and which bindings each change ought to name."""
         events, changes = [], []
-        for kind, topic, *rest in expected:
+        for kind, *words in expected:
+            topic, *rest = words or [""]
             if kind == "joined":
                 self.listeners[topic].joined(rest[0])
             elif kind == "left":
@@ -381,7 +392,7 @@ def _told(event: SessionEvent) -> tuple[Any, ...]:
         return ("heartbeat", event.latency)
     if isinstance(event, Received):
         return ("received", *event.message[2:])
-    return ("heartbeat lost", event.waited)
+    return ("heartbeat sent",) if isinstance(event, HeartbeatSent) else ("heartbeat lost", event.waited)
 
 
 def _vsn(line: dict[str, Any], default: str) -> str:
@@ -394,8 +405,19 @@ def _same_event(event: Any) -> Any:
     return FEED_RESTART if isinstance(event, Gap) and event.cause == "feed restart" else event
 
 
-def play(lines: list[dict[str, Any]], *, plain: bool) -> list[Outcome]:
-    """Play the lines of a recording, of plain Phoenix or of Realtime; the outcomes of its sockets' lines in order."""
+def play(lines: list[dict[str, Any]], *, plain: bool, heartbeat_interval: float = 0.0) -> list[Outcome]:
+    """
+    Play the lines of a recording.
+
+    Args:
+        lines: the recording's.
+        plain: whether the server is plain Phoenix.
+        heartbeat_interval: the sessions'. They are ticked when the recorded client sends a heartbeat, so with 0 they
+            send one whenever it did.
+
+    Returns:
+        The outcomes of its sockets' lines, in order.
+    """
     sockets: dict[str, _Socket] = {}
     outcomes = []
     for index, line in enumerate(lines):
@@ -403,7 +425,7 @@ def play(lines: list[dict[str, Any]], *, plain: bool) -> list[Outcome]:
         if line["dir"] == "open":
             vsn = _vsn(line, lines[0].get("vsn", "1.0.0"))
             if name not in sockets or sockets[name].vsn != vsn:
-                sockets[name] = _Socket(vsn, plain=plain)
+                sockets[name] = _Socket(vsn, plain=plain, heartbeat_interval=heartbeat_interval)
         if line["dir"] in ("open", "close", ">", "<") and name in sockets:
             outcomes.append(sockets[name].take(line, index))
     return outcomes
