@@ -11,6 +11,8 @@ from tests.support.recorded_events import FEED_RESTART
 from tests.support.replay import of_topic, play, replay, told
 from tests.support.transcripts import NAMES, load
 
+pytestmark = pytest.mark.usefixtures("recordings")
+
 
 @pytest.mark.parametrize("vsn", ["v1", "v2"])
 def test_01_a_leave_is_done_with_its_reply_and_the_close_behind_it_is_dropped(vsn: str) -> None:
@@ -146,7 +148,7 @@ def test_heartbeats_fall_due_when_a_patient_client_sent_them(name: str, interval
     assert len(told(outcomes, "heartbeat")) == heartbeats
     for outcome in outcomes:
         assert (outcome.line, outcome.told) == (outcome.line, outcome.expected)
-    # JavaScript timers fire a hair early. Behind a failing join that client waited four seconds for a reply, and sent none meanwhile.
+    # JavaScript's timers fire a hair early. While a reply was late, behind a failing join, that client sent no other.
     longest = max(latency for _, latency in told(outcomes, "heartbeat"))
     assert longest > 3.0 if interval < 5.0 else longest < 1.0
 

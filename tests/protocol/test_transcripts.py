@@ -66,6 +66,9 @@ UNHEARD = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("recordings")
+
+
 def scenario(name: str) -> str:
     """A recording's number, or whose client it shows."""
     return name.rpartition("_realtime")[0] or name.partition("_")[0]
@@ -102,8 +105,9 @@ def sorted_within(events: list[Any]) -> list[Any]:
     return sorted(events, key=lambda e: (order.index(e.type), e.key) if isinstance(e, Presence) else (-1, ""))
 
 
-def agree(where: str, outcome: Outcome) -> None:
+def agree(name: str, outcome: Outcome) -> None:
     """Whether rtpool and the second reading make the same of a line, in every respect."""
+    where = name, outcome.line["t"], outcome.line["c"], outcome.line["dir"]
     assert (where, outcome.told) == (where, outcome.expected)
     assert (where, outcome.dropped) == (where, outcome.expected_dropped)
     assert (where, outcome.unparsed is not None) == (where, outcome.expected_unparsed)
@@ -192,7 +196,7 @@ def test_nothing_is_unparsed_but_what_is_named_and_that_harms_nothing() -> None:
                 assert outcome.unparsed.close_code is None, "the frame alone is dropped"
                 assert (outcome.told, outcome.dropped, outcome.sent) == ([], 0, [])
                 assert outcome.states == before[socket]
-            assert (outcome.line, outcome.unparsed is not None) == (outcome.line, outcome.expected_unparsed)
+            assert (name, outcome.unparsed is not None) == (name, outcome.expected_unparsed)
             before[socket] = outcome.states
     assert used == set(UNPARSED)
 
@@ -242,7 +246,7 @@ def test_a_reply_or_an_end_that_comes_twice_is_dropped_the_second_time() -> None
             lines += [line, {**line, "again": True}] if line["dir"] == "<" and ends else [line]
         outcomes = play(lines, plain=is_plain(name))
         for outcome in outcomes:
-            agree(f"{name} at {outcome.line}", outcome)
+            agree(name, outcome)
             if "again" in outcome.line:
                 assert outcome.told == []
                 assert outcome.dropped or '"phx_reply"' not in outcome.line["raw"] or outcome.unparsed
@@ -264,7 +268,7 @@ def test_frames_that_come_again_much_later_are_taken_as_the_protocol_says(seed: 
                 for _ in range(2):
                     lines.append({**rng.choice(earlier[line["c"]]), "t": line["t"]})
         for outcome in play(lines, plain=is_plain(name)):
-            agree(f"{name} at {outcome.line}", outcome)
+            agree(name, outcome)
             dropped += outcome.dropped
     assert dropped > 1_000
 
@@ -285,7 +289,7 @@ def test_frames_of_another_join_and_replies_for_another_topic_are_dropped() -> N
             lines.append(line)
         outcomes = play(lines, plain=is_plain(name))
         for outcome in outcomes:
-            agree(f"{name} at {outcome.line}", outcome)
+            agree(name, outcome)
             if "stranger" in outcome.line:
                 strangers += 1
                 assert (outcome.told, outcome.dropped) == ([], 1)
@@ -303,7 +307,7 @@ def test_a_channel_whose_end_got_lost_is_given_up_at_the_word_that_nobody_knows_
             if line["dir"] != "<" or not any(f'"{end}"' in line.get("raw", "") for end in ("phx_close", "phx_error"))
         ]
         for outcome in play(lines, plain=is_plain(name)):
-            agree(f"{name} at {outcome.line}", outcome)
+            agree(name, outcome)
             for _, topic, cause, payload in told([outcome], "lost"):
                 assert (cause, payload) == ("unmatched topic", {"reason": "unmatched topic"})
                 assert outcome.states[topic] == "errored"
@@ -321,7 +325,7 @@ def test_a_leave_may_be_told_by_its_close_before_its_reply() -> None:
             if same and '"phx_reply"' in payload_of(first) and '"phx_close"' in payload_of(second):
                 lines[i : i + 2] = [second, first]
         for outcome in play(lines, plain=is_plain(name)):
-            agree(f"{name} at {outcome.line}", outcome)
+            agree(name, outcome)
             turned += bool(told([outcome], "left")) and '"phx_close"' in payload_of(outcome.line)
     assert turned >= 12
 
@@ -334,7 +338,7 @@ def test_a_change_of_another_kind_than_a_binding_asked_for_is_not_for_it() -> No
             for line in load(name)
         ]
         for outcome in play(lines, plain=is_plain(name)):
-            agree(f"{name} at {outcome.line}", outcome)
+            agree(name, outcome)
             assert outcome.changes == outcome.expected_changes
             unheard += any(t[2] == "postgres_changes" for t in told([outcome], "received")) and not outcome.heard
     assert unheard > 50
@@ -351,7 +355,7 @@ def test_diffs_that_come_before_the_state_are_kept_and_applied_behind_it() -> No
             del lines[at]
         late = play(lines, plain=is_plain(name))
         for outcome in late:
-            agree(f"{name} at {outcome.line}", outcome)
+            agree(name, outcome)
         ends = [[o.present for o in outcomes if o.line["dir"] == "close"] for outcomes in (late, replay(name))]
         assert ends[0] == ends[1]
         kept += sum('"presence_diff"' in payload_of(o.line) and not o.heard and bool(o.told) for o in late)
