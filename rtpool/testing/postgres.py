@@ -79,13 +79,13 @@ def binding_matches(binding: dict[str, Any], schema: str, table: str, change: st
 
 Condition = Callable[[dict[str, Any]], bool]
 Operator = Callable[[Any, Any], "bool | None"]  # None is SQL's unknown
-_TERM = re.compile(r"([^.=,\s]+)=(not\.)?([a-z]+)\.(.*)\Z", re.DOTALL)
+_TERM = re.compile(r"([^=]+)=(not\.)?([a-z]+)\.(.*)\Z", re.DOTALL)
 
 
 def _conditions(text: Any) -> list[Condition]:
     if text is None or not str(text).strip():
         return []
-    return [_condition(part) for part in _split(str(text))]
+    return [_condition(part.strip()) for part in _split(str(text))]
 
 
 def _split(text: str) -> list[str]:
@@ -101,7 +101,7 @@ def _split(text: str) -> list[str]:
         elif char == '"' and (index == 0 or text[index - 1] in ".(,"):
             quoted = True
         elif char in "()":
-            depth += 1 if char == "(" else -1
+            depth = max(0, depth + (1 if char == "(" else -1))
         elif char == "," and depth == 0:
             parts.append(text[start:index])
             start = index + 1
@@ -130,7 +130,7 @@ def _condition(term: str) -> Condition:
         if len(wanted) > MAX_VALUES:
             raise BadFilter(f"too many values for `in` filter. Maximum {MAX_VALUES}")
     elif name == "is":
-        wanted = value.strip().lower()
+        wanted = _unquote(value)  # in lower case only
         if wanted not in _IS:
             raise BadFilter(f"Error parsing `filter` params: {_inspect(['is', value])}")
     else:
@@ -188,7 +188,7 @@ def _in(cell: Any, values: list[str]) -> bool | None:
 
 
 def _is_distinct(cell: Any, text: str) -> bool:
-    return cell is not None if text == "null" else not _EQ(cell, text)
+    return not _EQ(cell, text)  # "null" is a text like any other
 
 
 _BOOLEANS = {"true": True, "t": True, "false": False, "f": False}
