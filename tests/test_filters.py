@@ -319,3 +319,15 @@ def test_equal_wishes_share_one_join_however_they_are_written(
     assert len(server.joins()) == 2
     server.change("public", "cars", "INSERT", {"id": 6})
     assert len(heard.wait(4)) == 4
+
+
+def test_a_numeric_cell_arrives_as_decimal(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    heard = Recorder()
+    pool.on_changes("prices", heard, select=["id", "price"])
+    columns = [{"name": "id", "type": "int8"}, {"name": "price", "type": "numeric"}]
+    row = {"id": 2**53 + 1, "price": 0.1}
+    server.change("public", "prices", "UPDATE", row, row, columns=columns)
+    [change] = heard.wait(1)
+    assert change.record == change.old_record == {"id": 2**53 + 1, "price": Decimal("0.1")}
+    assert isinstance(change.record["price"], Decimal)
+    assert change.columns == tuple(columns)
