@@ -86,7 +86,7 @@ class Filter:
 
     def __invert__(self) -> Filter:
         """
-        The opposite of one condition; needs server 2.112 or later. A NULL meets neither a condition nor its opposite.
+        The opposite of one condition; needs server 2.112 or later. A NULL meets neither a comparison nor its opposite.
 
         Raises:
             InvalidValue: of several conditions, since that would be an OR.

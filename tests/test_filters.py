@@ -205,6 +205,24 @@ def test_filters_are_judged_as_the_recorded_server_did(name: str) -> None:
                 check_filter(text)
 
 
+TOKENS = st.sampled_from(
+    [*("a=eq.1", "a", "=", ".", ",", "not.", "in.(", "is.null", "(", ")", '"', "\\", "{", " ", "x")]
+)
+
+
+@settings(max_examples=1_000)
+@given(text=st.lists(TOKENS, max_size=8).map("".join) | st.text())
+def test_any_text_is_taken_as_it_is_or_refused_with_its_position(text: str) -> None:
+    try:
+        assert check_filter(text) == (text if text.strip() else None)
+    except rtpool.InvalidValue as error:
+        position = re.search("at position ([0-9]+): ", str(error))
+        assert position is None or int(position[1]) <= len(text)
+        return
+    if "{" not in text:  # within 'in', PostgreSQL judges nested arrays
+        check_binding({"schema": "public", "table": "t", "filter": text})
+
+
 # A model of the server's conditions, written from SQL's rules and not from the grammar.
 
 

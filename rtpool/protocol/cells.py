@@ -8,7 +8,7 @@ Today's servers write native JSON, old ones the text that PostgreSQL prints. Nat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -98,31 +98,30 @@ def _exact(cell: Any, dimensions: int = MAX_DIMENSIONS) -> Any:
     """A native ``numeric``, or those in an array."""
     if isinstance(cell, list) and dimensions:
         return [_exact(value, dimensions - 1) for value in cell]
-    if isinstance(cell, bool) or not isinstance(cell, (int, float)):
-        return cell
-    exact = (
-        _numeric(cell.text) if isinstance(cell, NumberText) else Decimal(cell if isinstance(cell, int) else str(cell))
-    )
-    return cell if isinstance(exact, str) else exact
+    if isinstance(cell, NumberText):
+        exact = _numeric(cell.text)
+        return cell if isinstance(exact, str) else exact
+    if isinstance(cell, float):
+        return Decimal(str(cell))
+    return Decimal(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell
 
 
-def _convert(cell: Any, column_type: str) -> Any:
-    if not isinstance(cell, str):
-        return _exact(cell) if column_type in NUMERIC_TYPES else cell
-    if column_type[0] == "_":
-        return _array(cell, column_type[1:])
-    return _READERS[column_type](cell)
+def _read(text: str, column_type: str) -> Any:
+    return _array(text, column_type[1:]) if column_type[0] == "_" else _READERS[column_type](text)
 
 
-def _is_native(row: Mapping[str, Any], types: Mapping[str, str]) -> bool:
-    """Whether a cell of `row` proves that no old server wrote it: theirs are text, with a blank in timestamps."""
+def _is_native(rows: Iterable[Mapping[str, Any]], types: Iterable[tuple[str, str]]) -> bool:
+    """Whether a cell proves that no old server wrote it: theirs are text, with a blank in timestamps."""
+    times = {name for name, kind in types if kind in ("timestamp", "timestamptz")}
     return any(
-        cell is not None and (not isinstance(cell, str) or ("T" in cell and types.get(name, "")[:9] == "timestamp"))
+        not isinstance(cell, str) or ("T" in cell and name in times)
+        for row in rows
         for name, cell in row.items()
+        if cell is not None
     )
 
 
-def convert_rows(rows: Iterable[Any], columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def convert_rows(rows: Iterable[Any], columns: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     The records of one change with their cells converted by column type.
 
@@ -133,13 +132,22 @@ def convert_rows(rows: Iterable[Any], columns: Sequence[Mapping[str, Any]]) -> l
         rows: ``record`` and ``old_record``; what is no object counts as empty. Not changed.
         columns: ``{"name": …, "type": …}`` each.
     """
-    records = [row if isinstance(row, dict) else {} for row in rows]
-    types = {c["name"]: c["type"] for c in columns if isinstance(c.get("name"), str) and isinstance(c.get("type"), str)}
-    if any(kind in ("json", "jsonb") for kind in types.values()) and any(_is_native(row, types) for row in records):
-        types = {name: kind for name, kind in types.items() if kind not in ("json", "jsonb")}
-    types = {name: kind for name, kind in types.items() if kind[:1] == "_" or kind in _READERS}
-    converted = []
-    for row in records:
-        cells = {name: _convert(row[name], kind) for name, kind in types.items() if row.get(name) is not None}
-        converted.append({**row, **cells})
-    return converted
+    originals = [row if isinstance(row, dict) else {} for row in rows]
+    records = [dict(row) for row in originals]
+    named = ((column.get("name"), column.get("type")) for column in columns)
+    types = [(name, kind) for name, kind in named if isinstance(name, str) and isinstance(kind, str)]
+    native = None
+    for name, kind in types:
+        if kind not in _READERS and kind[:1] != "_":
+            continue
+        for record in records:
+            cell = record.get(name)
+            if isinstance(cell, str):
+                if kind in ("json", "jsonb"):
+                    native = _is_native(originals, types) if native is None else native
+                    if native:
+                        continue
+                record[name] = _read(cell, kind)
+            elif kind in NUMERIC_TYPES and cell is not None:
+                record[name] = _exact(cell)
+    return records

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeGuard
 
@@ -192,6 +193,9 @@ _TIMESTAMP = re.compile(
 
 
 def _timestamp(text: Any) -> datetime | None:
+    if isinstance(text, str) and len(text) == 24 and text[-1] == "Z":  # what today's server writes; ten times faster
+        with suppress(ValueError):
+            return datetime.fromisoformat(f"{text[:-1]}+00:00")
     match = _TIMESTAMP.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         return None

@@ -126,7 +126,8 @@ def _condition(term: str) -> Condition:
     if name == "in":
         if not (value.startswith("(") and value.endswith(")")):
             raise BadFilter("`in` filter value must be wrapped by parentheses")
-        wanted: Any = [_unquote(part.strip()) for part in _split(value[1:-1])]
+        values = value[1:-1]
+        wanted: Any = [_unquote(part.strip()) for part in _split(values)] if values.strip() else []
         if len(wanted) > MAX_VALUES:
             raise BadFilter(f"too many values for `in` filter. Maximum {MAX_VALUES}")
     elif name == "is":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
 from decimal import Decimal
 from typing import Any
 
@@ -120,6 +123,8 @@ def test_a_json_string_of_a_server_that_writes_natively_is_no_json_text() -> Non
     assert convert("12", "jsonb", id=1) == "12"
     assert convert("12", "jsonb", at="2026-03-01T10:20:31+00:00") == "12"
     assert convert("12", "jsonb", id="1", at="2026-03-01 10:20:31+00") == 12
+    [old] = convert_rows([{"id": "1", "j": "[1]"}], [{"name": "id", "type": "int8"}, {"name": "j", "type": "json"}])
+    assert old == {"id": 1, "j": [1]}
     old_row, row = convert_rows([{"j": "[1]"}, {"j": "[1]", "on": False}], [{"name": "j", "type": "json"}])
     assert (old_row, row) == ({"j": "[1]"}, {"j": "[1]", "on": False})
 
@@ -132,6 +137,12 @@ def test_rows_are_not_changed_and_rubbish_counts_as_empty() -> None:
         {},
     ]
     assert row == {"c": "t", "extra": "t"}
+
+
+def test_a_number_with_its_text_is_a_float_for_everybody_else() -> None:
+    number = NumberText("1.10")
+    for copied in (number, copy.deepcopy(number), pickle.loads(pickle.dumps(number))):
+        assert (copied, copied.text, json.dumps(copied)) == (1.1, "1.10", "1.1")
 
 
 def test_a_value_nested_too_deep_is_left_as_it_is() -> None:

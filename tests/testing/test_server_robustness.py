@@ -396,6 +396,8 @@ def test_records_are_bounded(connect: Connect) -> None:
         ("id=not.eq.5", {"id": None}, False),
         ("id=not.is.null", {"id": 5}, True),
         ("id=not.in.(1,2)", {"id": None}, False),
+        ("id=in.()", {"id": 1}, False),
+        ("id=not.in.()", {"id": 1}, True),
         ("name=isdistinct.null", {"name": "null"}, False),
         ("name=isdistinct.null", {"name": None}, True),
         ("id=isdistinct.5", {"id": None}, True),
