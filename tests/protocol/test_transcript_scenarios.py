@@ -115,6 +115,7 @@ def test_05b_values_and_errors_of_rows_arrive_as_they_are(vsn: str) -> None:
     typed = [e for e in of_topic(outcomes, "realtime:typed", "A") if isinstance(e, PostgresChange)]
     first, second, third = typed
     assert first.record["big"] == 9_007_199_254_740_993  # beyond what a double holds
+    assert repr(first.record["n"]) == "Decimal('123.456')"
     assert (first.record["by"], first.record["a"], first.record["j"]) == ("deadbeef", [1, 2, None], {"k": [1, None]})
     assert (second.record["f"], second.record["n"]) == (None, None)  # NaN comes as null
     assert third.errors == ("Error 413: Payload Too Large",)

@@ -5,6 +5,7 @@ A second opinion on what the users of a recorded join are to hear, read frame by
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import Any
 
 from rtpool.events import Broadcast, Event, Message, PostgresChange, Presence, SystemMessage
@@ -107,8 +108,8 @@ class Listener:
             data["type"],
             data["schema"],
             data["table"],
-            data.get("record", {}),
-            data.get("old_record", {}),
+            _exact(data, "record"),
+            _exact(data, "old_record"),
             tuple(data["columns"]),
             at and datetime.strptime(at, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc),
             tuple(data["errors"] or ()),
@@ -152,6 +153,13 @@ class Listener:
             self.present = [(k, m) for k, m in self.present if k != key or m["phx_ref"] not in _refs(gone)]
             told.append(Presence(self.topic, "leave", key, metas, self.state().get(key, ())))
         return told
+
+
+def _exact(data: dict[str, Any], row: str) -> dict[str, Any]:
+    """A row with its ``numeric`` cells as decimals; no recorded one has more digits than a float prints."""
+    numeric = {column["name"] for column in data["columns"] if column["type"] == "numeric"}
+    cells = data.get(row, {}).items()
+    return {name: Decimal(str(cell)) if name in numeric and cell is not None else cell for name, cell in cells}
 
 
 def _refs(lines: list[Any]) -> set[str]:
