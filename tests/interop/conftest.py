@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from rtpool.testing import RealtimeServer
 from tests.interop.driver import Driver, Peer
-from tests.interop.install import COMMAND, JS, NODE_PACKAGE, PY, PYTHON
+from tests.interop.install import COMMANDS, missing
 
 #: The official clients by name: their process, and the serializer version they speak.
 CLIENTS = {"js": ("js", "2.0.0"), "js_vsn1": ("js", "1.0.0"), "py": ("py", "1.0.0")}
@@ -18,22 +17,10 @@ CLIENTS = {"js": ("js", "2.0.0"), "js_vsn1": ("js", "1.0.0"), "py": ("py", "1.0.
 Connect = Callable[..., Peer]
 
 
-def missing_js() -> str | None:
-    if shutil.which("node") is None:
-        return f"the JavaScript client needs node and npm; install them and run: {COMMAND}"
-    return None if NODE_PACKAGE.is_dir() else f"the JavaScript client is not installed; run: {COMMAND}"
-
-
-def missing_py() -> str | None:
-    return None if PYTHON.exists() else f"the Python client is not installed; run: {COMMAND}"
-
-
 @pytest.fixture(scope="session")
 def drivers() -> Iterator[dict[str, Driver | str]]:
     """The running processes by name, or what has to be done to have them."""
-    started: dict[str, Driver | str] = {}
-    started["js"] = missing_js() or Driver("js", ["node", str(JS / "client.js")])
-    started["py"] = missing_py() or Driver("py", [str(PYTHON), str(PY / "client.py")])
+    started = {name: missing(name) or Driver(name, command) for name, command in COMMANDS.items()}
     yield started
     for driver in started.values():
         if isinstance(driver, Driver):
@@ -45,15 +32,14 @@ def connect(drivers: dict[str, Driver | str], server: RealtimeServer) -> Iterato
     """Official clients on the test's server; gone at the end."""
     peers: list[Peer] = []
 
-    def make(client: str, **options: float) -> Peer:
+    def make(client: str, *, url: str = server.url, key: str = server.api_key, **options: float) -> Peer:
         name, vsn = CLIENTS[client]
         driver = drivers[name]
         if isinstance(driver, str):
             if os.environ.get("RTPOOL_REQUIRE_INTEROP") == "1":
                 pytest.fail(driver)
             pytest.skip(driver)
-        url = f"{server.url.replace('http', 'ws', 1)}/realtime/v1"
-        peers.append(driver.connect(url, server.api_key, vsn=vsn, **options))
+        peers.append(driver.connect(f"{url.replace('http', 'ws', 1)}/realtime/v1", key, vsn=vsn, **options))
         return peers[-1]
 
     yield make

@@ -19,9 +19,10 @@ from typing import Any
 
 import attrs
 
+from rtpool.testing import RealtimeServer
 from tests.support.wait import CAP
 
-__all__ = ["Driver", "Peer", "PeerChannel", "Row", "metas", "without_refs"]
+__all__ = ["Driver", "Peer", "PeerChannel", "Row", "metas", "wait_for_received"]
 
 #: Seconds the official clients themselves wait for a reply; longer than any test waits, so that only a test that asks
 #: for a shorter time sees one pass.
@@ -192,9 +193,10 @@ class PeerChannel:
         done: bool = self.call("http_send", event=event, payload=payload)
         return done
 
-    def track(self, payload: Mapping[str, Any]) -> None:
-        """Be present."""
-        self.call("track", payload=payload)
+    def track(self, payload: Mapping[str, Any]) -> str | None:
+        """Be present; the JavaScript client says ``"ok"`` or ``"error"``, the Python client nothing."""
+        result: str | None = self.call("track", payload=payload)
+        return result
 
     def untrack(self) -> None:
         """Be present no more."""
@@ -294,11 +296,20 @@ class Row:
         return cls(change["eventType"], change["schema"], change["table"], change["new"], change["old"])
 
 
-def without_refs(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """A presence meta without what the server or the client adds."""
-    return {name: value for name, value in meta.items() if name not in ("phx_ref", "phx_ref_prev", "presence_ref")}
-
-
 def metas(state: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """A presence state, of any client, without what the server or the client adds."""
-    return {key: [without_refs(meta) for meta in list(entry)] for key, entry in state.items()}
+    refs = ("phx_ref", "phx_ref_prev", "presence_ref")
+    return {
+        key: [{name: value for name, value in meta.items() if name not in refs} for meta in entry]
+        for key, entry in state.items()
+    }
+
+
+def wait_for_received(server: RealtimeServer, event: str, count: int) -> list[Any]:
+    """Wait until clients sent so many messages of an event; their payloads."""
+
+    def payloads() -> list[Any]:
+        return [message.payload for message in server.received if message.event == event]
+
+    server.wait_for(lambda _: len(payloads()) >= count, CAP)
+    return payloads()

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 import rtpool
-from rtpool.testing import JoinRefusal, RealtimeServer
+from rtpool.testing import Permissions, RealtimeServer
 from tests.conftest import MakePool
 from tests.interop.conftest import CLIENTS, Connect
-from tests.interop.driver import Peer, Row, metas
+from tests.interop.driver import Peer, Row, metas, wait_for_received
 from tests.support.recorder import Recorder
-from tests.support.wait import wait_until
+from tests.support.wait import CAP, wait_until
+from tests.test_cli import interrupt, start
 
-REFUSED = "Unauthorized: You do not have permissions to read from this Channel topic: room"
 PAYLOAD = {"n": 1, "half": 0.5, "words": "zażółć 🎈", "list": [None, True, {"deep": []}]}
 
 
@@ -78,11 +78,11 @@ def test_everybody_hears_everybody_else_once_and_in_order(
         for name in theirs:
             theirs[name].send(name, {"n": number})
             said.append((name, {"n": number}))
-            server.wait_for(lambda s: sum(m.event == "broadcast" for m in s.received) == len(said))
+            wait_for_received(server, "broadcast", len(said))
         for name in ours:
             ours[name].send_broadcast(name, {"n": number}).result()
             said.append((name, {"n": number}))
-            server.wait_for(lambda s: sum(m.event == "broadcast" for m in s.received) == len(said))
+            wait_for_received(server, "broadcast", len(said))
     for name, channel in theirs.items():
         assert channel.wait_for_broadcasts(12) == [message for message in said if message[0] != name]
     for name, recorder in recorders.items():
@@ -129,7 +129,7 @@ def test_who_comes_late_is_told_who_is_there(
 ) -> None:
     early = connect(client).channel(presence_key="early").subscribe()
     early.track({"since": 1})
-    server.wait_for(lambda s: s.presence("room"))
+    server.wait_for(lambda s: s.presence("room"), CAP)
     recorder = Recorder()
     ours = pool.channel("room", presence_key="ours").on_presence_sync(recorder).subscribe()
     sees(recorder, {"early": [{"since": 1}]})
@@ -209,13 +209,29 @@ def test_changed_rows_reach_all_alike(server: RealtimeServer, make_pool: MakePoo
 def test_a_private_channel_without_permission_is_refused_for_all_in_the_same_words(
     server: RealtimeServer, pool: rtpool.RealtimePool, connect: Connect
 ) -> None:
-    server.on_join = lambda topic, payload, connection: JoinRefusal(REFUSED) if payload["config"]["private"] else None
+    server.policy = lambda asked: asked.claims["role"] == "authenticated"
+    refused = "Unauthorized: You do not have permissions to read from this Channel topic: room"
     for name in CLIENTS:
         theirs = connect(name).channel(private=True).subscribe(status="CHANNEL_ERROR")
-        assert REFUSED in str(theirs.wait_for_status("CHANNEL_ERROR"))
-    with pytest.raises(rtpool.JoinRefused, match="do not have permissions to read"):
+        assert refused in str(theirs.wait_for_status("CHANNEL_ERROR"))
+    with pytest.raises(rtpool.JoinRefused, match=refused):
         pool.channel("room", private=True).subscribe()
     assert server.members("room") == 0
+
+
+def test_who_may_only_read_is_answered_alike_and_heard_by_nobody(
+    server: RealtimeServer, pool: rtpool.RealtimePool, connect: Connect, client: str
+) -> None:
+    server.policy = lambda asked: Permissions(read_broadcast=True)
+    theirs = connect(client, timeout=1).channel(private=True, ack=True).on("broadcast", event="*").subscribe()
+    recorder = Recorder()
+    ours = pool.channel("room", private=True, ack=True).on_broadcast("*", recorder).subscribe()
+    push = ours.send_broadcast("hello", {}, timeout=1)
+    assert theirs.send("hello", {}) == "timed out"
+    with pytest.raises(rtpool.PushTimeout):
+        push.result(10)
+    server.broadcast("room", "end", {}, private=True)
+    assert theirs.wait_for_broadcasts(1) == heard(recorder, 1) == [("end", {})]
 
 
 def test_those_on_the_private_channel_hear_each_other_and_those_outside_nothing(
@@ -252,9 +268,7 @@ def test_all_go_on_hearing_each_other_under_a_new_access_token(
     new = server.token(sub="ann", fresh=True)
     peer.set_auth(new)
     pool.set_auth(new)
-    server.wait_for(
-        lambda s: [m.payload["access_token"] for m in s.received if m.event == "access_token"] == [new, new]
-    )
+    assert [payload["access_token"] for payload in wait_for_received(server, "access_token", 2)] == [new, new]
     ours.send_broadcast("from rtpool", {}).result()
     assert theirs.wait_for_broadcasts(1) == [("from rtpool", {})]
     theirs.send("to rtpool", {})
@@ -271,7 +285,7 @@ def test_after_a_break_all_come_back_under_the_new_token_and_hear_each_other(
     new = server.token(sub="ann", fresh=True)
     peer.set_auth(new)
     pool.set_auth(new)
-    server.wait_for(lambda s: sum(m.event == "access_token" for m in s.received) == 2)
+    wait_for_received(server, "access_token", 2)
     for connection in server.connections:
         connection.abort()
     theirs.wait_for(lambda: theirs.statuses == ["SUBSCRIBED", "CHANNEL_ERROR", "SUBSCRIBED"], "to come back")
@@ -282,3 +296,57 @@ def test_after_a_break_all_come_back_under_the_new_token_and_hear_each_other(
     assert theirs.wait_for_broadcasts(1) == [("from rtpool", {})]
     theirs.send("to rtpool", {})
     assert heard(recorder, 1) == [("to rtpool", {})]
+
+
+def test_many_channels_of_one_pool_are_one_neighbour(
+    server: RealtimeServer, pool: rtpool.RealtimePool, peer: Peer
+) -> None:
+    theirs = peer.channel().on("broadcast", event="*").on("presence", event="sync").subscribe()
+    recorders = [Recorder() for _ in range(9)]
+    ours = [pool.channel("room", presence_key="ours").on_broadcast("*", r).subscribe() for r in recorders]
+    assert len(server.joins("room")) == 2
+    theirs.send("to rtpool", {"n": 1})
+    for recorder in recorders:
+        assert heard(recorder, 1) == [("to rtpool", {"n": 1})]
+    ours[0].send_broadcast("from rtpool", {"n": 2}).result()
+    ours[1].track({"status": "here"}).result(10)
+    theirs.wait_for_presence({"ours": [{"status": "here"}]})
+    for channel in ours[:8]:
+        channel.unsubscribe()
+    ours[8].send_broadcast("from the last", {"n": 3}).result()
+    assert theirs.wait_for_broadcasts(2) == [("from rtpool", {"n": 2}), ("from the last", {"n": 3})]
+    theirs.wait_for_presence({})
+    assert heard(recorders[8], 2) == [("to rtpool", {"n": 1}), ("from rtpool", {"n": 2})]
+
+
+def test_a_restarted_feed_goes_on_for_all(server: RealtimeServer, pool: rtpool.RealtimePool, peer: Peer) -> None:
+    theirs = peer.channel().on("system").on("postgres_changes", event="*", schema="public", table="cars").subscribe()
+    recorder, gaps = Recorder(), Recorder()
+    pool.channel("room").on_gap(gaps).on_postgres_changes("*", recorder, table="cars").subscribe()
+    theirs.wait_for(lambda: len(theirs.heard("system")) == 1)
+    server.restart_changes_feed()
+    theirs.wait_for(lambda: len(theirs.heard("system")) == 2)
+    assert [gap.cause for gap in gaps.wait(1)] == ["feed restart"]
+    server.change("public", "cars", "INSERT", {"id": 1})
+    expected = [Row("INSERT", "public", "cars", {"id": 1}, {})]
+    assert theirs.wait_for_rows(1) == [Row.of(change) for change in recorder.wait(1)] == expected
+
+
+def test_the_server_of_the_command_serves_every_client(make_pool: MakePool, connect: Connect) -> None:
+    process = start("serve")
+    try:
+        assert process.stdout is not None
+        url, key = [process.stdout.readline().strip().partition("=")[2] for _ in range(2)]
+        theirs = [connect(name, url=url, key=key).channel().on("broadcast", event="*").subscribe() for name in CLIENTS]
+        recorder = Recorder()
+        ours = make_pool(url, api_key=key).channel("room").on_broadcast("*", recorder).subscribe()
+        ours.send_broadcast("from rtpool", PAYLOAD).result()
+        for channel in theirs:
+            assert channel.wait_for_broadcasts(1) == [("from rtpool", PAYLOAD)]
+        theirs[0].send("to all", PAYLOAD)
+        for channel in theirs[1:]:
+            assert channel.wait_for_broadcasts(2)[1] == ("to all", PAYLOAD)
+        assert heard(recorder, 1) == [("to all", PAYLOAD)]
+    finally:
+        interrupt(process)
+    assert process.returncode == 0
