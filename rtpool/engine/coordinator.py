@@ -156,6 +156,7 @@ class Coordinator:
             if join.joined:
                 join.replay.joined(self._now_ms(join))
         self._converge(join, added)
+        self.router.introduce(join, tuple(s for s in join.members if s.is_ready))  # a callback may have come late
         self.pushes.say_presence(join)  # who left may have been the one that was present
         self._overflowed(self.router.flush())
 
