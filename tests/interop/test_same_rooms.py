@@ -350,3 +350,42 @@ def test_the_server_of_the_command_serves_every_client(make_pool: MakePool, conn
     finally:
         interrupt(process)
     assert process.returncode == 0
+
+
+def test_an_expired_token_is_told_to_all_and_the_next_one_brings_them_back(
+    server: RealtimeServer, make_pool: MakePool, peer: Peer
+) -> None:
+    theirs = peer.channel(private=True).subscribe()
+    recorder, statuses = Recorder(), Recorder()
+    pool = make_pool(access_token=server.token(sub="ann"))
+    ours = pool.channel("room", private=True).on_broadcast("*", recorder).on_status(statuses).subscribe()
+    assert server.expire_tokens("room") == 2
+    theirs.wait_for_status("CLOSED")
+    refused = statuses.wait_for(lambda changes: changes and changes[-1].status == "refused")[-1]
+    assert "Token has expired" in str(refused.error)
+    new = server.token(sub="ann", fresh=True)
+    peer.set_auth(new)
+    pool.set_auth(new)
+    wait_until(lambda: ours.is_subscribed)
+    again = peer.channel(private=True).on("broadcast", event="*").subscribe()  # theirs stays closed
+    ours.send_broadcast("from rtpool", {}).result()
+    assert again.wait_for_broadcasts(1) == [("from rtpool", {})]
+    again.send("to rtpool", {})
+    assert heard(recorder, 1) == [("to rtpool", {})]
+
+
+def test_a_token_that_may_no_longer_read_ends_all_alike(
+    server: RealtimeServer, make_pool: MakePool, peer: Peer
+) -> None:
+    server.policy = lambda asked: "banned" not in asked.claims
+    good, bad = server.token(sub="ann"), server.token(sub="ann", banned=True)
+    peer.set_auth(good)
+    theirs = peer.channel(private=True).subscribe()
+    statuses = Recorder()
+    pool = make_pool(access_token=good)
+    pool.channel("room", private=True).on_status(statuses).subscribe()
+    peer.set_auth(bad)
+    pool.set_auth(bad)
+    theirs.wait_for_status("CLOSED")
+    statuses.wait_for(lambda changes: changes and changes[-1].status == "refused")
+    server.wait_for(lambda s: s.members("room") == 0, CAP)
