@@ -9,17 +9,16 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import Self
 
-from rtpool.checks import check_callable, check_name, check_type
+from rtpool.checks import check_callable, check_name
 from rtpool.engine.engine import Engine
-from rtpool.errors import InvalidType, InvalidValue
+from rtpool.errors import InvalidValue
 from rtpool.events import Broadcast, Gap, Message, PostgresChange, Presence, StatusChange, SystemMessage
+from rtpool.filters import Filter
 from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.registry import Binding, Subscriber
 
 __all__ = ["Callbacks"]
-
-CHANGE_EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
 
 C = TypeVar("C", bound="Callbacks")
 E_ = TypeVar("E_")
@@ -60,9 +59,9 @@ class Callbacks:
         event: str,
         callback: Handler[PostgresChange],
         *,
-        schema: str = ...,
+        schema: str | None = ...,
         table: str | None = ...,
-        filter: str | None = ...,
+        filter: Filter | str | None = ...,
         select: Sequence[str] | None = ...,
     ) -> C: ...
     @overload
@@ -70,9 +69,9 @@ class Callbacks:
         self,
         event: str,
         *,
-        schema: str = ...,
+        schema: str | None = ...,
         table: str | None = ...,
-        filter: str | None = ...,
+        filter: Filter | str | None = ...,
         select: Sequence[str] | None = ...,
     ) -> Callable[[Handler[PostgresChange]], Handler[PostgresChange]]: ...
     def on_postgres_changes(
@@ -80,9 +79,9 @@ class Callbacks:
         event: str,
         callback: Handler[PostgresChange] | None = None,
         *,
-        schema: str = "public",
+        schema: str | None = "public",
         table: str | None = None,
-        filter: str | None = None,
+        filter: Filter | str | None = None,
         select: Sequence[str] | None = None,
     ) -> Any:
         """
@@ -93,28 +92,21 @@ class Callbacks:
 
         Args:
             event: ``"INSERT"``, ``"UPDATE"``, ``"DELETE"`` in any case, or ``"*"``.
-            schema, table: ``"*"`` or None (table) for all that are published.
-            filter: the server's grammar, e.g. ``"status=eq.rented"``.
-            select: column names to receive; None for all.
+            schema: ``"*"`` for all; None for ``public``, and then `table` must be given.
+            table: ``"*"`` or None for all that are published.
+            filter: made with `rtpool.filters`, or in the server's grammar, e.g. ``"status=eq.rented"``; blank is none.
+                Of DELETEs the server compares the replica identity, by default the primary key alone.
+            select: names of the columns to receive, of one table; None for all. The primary key always comes.
 
         Returns:
             The Channel; without `callback` a decorator.
 
         Raises:
-            InvalidValue, InvalidType: naming the argument.
+            InvalidValue, InvalidType: naming the argument; for a filter with the position of what is wrong.
         """
         self._require_supabase("on_postgres_changes", "on(event)")
-        check_type("event", event, str)
-        if event.upper() not in CHANGE_EVENTS:
-            raise InvalidValue(f"event must be one of {', '.join(CHANGE_EVENTS)}, not {event!r}")
-        check_name("schema", schema, MAX_NAME_BYTES)
-        for name, value in (("table", table), ("filter", filter)):
-            if value is not None:
-                check_type(name, value, str)
-        if isinstance(select, str) or (select is not None and not all(isinstance(c, str) for c in select)):
-            raise InvalidType("select must be a sequence of column names")
-        change = ChangeBinding(event.upper(), schema, table, filter or None, tuple(select) if select else None)
-        return self._bind("postgres_changes", event.upper(), callback, change)
+        change = ChangeBinding.checked(event, schema, table, filter, select)
+        return self._bind("postgres_changes", change.event, callback, change)
 
     @overload
     def on_presence_sync(self: C, callback: Handler[Presence]) -> C: ...
