@@ -3,7 +3,7 @@
 // JSON object a line, bytes as {"$bytes": base64}. ../driver.py is the other end.
 
 const readline = require("node:readline");
-const { RealtimeClient } = require("@supabase/realtime-js");
+const { RealtimeClient, postgresChangesFilter } = require("@supabase/realtime-js");
 const WebSocket = globalThis.WebSocket ?? require("ws");
 
 const clients = new Map();
@@ -39,6 +39,12 @@ const commands = {
 
   channel({ client, channel, topic, config }) {
     channels.set(channel, clients.get(client).channel(topic, { config }));
+  },
+
+  filter({ conditions }) {
+    const built = postgresChangesFilter();
+    for (const [method, ...given] of conditions) built[method](...given);
+    return built.build();
   },
 
   on({ client, channel, type, filter }) {
