@@ -306,6 +306,7 @@ class RealtimeServer(Controls):
         self.clock.call_later(timeout, self._cut_off_channelless)
 
     async def main(self, listening: Callable[[], None], stop: asyncio.Event) -> None:
+        """Listen until `stop` is set; what the server's thread runs."""
         options = self.options
         async with serve(
             self._serve,
