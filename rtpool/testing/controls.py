@@ -91,10 +91,10 @@ class Controls(Runner):
         What the SQL functions ``realtime.send`` and, for bytes, ``realtime.send_binary`` do: store and deliver.
 
         Args:
-            payload: an object, which gets an ``id`` if it has none, or bytes; anything else is stored and never
-                delivered, as by the real server.
+            payload: an object, which gets an ``id`` if it has none, or bytes; anything else comes to nothing, as with
+                the real server.
             id: of the message; None makes one.
-            inserted_at: seconds since the epoch; None is now, anything else is not delivered but only stored.
+            inserted_at: seconds since the epoch; None is now, anything else is only stored, not delivered.
 
         Returns:
             The row of ``realtime.messages``.

@@ -26,7 +26,7 @@ class Rate:
 
     def __init__(self, now: Callable[[], float], tick: float) -> None:
         self._now, self._tick = now, tick
-        self._started = now()
+        self._started: float | None = None  # with the first event
         self._recent: deque[float] = deque()
         self._ticks: deque[int] = deque([0], maxlen=TICKS)
         self._judged = 0.0
@@ -34,6 +34,7 @@ class Rate:
     def count(self, events: int = 1) -> None:
         """So many happened now."""
         if self._tick > 0:
+            self._started = self._now() if self._started is None else self._started
             self._turn()
             self._ticks[-1] += events
         else:
@@ -55,7 +56,7 @@ class Rate:
         return limit is not None and self.average >= limit
 
     def _turn(self) -> None:
-        while self._now() - self._started >= self._tick:
+        while self._started is not None and self._now() - self._started >= self._tick:
             self._judged = sum(self._ticks) / (len(self._ticks) * self._tick)
             self._ticks.append(0)
             self._started += self._tick

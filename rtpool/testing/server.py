@@ -258,7 +258,7 @@ class RealtimeServer(Controls):
         """The response of an ok reply: each binding as it was asked for, with its id."""
         if self.options.plain_phoenix:
             return {}
-        return {"postgres_changes": [{**binding, "id": binding_id(binding)} for binding in member.bindings]}
+        return {"postgres_changes": [{"id": binding_id(binding), **binding} for binding in member.bindings]}
 
     def after_join(self, member: Member, replay: list[StoredMessage]) -> None:
         """What follows the reply."""

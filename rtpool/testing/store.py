@@ -61,13 +61,14 @@ class Store:
     def add(
         self, topic: str, event: str, payload: Any, *, private: bool, id: str | None, inserted_at: float | None
     ) -> StoredMessage:
-        """Keep a message; without an id it gets one, which an object payload without an ``id`` gets too."""
+        """Keep an object or bytes; without an id it gets one, which an object without an ``id`` gets too."""
         number = id or str(uuid.uuid4())
         if isinstance(payload, dict) and "id" not in payload:
             payload = {**payload, "id": number}
         when = self._now() if inserted_at is None else inserted_at
         message = StoredMessage(number, topic, event, payload, private, when)
-        self._messages.append(message)
+        if isinstance(payload, (dict, bytes)):
+            self._messages.append(message)
         return message
 
     def all(self) -> list[StoredMessage]:
