@@ -136,7 +136,8 @@ def refuse_join(server: RealtimeServer, connection: ServerConnection, message: C
         if decision is not None:
             return decision
     if options.plain_phoenix:
-        return None
+        full = len(connection.members) >= options.max_channels_per_client and topic not in connection.members
+        return JoinRefusal("too many channels joined") if full else None
     return _refuse_tenant(server, message.payload) or _over_a_limit(server, connection, topic)
 
 

@@ -314,7 +314,17 @@ class Controls(Runner):
         self.call(start)
 
     def track(self, connection: ServerConnection, topic: str, key: str, meta: Mapping[str, Any] | None) -> str | None:
-        """Track a channel's presence from the server's side, as plain Phoenix apps do; None untracks. The phx_ref."""
+        """
+        Track a channel's presence from the server's side, as plain Phoenix applications do.
+
+        Args:
+            connection: the socket that has joined `topic`; `LookupError` when it has not.
+            key: the presence key.
+            meta: None untracks.
+
+        Returns:
+            The phx_ref of the presence, None when there is none any more.
+        """
 
         def track() -> str | None:
             member = connection.members[self.wire_topic(topic)]
