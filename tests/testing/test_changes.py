@@ -191,17 +191,19 @@ def test_a_lost_database_loses_changes_and_keeps_subscribers_waiting() -> None:
 
 
 def test_the_subscription_follows_a_cold_start_and_is_renewed_later_than_the_token() -> None:
-    with RealtimeServer(postgres_delay=3.0, postgres_renewal_delay=2.0, clock_at=0.0) as server:
-        with Hand(server, key=server.token()) as hand:
-            hand.join(postgres_changes=[ALL])
-            server.advance(2.9)
-            assert hand.until_heartbeat() == []
-            server.advance(0.2)
-            assert hand.receive()[4]["message"] == "Subscribed to PostgreSQL"
-            hand.send("1", "2", "access_token", {"access_token": server.token(sub="other")})
-            assert hand.until_heartbeat() == []
-            server.advance(2.0)
-            assert hand.receive()[4]["message"] == "Subscribed to PostgreSQL"
+    with (
+        RealtimeServer(postgres_delay=3.0, postgres_renewal_delay=2.0, clock_at=0.0) as server,
+        Hand(server, key=server.token()) as hand,
+    ):
+        hand.join(postgres_changes=[ALL])
+        server.advance(2.9)
+        assert hand.until_heartbeat() == []
+        server.advance(0.2)
+        assert hand.receive()[4]["message"] == "Subscribed to PostgreSQL"
+        hand.send("1", "2", "access_token", {"access_token": server.token(sub="other")})
+        assert hand.until_heartbeat() == []
+        server.advance(2.0)
+        assert hand.receive()[4]["message"] == "Subscribed to PostgreSQL"
 
 
 def test_a_binding_that_is_no_object_refuses_the_join(server: RealtimeServer) -> None:

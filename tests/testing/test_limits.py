@@ -42,25 +42,29 @@ def test_a_rate_is_judged_at_once_or_by_the_average_of_a_minute() -> None:
 
 
 def test_over_the_events_limit_every_receiver_is_shut_down_and_others_are_not() -> None:
-    with RealtimeServer(max_events_per_second=3, clock_at=NOW) as server:
-        with Hand(server) as sender, Hand(server) as receiver, Hand(server) as quiet:
-            sender.join(broadcast={"ack": True})
-            receiver.join()
-            quiet.join(topic="realtime:quiet")
-            for ref in ("2", "3"):
-                sender.send("1", ref, "broadcast", MESSAGE)
-            assert messages(sender.until_heartbeat()) == ["phx_reply"] * 2
-            assert messages(receiver.until_heartbeat()) == ["broadcast", "broadcast"]
-            sender.send("1", "4", "broadcast", MESSAGE)
-            assert messages(sender.until_heartbeat()) == ["phx_reply"], "the sender does not receive"
-            words = "Too many messages per second"
-            assert messages(receiver.until_heartbeat()) == ["broadcast", words, "phx_close"]
-            assert quiet.until_heartbeat() == []
-            server.database_send("room", "e", {}, private=False)
-            assert sender.until_heartbeat() == [], "what the database sends is dropped"
-            server.advance(1.0)
-            server.database_send("room", "e", {}, private=False)
-            assert b"realtime:room" in sender.receive()
+    with (
+        RealtimeServer(max_events_per_second=3, clock_at=NOW) as server,
+        Hand(server) as sender,
+        Hand(server) as receiver,
+        Hand(server) as quiet,
+    ):
+        sender.join(broadcast={"ack": True})
+        receiver.join()
+        quiet.join(topic="realtime:quiet")
+        for ref in ("2", "3"):
+            sender.send("1", ref, "broadcast", MESSAGE)
+        assert messages(sender.until_heartbeat()) == ["phx_reply"] * 2
+        assert messages(receiver.until_heartbeat()) == ["broadcast", "broadcast"]
+        sender.send("1", "4", "broadcast", MESSAGE)
+        assert messages(sender.until_heartbeat()) == ["phx_reply"], "the sender does not receive"
+        words = "Too many messages per second"
+        assert messages(receiver.until_heartbeat()) == ["broadcast", words, "phx_close"]
+        assert quiet.until_heartbeat() == []
+        server.database_send("room", "e", {}, private=False)
+        assert sender.until_heartbeat() == [], "what the database sends is dropped"
+        server.advance(1.0)
+        server.database_send("room", "e", {}, private=False)
+        assert b"realtime:room" in sender.receive()
 
 
 def test_over_the_events_limit_changes_are_skipped_by_a_count_of_their_own() -> None:
@@ -74,17 +78,19 @@ def test_over_the_events_limit_changes_are_skipped_by_a_count_of_their_own() -> 
 
 
 def test_presence_over_its_rate_or_its_size_ends_the_channel() -> None:
-    with RealtimeServer(max_presence_events_per_second=2, max_payload_kb=1, clock_at=NOW) as server:
-        with Hand(server) as hand:
-            hand.join()
-            hand.send("1", "2", "presence", TRACK)
-            assert messages(hand.until_heartbeat()) == ["phx_reply", "presence_diff"]
-            hand.send("1", "3", "presence", {**TRACK, "payload": {"n": 2}})
-            assert messages(hand.until_heartbeat()) == ["Too many presence messages per second", "phx_close"]
-            server.advance(1.0)
-            hand.join("4")
-            hand.send("4", "5", "presence", {**TRACK, "payload": {"d": "x" * 2_000}})
-            assert messages(hand.until_heartbeat()) == ["Track message size exceeded", "phx_close"]
+    with (
+        RealtimeServer(max_presence_events_per_second=2, max_payload_kb=1, clock_at=NOW) as server,
+        Hand(server) as hand,
+    ):
+        hand.join()
+        hand.send("1", "2", "presence", TRACK)
+        assert messages(hand.until_heartbeat()) == ["phx_reply", "presence_diff"]
+        hand.send("1", "3", "presence", {**TRACK, "payload": {"n": 2}})
+        assert messages(hand.until_heartbeat()) == ["Too many presence messages per second", "phx_close"]
+        server.advance(1.0)
+        hand.join("4")
+        hand.send("4", "5", "presence", {**TRACK, "payload": {"d": "x" * 2_000}})
+        assert messages(hand.until_heartbeat()) == ["Track message size exceeded", "phx_close"]
 
 
 def test_joins_over_the_rate_close_the_socket_and_refuse_upgrades_until_the_average_falls() -> None:
@@ -125,16 +131,20 @@ def test_switches_of_the_tenant_refuse_joins_and_disconnect_everybody() -> None:
 
 
 def test_a_socket_that_joined_and_has_no_channel_is_cut_off() -> None:
-    with RealtimeServer(no_channel_timeout=600.0, idle_timeout=1e6, clock_at=NOW) as server:
-        with Hand(server) as never, Hand(server) as left, Hand(server) as joined:
-            left.join()
-            left.send("1", "2", "phx_leave", {})
-            joined.join()
-            assert messages(left.until_heartbeat()) == ["phx_reply", "phx_close"]
-            server.advance(600.0)
-            with pytest.raises((ConnectionError, websocket.WebSocketConnectionClosedException)):
-                left.receive()
-            assert never.until_heartbeat() == joined.until_heartbeat() == []
+    with (
+        RealtimeServer(no_channel_timeout=600.0, idle_timeout=1e6, clock_at=NOW) as server,
+        Hand(server) as never,
+        Hand(server) as left,
+        Hand(server) as joined,
+    ):
+        left.join()
+        left.send("1", "2", "phx_leave", {})
+        joined.join()
+        assert messages(left.until_heartbeat()) == ["phx_reply", "phx_close"]
+        server.advance(600.0)
+        with pytest.raises((ConnectionError, websocket.WebSocketConnectionClosedException)):
+            left.receive()
+        assert never.until_heartbeat() == joined.until_heartbeat() == []
 
 
 def test_a_plain_phoenix_server_limits_channels_in_its_own_words_and_dies_of_malformed_frames() -> None:

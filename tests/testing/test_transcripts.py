@@ -14,7 +14,8 @@ import re
 import attrs
 import pytest
 
-from tests.support.replayer import Player, differences
+from tests.support.comparison import differences
+from tests.support.replayer import Player
 from tests.support.scenarios import scenario_of
 from tests.support.transcripts import NAMES
 
