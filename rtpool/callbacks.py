@@ -9,17 +9,16 @@ from typing import Any, TypeVar, overload
 
 from typing_extensions import Self
 
-from rtpool.checks import check_callable, check_name, check_type
+from rtpool.checks import check_callable, check_name
 from rtpool.engine.engine import Engine
-from rtpool.errors import InvalidType, InvalidValue
+from rtpool.errors import InvalidValue
 from rtpool.events import Broadcast, Gap, Message, PostgresChange, Presence, StatusChange, SystemMessage
+from rtpool.filters import Filter
 from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.registry import Binding, Subscriber
 
 __all__ = ["Callbacks"]
-
-CHANGE_EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
 
 C = TypeVar("C", bound="Callbacks")
 E_ = TypeVar("E_")
@@ -50,6 +49,7 @@ class Callbacks:
         Raises:
             InvalidValue, InvalidType: an empty or over-long event, a callback that cannot be called.
         """
+        self._require_supabase("on_broadcast", "on(event)")
         check_name("event", event, MAX_NAME_BYTES)
         return self._bind("broadcast", event, callback)
 
@@ -59,9 +59,9 @@ class Callbacks:
         event: str,
         callback: Handler[PostgresChange],
         *,
-        schema: str = ...,
+        schema: str | None = ...,
         table: str | None = ...,
-        filter: str | None = ...,
+        filter: Filter | str | None = ...,
         select: Sequence[str] | None = ...,
     ) -> C: ...
     @overload
@@ -69,9 +69,9 @@ class Callbacks:
         self,
         event: str,
         *,
-        schema: str = ...,
+        schema: str | None = ...,
         table: str | None = ...,
-        filter: str | None = ...,
+        filter: Filter | str | None = ...,
         select: Sequence[str] | None = ...,
     ) -> Callable[[Handler[PostgresChange]], Handler[PostgresChange]]: ...
     def on_postgres_changes(
@@ -79,9 +79,9 @@ class Callbacks:
         event: str,
         callback: Handler[PostgresChange] | None = None,
         *,
-        schema: str = "public",
+        schema: str | None = "public",
         table: str | None = None,
-        filter: str | None = None,
+        filter: Filter | str | None = None,
         select: Sequence[str] | None = None,
     ) -> Any:
         """
@@ -92,27 +92,21 @@ class Callbacks:
 
         Args:
             event: ``"INSERT"``, ``"UPDATE"``, ``"DELETE"`` in any case, or ``"*"``.
-            schema, table: ``"*"`` or None (table) for all that are published.
-            filter: the server's grammar, e.g. ``"status=eq.rented"``.
-            select: column names to receive; None for all.
+            schema: ``"*"`` for all; None for ``public``, and then `table` must be given.
+            table: ``"*"`` or None for all that are published.
+            filter: made with `rtpool.filters`, or in the server's grammar, e.g. ``"status=eq.rented"``; blank is none.
+                Of DELETEs the server compares the replica identity, by default the primary key alone.
+            select: names of the columns to receive, of one table; None for all. The primary key always comes.
 
         Returns:
             The Channel; without `callback` a decorator.
 
         Raises:
-            InvalidValue, InvalidType: naming the argument.
+            InvalidValue, InvalidType: naming the argument; for a filter with the position of what is wrong.
         """
-        check_type("event", event, str)
-        if event.upper() not in CHANGE_EVENTS:
-            raise InvalidValue(f"event must be one of {', '.join(CHANGE_EVENTS)}, not {event!r}")
-        check_name("schema", schema, MAX_NAME_BYTES)
-        for name, value in (("table", table), ("filter", filter)):
-            if value is not None:
-                check_type(name, value, str)
-        if isinstance(select, str) or (select is not None and not all(isinstance(c, str) for c in select)):
-            raise InvalidType("select must be a sequence of column names")
-        change = ChangeBinding(event.upper(), schema, table, filter or None, tuple(select) if select else None)
-        return self._bind("postgres_changes", event.upper(), callback, change)
+        self._require_supabase("on_postgres_changes", "on(event)")
+        change = ChangeBinding.checked(event, schema, table, filter, select)
+        return self._bind("postgres_changes", change.event, callback, change)
 
     @overload
     def on_presence_sync(self: C, callback: Handler[Presence]) -> C: ...
@@ -144,6 +138,7 @@ class Callbacks:
     def on_system(self) -> Callable[[Handler[SystemMessage]], Handler[SystemMessage]]: ...
     def on_system(self, callback: Handler[SystemMessage] | None = None) -> Any:
         """Call back with each `SystemMessage`, what the server says of the channel itself."""
+        self._require_supabase("on_system", "on('system')")
         return self._bind("system", "*", callback)
 
     @overload
@@ -192,6 +187,10 @@ class Callbacks:
             raise InvalidValue(f"{callback!r} is not registered on {self._subscriber.topic!r}")
         self._engine.dispatcher.quiesce(self._subscriber.mailbox)
         return self
+
+    def _require_supabase(self, what: str, instead: str) -> None:
+        if not self._engine.options.is_supabase:
+            raise InvalidValue(f"{what} is for Supabase Realtime; on a plain Phoenix server use {instead}")
 
     def _bind(self, kind: str, name: str, callback: Any, change: ChangeBinding | None = None) -> Any:
         if callback is None:

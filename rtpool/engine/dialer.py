@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 import attrs
 from websocket import (
@@ -86,7 +86,7 @@ class Endpoint:
 
     def request_url(self, options: PoolOptions) -> str:
         """The URL to dial, with version and, unless it goes in a header, the key. Never to be logged."""
-        query = f"vsn={options.protocol}"
+        query = urlencode([("vsn", options.protocol), *options.params])
         if self.api_key and options.api_key_in == "query":
             query = f"apikey={quote(self.api_key, safe='')}&{query}"
         return f"{self.url}?{query}"
