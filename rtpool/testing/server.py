@@ -108,7 +108,7 @@ class RealtimeServer(Controls):
         self.rooms = Rooms(self)
         self.feed = Feed(self)
         self.tables = Tables()
-        self.store = Store(self.clock.now)
+        self.store = Store(self.clock.now, self.options.record_limit)
         self.reset_rates()
         self._connections: tuple[ServerConnection, ...] = ()
         self.connections_total = 0

@@ -5,6 +5,7 @@ The table ``realtime.messages`` of the embedded server: what the database sent, 
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -50,13 +51,14 @@ class Store:
 
     Args:
         now: the clock, in seconds since the epoch.
+        limit: how many messages are kept; the oldest go first.
 
     Thread-safety: confined to the server's loop.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], limit: int) -> None:
         self._now = now
-        self._messages: list[StoredMessage] = []
+        self._messages: deque[StoredMessage] = deque(maxlen=limit)
 
     def add(
         self, topic: str, event: str, payload: Any, *, private: bool, id: str | None, inserted_at: float | None
