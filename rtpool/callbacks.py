@@ -5,9 +5,7 @@ Registering callbacks: the half of a `Channel` that says what it wants to hear.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from rtpool.checks import check_callable, check_name
 from rtpool.engine.engine import Engine
@@ -18,9 +16,11 @@ from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.registry import Binding, Subscriber
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
+
 __all__ = ["Callbacks"]
 
-C = TypeVar("C", bound="Callbacks")
 E_ = TypeVar("E_")
 Handler = Callable[[E_], object]
 
@@ -36,7 +36,7 @@ class Callbacks:
     _subscriber: Subscriber
 
     @overload
-    def on_broadcast(self: C, event: str, callback: Handler[Broadcast]) -> C: ...
+    def on_broadcast(self, event: str, callback: Handler[Broadcast]) -> Self: ...
     @overload
     def on_broadcast(self, event: str) -> Callable[[Handler[Broadcast]], Handler[Broadcast]]: ...
     def on_broadcast(self, event: str, callback: Handler[Broadcast] | None = None) -> Any:
@@ -55,7 +55,7 @@ class Callbacks:
 
     @overload
     def on_postgres_changes(
-        self: C,
+        self,
         event: str,
         callback: Handler[PostgresChange],
         *,
@@ -63,7 +63,7 @@ class Callbacks:
         table: str | None = ...,
         filter: Filter | str | None = ...,
         select: Sequence[str] | None = ...,
-    ) -> C: ...
+    ) -> Self: ...
     @overload
     def on_postgres_changes(
         self,
@@ -109,7 +109,7 @@ class Callbacks:
         return self._bind("postgres_changes", change.event, callback, change)
 
     @overload
-    def on_presence_sync(self: C, callback: Handler[Presence]) -> C: ...
+    def on_presence_sync(self, callback: Handler[Presence]) -> Self: ...
     @overload
     def on_presence_sync(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
     def on_presence_sync(self, callback: Handler[Presence] | None = None) -> Any:
@@ -117,7 +117,7 @@ class Callbacks:
         return self._bind("presence", "sync", callback)
 
     @overload
-    def on_presence_join(self: C, callback: Handler[Presence]) -> C: ...
+    def on_presence_join(self, callback: Handler[Presence]) -> Self: ...
     @overload
     def on_presence_join(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
     def on_presence_join(self, callback: Handler[Presence] | None = None) -> Any:
@@ -125,7 +125,7 @@ class Callbacks:
         return self._bind("presence", "join", callback)
 
     @overload
-    def on_presence_leave(self: C, callback: Handler[Presence]) -> C: ...
+    def on_presence_leave(self, callback: Handler[Presence]) -> Self: ...
     @overload
     def on_presence_leave(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
     def on_presence_leave(self, callback: Handler[Presence] | None = None) -> Any:
@@ -133,7 +133,7 @@ class Callbacks:
         return self._bind("presence", "leave", callback)
 
     @overload
-    def on_system(self: C, callback: Handler[SystemMessage]) -> C: ...
+    def on_system(self, callback: Handler[SystemMessage]) -> Self: ...
     @overload
     def on_system(self) -> Callable[[Handler[SystemMessage]], Handler[SystemMessage]]: ...
     def on_system(self, callback: Handler[SystemMessage] | None = None) -> Any:
@@ -142,7 +142,7 @@ class Callbacks:
         return self._bind("system", "*", callback)
 
     @overload
-    def on_gap(self: C, callback: Handler[Gap]) -> C: ...
+    def on_gap(self, callback: Handler[Gap]) -> Self: ...
     @overload
     def on_gap(self) -> Callable[[Handler[Gap]], Handler[Gap]]: ...
     def on_gap(self, callback: Handler[Gap] | None = None) -> Any:
@@ -150,7 +150,7 @@ class Callbacks:
         return self._bind("gap", "*", callback)
 
     @overload
-    def on_status(self: C, callback: Handler[StatusChange]) -> C: ...
+    def on_status(self, callback: Handler[StatusChange]) -> Self: ...
     @overload
     def on_status(self) -> Callable[[Handler[StatusChange]], Handler[StatusChange]]: ...
     def on_status(self, callback: Handler[StatusChange] | None = None) -> Any:
@@ -162,7 +162,7 @@ class Callbacks:
         return self._bind("status", "*", callback)
 
     @overload
-    def on(self: C, event: str, callback: Handler[Message]) -> C: ...
+    def on(self, event: str, callback: Handler[Message]) -> Self: ...
     @overload
     def on(self, event: str) -> Callable[[Handler[Message]], Handler[Message]]: ...
     def on(self, event: str, callback: Handler[Message] | None = None) -> Any:
