@@ -73,7 +73,7 @@ def demo(as_json: bool) -> None:
     try:
         from rtpool.demo import run_demo
     except ImportError as error:
-        if error.name != "websockets":
+        if error.name not in ("websockets", "h11"):
             raise
         errors.print("The demo needs the embedded server: pip install 'rtpool[demo]'", markup=False)
         raise SystemExit(1) from None
