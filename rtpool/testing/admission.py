@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from rtpool.testing.conditions import inspect
 from rtpool.testing.policy import PolicyRequest, evaluate
-from rtpool.testing.postgres import inspect
 from rtpool.testing.records import JoinRefusal, Refusal, RequestInfo
 from rtpool.testing.rooms import Member, truth
 from rtpool.testing.tokens import claims_of

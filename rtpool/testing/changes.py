@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rtpool.testing.postgres import BadFilter, binding_id, binding_matches, check_binding
+from rtpool.testing.postgres import BadFilter, binding_id, binding_matches, parse_binding, selection
 from rtpool.testing.rooms import Member
 from rtpool.testing.tables import Table
 
@@ -46,7 +46,7 @@ class Feed:
         status, words = "ok", SUBSCRIBED
         try:
             for binding in member.bindings:
-                check_binding(binding)
+                parse_binding(binding)
             for binding in member.bindings:
                 self._server.tables.check(binding)
         except BadFilter as error:
@@ -110,10 +110,12 @@ class Feed:
         if table is not None:
             data = table.finish(data, member.claims)
             row = row if data["type"] != "DELETE" else data.get("old_record") or {}
+        types = None if table is None else table.columns
         by_columns: dict[tuple[str, ...] | None, list[int]] = {}
         for binding in member.bindings:
-            if binding_matches(binding, data["schema"], data["table"], data["type"], row):
-                columns = tuple(binding["select"]) if "select" in binding else None
+            if binding_matches(binding, data["schema"], data["table"], data["type"], row, types):
+                chosen = selection(binding)
+                columns = None if chosen is None else tuple(chosen)
                 by_columns.setdefault(columns, []).append(binding_id(binding))
         for columns, ids in by_columns.items():
             shown = data if columns is None else (table or _guess(data)).select(data, columns)

@@ -5,13 +5,13 @@ The tables of the embedded server, if a test declares any: what may be subscribe
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
-from rtpool.testing.postgres import BadFilter, Term, event_of, inspect, terms
+from rtpool.testing.conditions import BadFilter, Term, problem
+from rtpool.testing.postgres import UNABLE, check_binding, failed, parse_binding, selection, shown
 
 __all__ = ["RowPolicy", "Table", "Tables"]
 
@@ -123,36 +123,20 @@ class Tables:
         return not self._tables or (schema, name) in self._tables
 
     def check(self, binding: dict[str, Any]) -> None:
-        """Raise `BadFilter` with the server's words when a well-formed binding asks for what is not there."""
+        """Raise `BadFilter` with the server's words when a binding is malformed or asks for what is not there."""
         if not self._tables:
+            check_binding(binding)
             return
+        wanted = parse_binding(binding)
         schema, name = binding.get("schema", "public"), binding.get("table", "*")
         found = [t for t in self._tables.values() if schema in ("*", t.schema) and name in ("*", t.name)]
-        wanted = terms(binding.get("filter"))
         if not found:
             please = "Please check Realtime is enabled for the given connect parameters"
-            raise BadFilter(f"{_UNABLE} {please}: {_shown(binding, wanted)}")
+            raise BadFilter(f"{UNABLE} {please}: {shown(binding, wanted)}")
         for table in found:
-            problem = _problem(table, wanted, binding.get("select") or [])
-            if problem is not None:
-                please = "An exception happened so please check your connect parameters"
-                raise BadFilter(f"{_UNABLE} {please}: {_shown(binding, wanted)}. Exception: ERROR {problem}")
-
-
-_UNABLE = "Unable to subscribe to changes with given parameters."
-
-
-def _shown(binding: dict[str, Any], wanted: list[Term]) -> str:
-    filters = ", ".join(_term(term) for term in wanted)
-    select = inspect(binding["select"]) if "select" in binding else "nil"
-    event, schema, name = event_of(binding), binding.get("schema", "public"), binding.get("table", "*")
-    return f"[event: {event}, schema: {schema}, table: {name}, filters: [{filters}], select: {select}]"
-
-
-def _term(term: Term) -> str:
-    value = "{" + ",".join(term.value) + "}" if isinstance(term.value, list) else term.value
-    negated = "true" if term.negated else "false"
-    return f"{{{inspect(term.column)}, {inspect(term.name)}, {inspect(value)}, {negated}}}"
+            words = _problem(table, wanted, selection(binding) or [])
+            if words is not None:
+                raise failed(binding, wanted, words)
 
 
 def _problem(table: Table, wanted: list[Term], select: list[str]) -> str | None:
@@ -160,28 +144,10 @@ def _problem(table: Table, wanted: list[Term], select: list[str]) -> str | None:
         kind = table.columns.get(term.column)
         if kind is None:
             return f"P0001 (raise_exception) invalid column for filter {term.column}"
-        name, pattern = _TYPES.get(kind, ("", None))
-        if pattern is None or term.name not in ("eq", "neq", "lt", "lte", "gt", "gte", "in"):
-            continue
-        for text in term.value if isinstance(term.value, list) else [term.value]:
-            if not re.fullmatch(pattern, text.strip(), re.IGNORECASE):
-                shown = inspect(text)
-                return f"22P02 (invalid_text_representation) invalid input syntax for type {name}: {shown}"
+        words = problem(term, kind)
+        if words is not None:
+            return words
     for column in select:
         if column not in table.columns:
             return f"P0001 (raise_exception) invalid column for select {column}"
     return None
-
-
-_INTEGER = r"[+-]?\d+"
-_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf(inity)?"
-_TYPES: dict[str, tuple[str, str]] = {
-    "int2": ("smallint", _INTEGER),
-    "int4": ("integer", _INTEGER),
-    "int8": ("bigint", _INTEGER),
-    "float4": ("real", _NUMBER),
-    "float8": ("double precision", _NUMBER),
-    "numeric": ("numeric", _NUMBER),
-    "bool": ("boolean", "t(r(ue?)?)?|f(a(l(se?)?)?)?|y(es?)?|no?|on|off?|1|0"),
-    "uuid": ("uuid", r"\{?[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}\}?"),
-}

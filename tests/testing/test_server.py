@@ -219,7 +219,12 @@ def test_changes_reach_the_bindings_that_match_with_their_ids(server: RealtimeSe
 
 def test_a_bad_filter_joins_ok_and_is_told_afterwards(connect: Connect) -> None:
     client = connect()
-    assert client.join(postgres_changes=[{"event": "*", "table": "cars", "filter": "nonsense"}])[4]["status"] == "ok"
+    assert (
+        client.join(postgres_changes=[{"event": "*", "schema": "public", "table": "cars", "filter": "nonsense"}])[4][
+            "status"
+        ]
+        == "ok"
+    )
     message = client.receive()[4]
     assert (message["extension"], message["status"]) == ("postgres_changes", "error")
     assert message["message"].startswith("Error parsing `filter` params")
@@ -247,14 +252,14 @@ def test_a_bad_filter_joins_ok_and_is_told_afterwards(connect: Connect) -> None:
     ],
 )
 def test_filters_are_really_evaluated(text: str, row: dict[str, Any], matches: bool) -> None:
-    assert binding_matches({"table": "t", "filter": text}, "public", "t", "INSERT", row) is matches
+    assert binding_matches({"schema": "public", "table": "t", "filter": text}, "public", "t", "INSERT", row) is matches
 
 
 @pytest.mark.parametrize("text", ["id", "id=zz.5", "id=in.5", "id=eq.1,", ",id=eq.1"])
 def test_a_filter_outside_the_grammar_is_refused(text: str) -> None:
     with pytest.raises(BadFilter):
-        check_binding({"table": "t", "filter": text})
-    assert not binding_matches({"table": "t", "filter": text}, "public", "t", "INSERT", {"id": 5})
+        check_binding({"schema": "public", "table": "t", "filter": text})
+    assert not binding_matches({"schema": "public", "table": "t", "filter": text}, "public", "t", "INSERT", {"id": 5})
 
 
 def test_a_binding_of_nothing_is_refused() -> None:

@@ -414,7 +414,7 @@ def test_records_are_bounded(connect: Connect) -> None:
     ],
 )
 def test_filters_follow_sql(text: str, row: dict[str, Any], matches: bool) -> None:
-    assert binding_matches({"table": "t", "filter": text}, "public", "t", "INSERT", row) is matches
+    assert binding_matches({"schema": "public", "table": "t", "filter": text}, "public", "t", "INSERT", row) is matches
 
 
 @pytest.mark.parametrize(
@@ -422,10 +422,13 @@ def test_filters_follow_sql(text: str, row: dict[str, Any], matches: bool) -> No
     [
         ({"event": "*"}, r'to: %\{"event" => "\*"\}$'),
         ({"schema": "public", "filter": None}, '"filter" => nil'),
-        ({"table": "t", "filter": "plate=xx.A"}, r'params: \["xx", "A"\]$'),
-        ({"table": "t", "filter": "plate"}, r'params: \["plate"\]$'),
-        ({"table": "t", "filter": "on=is.maybe"}, "filter"),
-        ({"table": "t", "filter": f"id=in.({','.join(map(str, range(101)))})"}, "too many values"),
+        ({"schema": "public", "table": "t", "filter": "plate=xx.A"}, r'params: \["xx", "A"\]$'),
+        ({"schema": "public", "table": "t", "filter": "plate"}, r'params: \["plate"\]$'),
+        (
+            {"schema": "public", "table": "t", "filter": "on=is.maybe"},
+            r"ERROR P0001 \(raise_exception\) invalid value for is filter: must be null, true, false, or unknown$",
+        ),
+        ({"schema": "public", "table": "t", "filter": f"id=in.({','.join(map(str, range(101)))})"}, "too many values"),
         ({"table": "t", "select": "id"}, "expected a list of column name strings"),
         ({"schema": "public", "select": ["id"]}, "not supported for wildcard"),
     ],
