@@ -2,7 +2,7 @@
 A real Realtime server on a loopback port, for your tests, demos and ours. Needs the extra ``rtpool[testing]``.
 
 Names are imported at their first use: pytest loads this package in every project where rtpool is installed, also where
-the extra is not.
+the extra is not. `rtpool.testing.refusals` is a module of its own: every refusal of a real server, by name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtpool.testing.connection import NO_REPLY, ServerConnection
+    from rtpool.testing.database import Trouble
     from rtpool.testing.options import ServerOptions
     from rtpool.testing.policy import Permissions, PolicyRequest
     from rtpool.testing.records import (
@@ -47,6 +48,7 @@ __all__ = [
     "ServerConnection",
     "ServerOptions",
     "StoredMessage",
+    "Trouble",
 ]
 
 _HOMES = {
@@ -57,6 +59,7 @@ _HOMES = {
     "ServerConnection": "connection",
     "ServerOptions": "options",
     "StoredMessage": "store",
+    "Trouble": "database",
 }
 
 

@@ -10,12 +10,14 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import attrs
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from rtpool.testing.conditions import inspect
 from rtpool.testing.policy import PolicyRequest, evaluate
 from rtpool.testing.records import JoinRefusal, Refusal, RequestInfo
+from rtpool.testing.refusals import Handshake, Join, body_of
 from rtpool.testing.rooms import Member, truth
 from rtpool.testing.tokens import claims_of
 from rtpool.testing.wire import ClientMessage
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from rtpool.testing.server import RealtimeServer
 
 __all__ = [
-    "NO_READ",
     "admit",
     "ask_policy",
     "given_key",
@@ -77,14 +78,14 @@ def refuse_upgrade(server: RealtimeServer, request: Request) -> tuple[Refusal | 
         try:
             decision = server.on_connect(info)
         except Exception:
-            return Refusal(500, _error("Error connecting to Realtime")), backoff
+            return Handshake.CONNECT_ERROR(), backoff
         if decision is not None:
             return decision, backoff
     plain = server.options.plain_phoenix and info.path.endswith("/websocket")  # an application mounts what it likes
     if not plain and info.path.rstrip("/") not in WS_PATHS:
         return Refusal(404, "Not Found", {"content-type": "text/html; charset=utf-8"}), 0.0
     if serializer(info.query.get("vsn", "1.0.0")) is None:
-        return Refusal(403), 0.0  # protocol: the web server itself refuses, at once and without a body
+        return Handshake.FORBIDDEN(), 0.0  # protocol: the web server itself refuses, at once and without a body
     if server.options.plain_phoenix:
         return None, 0.0
     return _refuse_key(server, info), backoff
@@ -96,23 +97,20 @@ def given_key(info: RequestInfo) -> str | None:
     return None if given is None else re.sub(r"\s", "", unquote(given))
 
 
-def _error(words: str) -> str:
-    return json.dumps({"error": words}, separators=(",", ":"))
-
-
 def _refuse_key(server: RealtimeServer, info: RequestInfo) -> Refusal | None:
     if server.options.suspended:
-        return Refusal(403, _error("Realtime was disabled for this tenant"))
+        return Handshake.TENANT_DISABLED()
     key = given_key(info)
     if key is None:
-        return Refusal(401, _error("API key is missing"))
+        return Handshake.API_KEY_MISSING()
     error = server.token_error(key, opaque=False)
     if error is not None:
-        return Refusal(401, _error("Token has expired" if error[1].startswith("Token has expired") else error[1]))
+        # protocol: for how long it has been so is told to joins only
+        return Refusal(401, body_of(error="Token has expired" if "has expired" in error[1] else error[1]))
     if _users(server) >= server.options.max_concurrent_users:
-        return Refusal(429, _error("Too many connected users"))
+        return Handshake.TOO_MANY_USERS()
     if server.options.rate_tick > 0 and server.joins_rate.over(server.options.max_joins_per_second):
-        return Refusal(429, _error("Too many joins per second"))
+        return Handshake.TOO_MANY_JOINS()
     return None
 
 
@@ -125,41 +123,40 @@ def refuse_join(server: RealtimeServer, connection: ServerConnection, message: C
     options, topic = server.options, message.topic
     if not options.plain_phoenix and options.require_prefix:
         if not isinstance(topic, str) or not topic.startswith("realtime:"):
-            return JoinRefusal("unmatched topic", 0.0)
+            return Join.UNMATCHED_TOPIC()
         if topic == "realtime:":
-            return JoinRefusal("TopicNameRequired: You must provide a topic name")
+            return Join.TOPIC_NAME_REQUIRED()
     if server.on_join is not None:
         try:
             decision = server.on_join(topic.removeprefix("realtime:"), message.payload, connection)
         except Exception:
-            return JoinRefusal("join crashed")
+            return Join.CRASHED()
         if decision is not None:
             return decision
     if options.plain_phoenix:
         full = len(connection.members) >= options.max_channels_per_client and topic not in connection.members
-        return JoinRefusal("too many channels joined") if full else None
+        return Join.PHOENIX_TOO_MANY_CHANNELS() if full else None
     return _refuse_tenant(server, message.payload) or _over_a_limit(server, connection, topic)
 
 
 def _refuse_tenant(server: RealtimeServer, payload: Any) -> JoinRefusal | None:
     if server.options.suspended:
-        return JoinRefusal("RealtimeDisabledForTenant: Realtime disabled for this tenant")
+        return Join.TENANT_DISABLED()
     config = payload.get("config") if isinstance(payload, dict) else None
     if server.options.private_only and not truth(config.get("private") if isinstance(config, dict) else None):
-        return JoinRefusal("PrivateOnly: This project only allows private channels")
+        return Join.PRIVATE_ONLY()
     return None
 
 
 def _over_a_limit(server: RealtimeServer, connection: ServerConnection, topic: str) -> JoinRefusal | None:
     options = server.options
     if not connection.counted and _users(server) >= options.max_concurrent_users:
-        return JoinRefusal("ConnectionRateLimitReached: Too many connected users")
+        return Join.TOO_MANY_USERS()
     if server.joins_rate.over(options.max_joins_per_second):
-        words = "ClientJoinRateLimitReached: Too many joins per second"
-        return JoinRefusal(words, close_code=options.disconnect_code)
+        return attrs.evolve(Join.TOO_MANY_JOINS(), close_code=options.disconnect_code)
     server.joins_rate.count()
     if len(connection.members) >= options.max_channels_per_client and topic not in connection.members:
-        return JoinRefusal("ChannelRateLimitReached: Too many channels")
+        return Join.TOO_MANY_CHANNELS()
     return None
 
 
@@ -176,28 +173,26 @@ def admit(server: RealtimeServer, member: Member, payload: Any) -> JoinRefusal |
     """Why a join is refused for what it brings; None fills in what the member may do."""
     if not isinstance(payload, dict):
         shown = json.dumps(payload) if not isinstance(payload, bytes) else repr(payload)[1:]
-        return JoinRefusal(f"UnknownErrorOnChannel: expected params to be a :map, got: `{shown}`")
+        return Join.UNKNOWN_EXCEPTION(error=f"expected params to be a :map, got: `{shown}`")
     config = payload.get("config")
     odd = config is not None and not isinstance(config, dict)
     if odd or (config and any(isinstance(config.get(name), (str, list)) for name in ("broadcast", "presence"))):
-        return JoinRefusal("UnknownErrorOnChannel: no function clause matching in Access.get/3")
+        return Join.UNKNOWN_EXCEPTION(error="no function clause matching in Access.get/3")
     changes = config.get("postgres_changes") if config else None
     for entry in changes if isinstance(changes, list) else ():
         if entry is not None and not isinstance(entry, dict):
-            return JoinRefusal(f"UnknownErrorOnChannel: expected a map, got:\n\n    {inspect(entry)}\n")
+            return Join.UNKNOWN_EXCEPTION(error=f"expected a map, got:\n\n    {inspect(entry)}\n")
     member.token = join_token(member.connection, payload)
     error = server.token_error(member.token)
     if error is not None:
         return JoinRefusal(f"{error[0]}: {error[1]}")
     member.claims = claims_of(member.token)
-    if member.private and server.database_is_down:
-        return JoinRefusal("IncreaseConnectionPool: Please increase your connection pool size")
+    trouble = server.try_database(private=member.private)
+    if trouble is not None:
+        return trouble.join()
     if not ask_policy(server, member):
-        return JoinRefusal(f"Unauthorized: {NO_READ.format(member.name)}")
+        return Join.UNAUTHORIZED(topic=member.name)
     return None
-
-
-NO_READ = "You do not have permissions to read from this Channel topic: {}"
 
 
 def ask_policy(server: RealtimeServer, member: Member) -> bool:

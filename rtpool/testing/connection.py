@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
 
-from rtpool.testing.admission import NO_READ, admit, ask_policy, given_key, policy_request, refuse_join
+from rtpool.testing.admission import admit, ask_policy, given_key, policy_request, refuse_join
 from rtpool.testing.policy import Permissions, evaluate
 from rtpool.testing.records import JoinRefusal, JoinReply, PushReply, RequestInfo
+from rtpool.testing.refusals import Handshake, Join, System
 from rtpool.testing.rooms import Member
 from rtpool.testing.store import ReplayRefused, StoredMessage
 from rtpool.testing.stream import Stream
@@ -38,6 +39,12 @@ class _NoReply:
 
 
 NO_REPLY = _NoReply()
+
+#: protocol: two errors of a token reach a joined channel as printed atoms.
+_PRINTED = {
+    Handshake.BAD_SIGNATURE.value[1]: System.BAD_SIGNATURE(),
+    Handshake.NO_SIGNER.value[1]: System.NO_SIGNER(),
+}
 
 
 class ServerConnection:
@@ -70,6 +77,7 @@ class ServerConnection:
         self._may_write.set()
         self._thawed = asyncio.Event()
         self._thawed.set()
+        self._over_heap = False  # the frame being handled is more than a channel can hold
         self.counted = False  # joined once: counts as a concurrent user
         self.asked_to_join = False  # once, whatever came of it
 
@@ -147,12 +155,12 @@ class ServerConnection:
         return True
 
     def enqueue(self, frame: str | bytes) -> None:
-        """Queue a frame; over `send_queue_limit` the socket is cut off instead."""
+        """Queue a frame; over `max_socket_heap` the socket is cut off instead."""
         if self._ws.gone():
             return
         self._out.append(frame)
         self._out_size += len(frame)
-        if self._out_size > self._server.options.send_queue_limit:
+        if self._out_size > self._server.options.max_socket_heap:
             self._abort()
         self._more.set()
 
@@ -239,6 +247,7 @@ class ServerConnection:
                 await self._ws.close(1011, "")
             return
         self._server.record(self, message)
+        self._over_heap = len(frame) > self._server.options.max_channel_heap
         try:
             await self._handle(message)
         except RecursionError:  # nested deeper than Python's JSON can write again
@@ -306,7 +315,7 @@ class ServerConnection:
             self._let_in(member, message, decision, old, replay)
 
     def _decide(self, member: Member, message: ClientMessage) -> tuple[Any, list[StoredMessage]]:
-        decision = refuse_join(self._server, self, message)
+        decision = refuse_join(self._server, self, message) or (Join.CRASHED() if self._over_heap else None)
         if decision is not None or self._server.options.plain_phoenix:
             return decision, []
         decision = admit(self._server, member, message.payload)
@@ -315,7 +324,7 @@ class ServerConnection:
         try:
             return None, self._server.stored_for(member, message.payload)
         except ReplayRefused as error:
-            return JoinRefusal(f"UnableToReplayMessages: {error}"), []
+            return error.refusal(), []
 
     def _refuse(self, message: ClientMessage, refusal: JoinRefusal) -> None:
         unmatched = refusal.reason == "unmatched topic"
@@ -357,7 +366,7 @@ class ServerConnection:
         def look() -> None:
             ago = clock.now() - expires
             if ago >= 0:
-                self.shut_down(member, f"Token has expired {int(ago)} seconds ago")
+                self.shut_down(member, System.TOKEN_EXPIRED(seconds=int(ago)))
             else:
                 self._watch_token(member)
 
@@ -415,6 +424,9 @@ class ServerConnection:
         strict = server.options.strict_join_ref
         if strict and member.join_ref is not None and message.join_ref != member.join_ref:
             return  # Phoenix 1.8.3 to 1.8.11 drops a stale or missing join_ref without a word
+        if self._over_heap:
+            self.crash(member)
+            return
         if server.on_push is not None and self._ask_hook(member, message):
             return
         if server.options.plain_phoenix:
@@ -484,7 +496,7 @@ class ServerConnection:
             member.presence_window, member.presence_calls = now, 0
         member.presence_calls += 1
         if options.presence_max_calls is not None and member.presence_calls > options.presence_max_calls:
-            self.shut_down(member, "Client presence rate limit exceeded")
+            self.shut_down(member, System.CLIENT_PRESENCE_RATE())
             return
         payload = message.payload if isinstance(message.payload, dict) else {}
         kind = str(payload.get("event", "")).lower()
@@ -505,9 +517,9 @@ class ServerConnection:
     def _track(self, member: Member, message: ClientMessage, meta: dict[str, Any]) -> None:
         server = self._server
         if server.presence_events.over(server.options.max_presence_events_per_second):
-            self.shut_down(member, "Too many presence messages per second")
+            self.shut_down(member, System.TOO_MANY_PRESENCES())
         elif size_of(meta) > server.max_payload:
-            self.shut_down(member, "Track message size exceeded")
+            self.shut_down(member, System.TRACK_TOO_LARGE())
         else:
             server.presence_events.count()
             self._reply(message, "ok", {}, join_ref=member.own_ref)
@@ -519,11 +531,15 @@ class ServerConnection:
             return  # protocol: none, an opaque key and the token in use already change nothing
         error = self._server.token_error(token)
         if error is not None:
-            self.shut_down(member, ":signature_error" if error[0] == "JwtSignatureError" else error[1])
+            self.shut_down(member, _PRINTED.get(error[1], error[1]))
+            return
+        trouble = self._server.try_database(private=member.private)
+        if trouble is not None:
+            self.shut_down(member, trouble.system())
             return
         member.token, member.claims = token, claims_of(token)
         if not ask_policy(self._server, member):
-            self.shut_down(member, NO_READ.format(member.name))
+            self.shut_down(member, System.NO_READ(topic=member.name))
             return
         self._watch_token(member)
         # the subscription is renewed under the new token

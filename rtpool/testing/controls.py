@@ -12,8 +12,10 @@ import attrs
 
 from rtpool.testing.changes import Feed
 from rtpool.testing.connection import ServerConnection
+from rtpool.testing.database import Database, Trouble, Words
 from rtpool.testing.limits import Rate
 from rtpool.testing.options import ServerOptions
+from rtpool.testing.refusals import System
 from rtpool.testing.rooms import Rooms
 from rtpool.testing.runner import Runner
 from rtpool.testing.store import Store, StoredMessage
@@ -39,12 +41,23 @@ class Controls(Runner):
     events: Rate
     presence_events: Rate
     change_events: Rate
-    database_is_down = False
+    database: Database
 
     @property
     def connections(self) -> tuple[ServerConnection, ...]:
         """The sockets open now, oldest first."""
         return ()
+
+    @property
+    def database_is_down(self) -> bool:
+        """Whether `stop_database` was called and `start_database` was not yet."""
+        return self.database.trouble is not None
+
+    def try_database(self, *, private: bool) -> Words | None:
+        """Need the database for a channel: None when there is no trouble; on the server's loop."""
+        options = self.options
+        limit, window = options.max_database_errors, options.database_error_window
+        return self.database.attempt(private=private, limit=limit, window=window)
 
     # What it does
 
@@ -286,21 +299,41 @@ class Controls(Runner):
 
     def expire_tokens(self, topic: str | None = None) -> int:
         """End the channels of a topic, None is all, as if their tokens had expired now; returns how many."""
+        return self.shut_down(topic, System.TOKEN_EXPIRED(seconds=0))
 
-        def expire() -> int:
+    def shut_down(self, topic: str | None, words: str) -> int:
+        """
+        End the channels of a topic, None is all, with a system error and phx_close.
+
+        Args:
+            words: of the error; `rtpool.testing.refusals.System` has every one of the real server's.
+
+        Returns:
+            How many there were.
+        """
+
+        def end() -> int:
             rooms = self.rooms.all() if topic is None else self.rooms.of(self.wire_topic(topic))
             members = [member for room in rooms for member in list(room.members)]
             for member in members:
-                member.connection.shut_down(member, "Token has expired 0 seconds ago")
+                member.connection.shut_down(member, words)
             return len(members)
 
-        return self.call(expire)
+        return self.call(end)
 
-    def stop_database(self) -> None:
-        """Lose the database: private joins fail, changes are lost, new subscriptions wait."""
+    def stop_database(self, trouble: Trouble = "down") -> None:
+        """
+        Lose the database: changes are lost, new subscriptions wait, and who needs it is told what is wrong.
+
+        Private joins, tokens of private channels and single REST calls for private topics always need it; public joins
+        and tokens only where connecting to it fails: ``unreachable``, ``initializing``, ``connecting``, ``full``.
+
+        Args:
+            trouble: what is wrong, which decides the words.
+        """
 
         def stop() -> None:
-            self.database_is_down = True
+            self.database.trouble = trouble
 
         self.call(stop)
 
@@ -308,7 +341,7 @@ class Controls(Runner):
         """Have the database again; subscriptions that waited fail once and are tried again after `postgres_retry`."""
 
         def start() -> None:
-            self.database_is_down = False
+            self.database.trouble = None
             self.feed.database_is_back()
 
         self.call(start)

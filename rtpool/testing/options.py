@@ -22,6 +22,8 @@ REAL: dict[str, Any] = {
     "postgres_renewal_delay": 2.0,
     "postgres_retry": 7.0,
     "no_channel_timeout": 600.0,
+    "max_database_errors": 3,
+    "max_http_connections": 1000,
 }
 
 
@@ -29,6 +31,8 @@ REAL: dict[str, Any] = {
 class ServerOptions:
     """
     Limits, timings and switches. Seconds are floats; None is no limit.
+
+    There is none for ``max_bytes_per_second``: the real server stores that limit and enforces it nowhere.
 
     The defaults suit tests: nothing is held back and nothing is counted that the real server counts per second;
     `real` gives what it does itself.
@@ -46,6 +50,15 @@ class ServerOptions:
             0 judges each by the second before it.
         max_payload_kb: of a broadcast or a tracked presence, in 1,000 bytes.
         max_frame_size: bytes; a larger frame closes the socket with 1009.
+        max_socket_heap: bytes that wait for one client; more, and its socket is cut off without a close frame. The real
+            server counts all the memory of the socket's process, of which nearly all is what waits.
+        max_channel_heap: bytes of one frame for a channel; a larger one kills the channel, with phx_error, or in a join
+            with ``join crashed``. The real server counts the memory of the channel's process, and since
+            `max_frame_size` comes first only a smaller number does anything.
+        max_http_connections: TCP connections at a time, WebSockets included; one more is closed as soon as it is open.
+        max_database_errors: while the database is in trouble, so many attempts to reach it fail with what is wrong,
+            and further ones with ``DatabaseConnectionRateLimitReached`` until `database_error_window` seconds have
+            passed since the first; the real server takes 3 in 5 s.
         idle_timeout: a socket that sent nothing for so long is closed with 1000.
         no_channel_timeout: how often sockets that have joined once and have no channel any more are cut off; the real
             server takes 600 s. None never does.
@@ -67,7 +80,6 @@ class ServerOptions:
         crash_reason: what phx_error says: ``channel_crash`` since Phoenix 1.8.10, None before.
         record_limit: how many messages, joins, leaves and requests each are kept for looking at, and messages of the
             database for replay; the oldest go first.
-        send_queue_limit: bytes waiting for one client; more and it is cut off.
         require_prefix: only topics that begin with ``realtime:`` can be joined; False takes any, and then the
             server's own methods take topics as they are on the wire.
         plain_phoenix: any topic is welcome, no key is asked for, nothing of Supabase's is sent or understood, and a
@@ -82,6 +94,11 @@ class ServerOptions:
     rate_tick: float = 0.0
     max_payload_kb: int = 3000
     max_frame_size: int = 5_000_000
+    max_socket_heap: int = 50_000_000
+    max_channel_heap: int = 50_000_000
+    max_http_connections: int | None = None
+    max_database_errors: int | None = None
+    database_error_window: float = 5.0
     idle_timeout: float = 60.0
     no_channel_timeout: float | None = None
     connect_error_backoff: float = 0.0
@@ -101,7 +118,6 @@ class ServerOptions:
     disconnect_code: int = 1001
     crash_reason: str | None = "channel_crash"
     record_limit: int = 100_000
-    send_queue_limit: int = 64 * 1024 * 1024
     require_prefix: bool = True
     plain_phoenix: bool = False
 

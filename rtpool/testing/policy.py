@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["EVERYTHING", "Permissions", "Policy", "PolicyRequest", "evaluate"]
+__all__ = ["EVERYTHING", "Permissions", "Policy", "PolicyFailed", "PolicyRequest", "ask", "evaluate"]
 
 
 @attrs.frozen
@@ -41,17 +41,30 @@ class PolicyRequest:
 #: True is everything, False nothing; raising is nothing too, as with a policy whose SQL fails.
 Policy = Callable[[PolicyRequest], "Permissions | bool"]
 
+
+class PolicyFailed(Exception):
+    """The policy raised, as one does whose SQL fails."""
+
+
 EVERYTHING = Permissions(True, True, True, True)
 
 
 def evaluate(policy: Policy | None, request: PolicyRequest) -> Permissions:
     """What a policy says; everything without one, and for the role that row-level security does not bind."""
+    try:
+        return ask(policy, request)
+    except PolicyFailed:
+        return Permissions()
+
+
+def ask(policy: Policy | None, request: PolicyRequest) -> Permissions:
+    """As `evaluate`, but raises `PolicyFailed` where the policy raises, for who tells the two apart."""
     if policy is None or request.claims.get("role") == "service_role":
         return EVERYTHING
     try:
         answer = policy(request)
-    except Exception:
-        return Permissions()
+    except Exception as error:
+        raise PolicyFailed(str(error)) from error
     if isinstance(answer, Permissions):
         return answer
     return EVERYTHING if answer else Permissions()

@@ -11,8 +11,9 @@ from urllib.parse import unquote
 
 import attrs
 
-from rtpool.testing.policy import PolicyRequest, evaluate
+from rtpool.testing.policy import PolicyFailed, PolicyRequest, ask, evaluate
 from rtpool.testing.records import Refusal, RestRecord, RestRequest
+from rtpool.testing.refusals import Rest
 from rtpool.testing.tokens import claims_of
 from rtpool.testing.wire import Malformed, ServerMessage, parse_json, size_of
 
@@ -42,7 +43,7 @@ async def answer(server: RealtimeServer, request: RestRequest) -> Refusal:
         try:
             answered = server.on_request(request)
         except Exception:
-            answered = _say(500, message="RPC error")
+            answered = Rest.RPC_ERROR()
     if answered is not None and answered.delay:
         await server.clock.sleep(answered.delay)
     try:
@@ -84,10 +85,10 @@ def _decide(server: RealtimeServer, request: RestRequest, single: re.Match[str] 
     if request.too_large:
         return Refusal(413)
     if server.options.suspended:
-        return _say(403, message="Tenant is suspended")
+        return Rest.SUSPENDED()
     token = _token(request)
     if token is None or server.token_error(token, opaque=False) is not None:
-        return _say(401, message="Unauthorized")
+        return Rest.UNAUTHORIZED()
     asked = PolicyRequest("", claims_of(token), _forwarded(request))
     if single is not None:
         topic, event = unquote(single.group(1)), unquote(single.group(2))
@@ -107,9 +108,9 @@ def _forwarded(request: RestRequest) -> dict[str, str]:
 def _over(server: RealtimeServer, count: int) -> Refusal | None:
     limit = server.options.max_events_per_second
     if server.events.over(limit):
-        return _say(429, message="You have exceeded your rate limit")
+        return Rest.RATE_EXCEEDED()
     if limit is not None and count > limit:
-        return _say(429, message="Too many messages to broadcast, please reduce the batch size")
+        return Rest.BATCH_TOO_LARGE()
     return None
 
 
@@ -176,10 +177,15 @@ def _single(server: RealtimeServer, request: RestRequest, asked: PolicyRequest, 
     if refused is not None:
         return refused
     private = request.query.get("private", "").lower() == "true"
-    if private and server.database_is_down:
-        return _say(422, message="Tenant database unavailable")
-    if private and not _may_write(server, asked):
-        return _say(403, message="Unauthorized")
+    if private:
+        trouble = server.try_database(private=True)
+        if trouble is not None:
+            return trouble.rest()
+        try:
+            if not ask(server.policy, asked).write_broadcast:
+                return Rest.DENIED()
+        except PolicyFailed:
+            return Rest.POLICY_ERROR()
     _send(server, asked.topic, private, {"type": "broadcast", "event": event, "payload": payload}, kind_4=True)
     return Refusal(202)
 

@@ -13,6 +13,7 @@ import attrs
 
 from rtpool.testing.clock import Timer
 from rtpool.testing.policy import EVERYTHING, Permissions
+from rtpool.testing.refusals import System
 from rtpool.testing.wire import ClientMessage, ServerMessage, encode
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Reached(NamedTuple):
         """Shut down whom it reached if it was over the limit; returns how many it reached."""
         if self.over:
             for member in self.members:
-                member.connection.shut_down(member, "Too many messages per second")
+                member.connection.shut_down(member, System.TOO_MANY_MESSAGES())
         return len(self.members)
 
 

@@ -22,6 +22,7 @@ from rtpool.testing.changes import Feed
 from rtpool.testing.clock import Clock
 from rtpool.testing.connection import ServerConnection, _NoReply
 from rtpool.testing.controls import Controls
+from rtpool.testing.database import Database
 from rtpool.testing.options import ServerOptions
 from rtpool.testing.policy import Policy
 from rtpool.testing.postgres import binding_id
@@ -37,6 +38,7 @@ from rtpool.testing.records import (
     RestRecord,
     RestRequest,
 )
+from rtpool.testing.refusals import Join, System
 from rtpool.testing.rest import answer
 from rtpool.testing.rooms import Member, Rooms
 from rtpool.testing.store import ReplayRefused, Store, StoredMessage
@@ -69,6 +71,9 @@ class RealtimeServer(Controls):
         options: fields of `ServerOptions`.
 
     Attributes:
+        connections_total: WebSockets opened so far.
+        turned_away: TCP connections closed so far because of `max_http_connections`.
+        malformed: frames so far that nobody understands.
         on_connect: called with a `RequestInfo` before an upgrade; returns None, or a `Refusal`.
         on_join: called with (topic as users write it, payload, connection) before a join; returns None, a
             `JoinRefusal`, a `JoinReply`, or `NO_REPLY`.
@@ -109,9 +114,11 @@ class RealtimeServer(Controls):
         self.feed = Feed(self)
         self.tables = Tables()
         self.store = Store(self.clock.now, self.options.record_limit)
+        self.database = Database(self.clock.now)
         self.reset_rates()
         self._connections: tuple[ServerConnection, ...] = ()
         self.connections_total = 0
+        self.turned_away = 0
         self.malformed = 0
         self._received: deque[ReceivedMessage] = deque(maxlen=self.options.record_limit)
         self._joins: deque[JoinRecord] = deque(maxlen=self.options.record_limit)
@@ -278,7 +285,7 @@ class RealtimeServer(Controls):
             if not self.rooms.present(member):
                 return
             if delay > REPLICATION_TIMEOUT:
-                member.connection.shut_down(member, "Replication connection was not established in time")
+                member.connection.shut_down(member, System.REPLICATION_LATE())
             else:
                 member.system("system", "ok", "Replication connection established")
 
@@ -294,7 +301,7 @@ class RealtimeServer(Controls):
         if not isinstance(broadcast, dict) or "replay" not in broadcast:
             return []
         if not member.private:
-            raise ReplayRefused("Replay is not allowed for public channels")
+            raise ReplayRefused(Join.REPLAY_ON_PUBLIC)
         return self.store.replay(member.name, broadcast["replay"])
 
     def _cut_off_channelless(self) -> None:
@@ -313,7 +320,9 @@ class RealtimeServer(Controls):
             self._host,
             self.port,
             process_request=self._process_request,
-            create_connection=stream_class(self._streams, lambda request: answer(self, request), self.clock.now),
+            create_connection=stream_class(
+                self._streams, self._full, lambda request: answer(self, request), self.clock.now
+            ),
             ssl=self._ssl,
             compression=None,
             ping_interval=None,
@@ -331,6 +340,15 @@ class RealtimeServer(Controls):
             server.close(close_connections=False)
             for stream in list(self._streams):  # also those that have not shaken hands
                 stream.transport.abort()
+
+    def _full(self) -> bool:
+        """Whether a connection that has just been opened is one too many."""
+        limit = self.options.max_http_connections
+        full = limit is not None and len(self._streams) >= limit
+        if full:
+            self.turned_away += 1
+            self.changed()
+        return full
 
     async def _process_request(self, ws: WebSocket, request: Request) -> Response | None:
         refusal, delay = refuse_upgrade(self, request)

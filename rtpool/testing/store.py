@@ -11,6 +11,8 @@ from typing import Any
 
 import attrs
 
+from rtpool.testing.refusals import Join
+
 __all__ = ["ReplayRefused", "Store", "StoredMessage"]
 
 #: Messages one join gets at most.
@@ -24,7 +26,11 @@ LAST_INSTANT = 253_402_300_799_999
 
 
 class ReplayRefused(Exception):
-    """Replay asked for in a way the server refuses; the words are its own."""
+    """Replay asked for in a way the server refuses; `refusal` makes what the join is told."""
+
+    def __init__(self, refusal: Join) -> None:
+        super().__init__(refusal.value)
+        self.refusal = refusal
 
 
 @attrs.frozen
@@ -92,7 +98,7 @@ class Store:
             return []
         since, limit = wanted.get("since"), wanted.get("limit", MAX_REPLAYED)
         if type(since) is not int or type(limit) is not int or abs(since) > LAST_INSTANT:
-            raise ReplayRefused("Replay params are not valid")
+            raise ReplayRefused(Join.REPLAY_INVALID)
         oldest = max(since / 1000, self._now() - KEPT)
         found = [m for m in self._messages if m.private and m.topic == topic and m.inserted_at >= oldest]
         found.sort(key=lambda message: message.inserted_at)

@@ -29,6 +29,7 @@ class Stream(WebSocket):
 
     heard_at = 0.0
     on_end: Callable[[], None] | None = None
+    full: Callable[[], bool]  # whether a new connection is one too many; given by `stream_class`
     streams: set[Stream]  # all of a listener, silent and shaking ones included; given by `stream_class`
     answer: Answer  # to what is no upgrade; given by `stream_class`
     now: Callable[[], float]  # the server's clock; given by `stream_class`
@@ -41,6 +42,10 @@ class Stream(WebSocket):
         self._gone = asyncio.Event()
         self._told = asyncio.Event()
         self.heard_at = type(self).now()
+        if type(self).full():
+            super().connection_made(transport)
+            self.transport.abort()
+            return
         self.streams.add(self)
         super().connection_made(transport)
 
@@ -112,6 +117,9 @@ class Stream(WebSocket):
             self.transport.resume_reading()
 
 
-def stream_class(streams: set[Stream], answer: Answer, now: Callable[[], float]) -> Any:
+def stream_class(
+    streams: set[Stream], full: Callable[[], bool], answer: Answer, now: Callable[[], float]
+) -> type[Stream]:
     """A class whose instances enter themselves in `streams` while they live, and `answer` what is no upgrade."""
-    return type("Stream", (Stream,), {"streams": streams, "answer": staticmethod(answer), "now": staticmethod(now)})
+    given = {"full": staticmethod(full), "answer": staticmethod(answer), "now": staticmethod(now)}
+    return type("Stream", (Stream,), {"streams": streams, **given})

@@ -259,7 +259,7 @@ def test_thawing_does_not_undo_a_pause(server: RealtimeServer, connect: Connect)
 
 
 def test_a_client_that_never_reads_is_cut_off_and_the_others_are_served(connect: Connect) -> None:
-    with RealtimeServer(send_queue_limit=1_000_000) as strict:
+    with RealtimeServer(max_socket_heap=1_000_000) as strict:
         small = ((socket.SOL_SOCKET, socket.SO_RCVBUF, 4096),)
         deaf, lively = connect(strict, sockopt=small), connect(strict)
         join(deaf)
