@@ -185,21 +185,24 @@ def test_the_heap_of_a_socket() -> None:
             hand.receive()
 
 
+def dial(server: RealtimeServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+
+
 def test_connections_of_a_node() -> None:
-    with RealtimeServer(max_http_connections=2) as server, Hand(server) as first:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as silent:
-            assert first.until_heartbeat() == []
-            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as turned_away:
-                assert turned_away.recv(1) == b""
-            with pytest.raises((ConnectionError, websocket.WebSocketException)):
-                Hand(server)
-            assert server.turned_away == 2
-            silent.sendall(b"GET /api/ping HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert silent.recv(65_536).startswith(b"HTTP/1.1 200 "), "the second is served"
-            while silent.recv(65_536):
-                pass  # the server closes after an answer
-            with Hand(server) as third:
-                assert third.until_heartbeat() == []
+    with RealtimeServer(max_http_connections=2) as server, Hand(server) as first, dial(server) as second:
+        assert first.until_heartbeat() == []
+        with dial(server) as turned_away:
+            assert turned_away.recv(1) == b""
+        with pytest.raises((ConnectionError, websocket.WebSocketException)):
+            Hand(server)
+        assert server.turned_away == 2
+        second.sendall(b"GET /api/ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert second.recv(65_536).startswith(b"HTTP/1.1 200 "), "the second is served"
+        while second.recv(65_536):
+            pass  # the server closes after an answer
+        with Hand(server) as third:
+            assert third.until_heartbeat() == []
 
 
 def test_attempts_to_reach_the_database() -> None:
