@@ -12,13 +12,16 @@ import re
 import struct
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 __all__ = ["BadLiteral", "guess", "of_cell", "read", "read_array", "type_name"]
 
 #: What a value is compared by; equal when the values are.
 Comparable = Any
+
+#: Digits of a numeric before its point.
+MAX_DIGITS = 131_072
 
 #: A NULL, a text, or an array of these.
 Element = Any
@@ -161,7 +164,12 @@ def _number(kind: str, text: str) -> Comparable:
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise _invalid(kind, text)
-    value = Decimal(match[1])
+    try:
+        value = Decimal(match[1])
+    except InvalidOperation:  # an exponent of twenty digits
+        value = Decimal("1e999999")
+    if kind == "numeric" and value.is_finite() and value.adjusted() >= MAX_DIGITS:
+        raise BadLiteral("22003 (numeric_value_out_of_range) value overflows numeric format")
     if kind != "numeric" and value.is_finite():
         try:
             near = float(value) if kind == "float8" else struct.unpack("f", struct.pack("f", float(value)))[0]

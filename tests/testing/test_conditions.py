@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from rtpool.testing import RealtimeServer
 from rtpool.testing.literals import BadLiteral, read, read_array
@@ -124,6 +128,9 @@ RAISED = "P0001 (raise_exception) "
         ("i", "in", "(1,NULL,x)", SYNTAX + 'integer: "x"'),
         ("f", "lt", "1e39", '22003 (numeric_value_out_of_range) "1e39" is out of range for type real'),
         ("n", "gt", "1e39", None),
+        ("n", "gt", "-1e131071", None),
+        ("n", "gt", "1e131072", "22003 (numeric_value_out_of_range) value overflows numeric format"),
+        ("n", "gt", "1e99999999999999999999", "22003 (numeric_value_out_of_range) value overflows numeric format"),
         ("n", "gt", "ten", SYNTAX + 'numeric: "ten"'),
         ("u", "eq", "12", SYNTAX + 'uuid: "12"'),
         ("u", "eq", "{A0EEBC99-9C0B4EF8-BB6D6BB9BD380A11}", None),
@@ -240,3 +247,32 @@ def test_what_is_no_array_is_refused(text: str) -> None:
 def test_arrays_of_arrays_keep_their_shape() -> None:
     assert read_array(' {{1, "2"} ,{NULL,"NULL"}} ') == [["1", "2"], [None, "NULL"]]
     assert read("_bool", "{t,f,NULL}") == [True, False, None]
+
+
+def literal(element: Any) -> str:
+    """An array's text, every element in quotes."""
+    if isinstance(element, list):
+        return "{" + ",".join(map(literal, element)) + "}"
+    return "NULL" if element is None else '"' + element.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@given(st.lists(st.none() | st.text()) | st.lists(st.lists(st.none() | st.text(), min_size=1)))
+def test_any_array_is_read_back(elements: list[Any]) -> None:
+    assert read_array(literal(elements)) == elements
+
+
+@given(st.datetimes(timezones=st.sampled_from([timezone(timedelta(hours=h, minutes=30)) for h in range(-11, 12)])))
+def test_any_moment_is_read_back_in_utc(moment: datetime) -> None:
+    assume(1 < moment.year < 9999)
+    there = moment.astimezone(timezone.utc).replace(tzinfo=None)
+    for text in (moment.isoformat(), str(moment)):
+        assert read("timestamptz", text) == (0, there)
+    assert read("timestamp", moment.isoformat()) == (0, moment.replace(tzinfo=None)), "the zone is not looked at"
+    assert read("date", moment.isoformat())[1].date() == moment.date()
+
+
+@given(st.text())
+def test_no_text_breaks_a_reader(text: str) -> None:
+    for kind in [*TYPES.values(), "float8", "_timestamptz", "_text"]:
+        with contextlib.suppress(BadLiteral):
+            read(kind, text)
