@@ -84,6 +84,8 @@ class RealtimeServer(Controls):
             all and False for nothing. None lets everybody. Asked at the join, at the first thing sent, and again
             after each new token.
 
+    `rtpool.testing.refusals` has what a hook may return for every refusal of a real server.
+
     Thread-safety: every method may be called from any thread; hooks run on the server's thread.
     """
 

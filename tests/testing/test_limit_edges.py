@@ -299,3 +299,23 @@ def test_a_token_no_signer_is_known_for_ends_the_channel_in_printed_words(server
         hand.join()
         hand.send("1", "2", "access_token", {"access_token": "eyJhbGciOiJub25lIn0.e30."})
         assert system(hand.until_heartbeat()) == [":error_generating_signer"]
+
+
+@BELOW_AT_ABOVE
+def test_names_in_a_binary_frame(server: RealtimeServer, extra: int) -> None:
+    topic, event = "t" * (255 + extra - len("realtime:")), "e" * (255 + extra)
+    with Hand(server) as hand:
+        for name in (topic, "room"):
+            assert reasons(hand.join(name[0], f"realtime:{name}")) == "ok"
+        wanted = 500 if extra == 1 else 202
+        assert call(server, f"/api/broadcast/{topic}/events/e", {})[0] == wanted
+        assert call(server, f"/api/broadcast/room/events/{event}", {})[0] == wanted
+        assert len(hand.until_heartbeat()) == (0 if extra == 1 else 2)
+
+
+@BELOW_AT_ABOVE
+def test_silence_of_a_socket(extra: int) -> None:
+    with RealtimeServer(idle_timeout=60.0, clock_at=NOW) as server, Hand(server) as hand:
+        assert hand.until_heartbeat() == []
+        server.advance(60.0 + extra)
+        assert hand.until_heartbeat() == [] if extra == -1 else hand.receive() == ("close", 1000)
