@@ -221,8 +221,8 @@ class Controls(Runner):
         Declare a table of the publication; from the first on, only declared ones can be subscribed to.
 
         Args:
-            columns: the PostgreSQL type of each, by name, short as in ``columns`` of a change: ``int8``, ``timestamptz``,
-                ``_text``. Filters are checked and rows compared by it.
+            columns: the PostgreSQL type of each, by name, short as in ``columns`` of a change: ``int8``, ``text``,
+                ``timestamptz``, ``_int4``. Filters are checked and rows compared by it.
             primary_key: what an old row is known by; without one only errors are sent.
             row_security: who sees which row, called with a token's claims and the row.
             roles: which may select; None is all.
