@@ -8,6 +8,7 @@ import logging
 
 from rtpool.channel import Channel
 from rtpool.errors import (
+    BroadcastRefused,
     ConfigConflict,
     ConnectionFailed,
     HandshakeRefused,
@@ -22,6 +23,7 @@ from rtpool.errors import (
     PoolExhausted,
     PoolForked,
     ProtocolError,
+    ProxyRefused,
     PushRefused,
     PushTimeout,
     ReceiveTimeout,
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Broadcast",
+    "BroadcastRefused",
     "Channel",
     "ChannelState",
     "ConfigConflict",
@@ -72,6 +75,7 @@ __all__ = [
     "PostgresChange",
     "Presence",
     "ProtocolError",
+    "ProxyRefused",
     "Push",
     "PushRefused",
     "PushTimeout",

@@ -8,7 +8,17 @@ import enum
 import re
 from typing import Any
 
-__all__ = ["Action", "classify_changes", "classify_handshake", "classify_join", "classify_system", "parse_reason"]
+__all__ = [
+    "Action",
+    "classify_changes",
+    "classify_handshake",
+    "classify_join",
+    "classify_proxy",
+    "classify_rest",
+    "classify_socks",
+    "classify_system",
+    "parse_reason",
+]
 
 
 class Action(enum.Enum):
@@ -70,6 +80,54 @@ HANDSHAKE_STATUSES: dict[int, Action] = {
     431: Action.FATAL,
 }
 
+#: Statuses of a refused REST broadcast (supabase/realtime, `RealtimeWeb.BroadcastController`); others back off.
+REST_STATUSES: dict[int, Action] = {
+    400: Action.FATAL,
+    401: Action.NEW_TOKEN,
+    403: Action.NEW_TOKEN,  # row-level security denies
+    404: Action.FATAL,
+    405: Action.FATAL,
+    410: Action.FATAL,
+    413: Action.FATAL,
+    414: Action.FATAL,
+    415: Action.FATAL,
+    422: Action.FATAL,  # validation
+    429: Action.BACK_OFF_LONG,
+    431: Action.FATAL,
+}
+
+#: Words of a REST refusal that say more than its status.
+REST_MESSAGES: dict[str, Action] = {
+    "Tenant not found in database": Action.FATAL,
+    "Tenant is suspended": Action.FATAL,
+    "RLS policy error": Action.BACK_OFF,
+    "Query canceled": Action.BACK_OFF,
+    "Missing messages partition": Action.BACK_OFF,
+    "Tenant database unavailable": Action.BACK_OFF,
+    "Tenant database initializing": Action.BACK_OFF,
+    "Tenant database connection initializing": Action.BACK_OFF,
+    "Tenant database has too many connections": Action.BACK_OFF_LONG,
+    "Connect rate limit reached": Action.BACK_OFF_LONG,
+    "Connection pool exhausted": Action.BACK_OFF,
+}
+
+#: Statuses of a proxy's refusal to tunnel; one not listed backs off.
+PROXY_STATUSES: dict[int, Action] = {
+    400: Action.FATAL,
+    401: Action.FATAL,
+    403: Action.FATAL,
+    404: Action.FATAL,
+    405: Action.FATAL,
+    407: Action.FATAL,
+    501: Action.FATAL,
+}
+
+#: Reply codes of SOCKS proxies that trying again does not change: RFC 1928 §6, and of SOCKS4 the two about identd.
+SOCKS_FATAL = frozenset({0x02, 0x07, 0x08, 0x5C, 0x5D})
+
+#: Starts of what python-socks says of an answer without a reply code that another attempt may not meet.
+SOCKS_TRANSIENT = ("Connection closed",)
+
 
 #: Starts of `system` error messages that precede a close; one not listed backs off.
 SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
@@ -124,6 +182,27 @@ def classify_handshake(status: int, body: str) -> Action:
     if status == 403:
         return Action.FATAL if body.strip() else Action.BACK_OFF
     return HANDSHAKE_STATUSES.get(status, Action.BACK_OFF)
+
+
+def classify_rest(status: int, body: Any) -> Action:
+    """What to do about an HTTP answer to a REST broadcast; `body` is its decoded JSON, or its text."""
+    message = body.get("message") if isinstance(body, dict) else None
+    known = REST_MESSAGES.get(message) if isinstance(message, str) else None
+    if 200 <= status < 400:
+        return Action.FATAL  # not a Realtime server's answer
+    return known or REST_STATUSES.get(status, Action.BACK_OFF)
+
+
+def classify_proxy(status: int) -> Action:
+    """What to do about a proxy's HTTP answer to CONNECT."""
+    return PROXY_STATUSES.get(status, Action.BACK_OFF)
+
+
+def classify_socks(code: int, words: str) -> Action:
+    """What to do about a SOCKS proxy's refusal; code 0 is none, as when it refuses the credentials."""
+    if code:
+        return Action.FATAL if code in SOCKS_FATAL else Action.BACK_OFF
+    return Action.BACK_OFF if words.startswith(SOCKS_TRANSIENT) else Action.FATAL
 
 
 def classify_changes(message: str) -> Action:

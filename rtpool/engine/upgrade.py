@@ -1,0 +1,98 @@
+"""
+The WebSocket upgrade of an open stream, by websocket-client's handshake.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import socket
+from http.client import HTTPResponse
+from urllib.parse import urlsplit
+
+from websocket import WebSocket
+
+from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, read_body
+from rtpool.errors import HandshakeRefused
+from rtpool.protocol.refusals import classify_handshake
+
+__all__ = ["BODY_LIMIT", "upgrade"]
+
+#: Characters of a refusal's body an error keeps.
+BODY_LIMIT = 2_000
+
+
+def upgrade(
+    sock: socket.socket, url: str, query: str, headers: list[tuple[str, str]], where: str, deadline: float
+) -> None:
+    """
+    Turn a stream into a WebSocket. No byte beyond the server's head is read.
+
+    Args:
+        url: ``ws://`` or ``wss://``, without a query.
+        query: put behind it; may hold a key.
+        headers: more headers; a ``Host`` among them replaces the URL's.
+        where: what errors call the server.
+        deadline: monotonic.
+
+    Raises:
+        HandshakeRefused: the server answered with another HTTP status than 101.
+        WebSocketException, OSError, ProtocolError, http.client.HTTPException, ValueError: no answer to be understood.
+    """
+    parts = urlsplit(url)
+    host = next((value for name, value in headers if name.lower() == "host"), parts.netloc)
+    # websocket-client keeps one jar of cookies for the whole process, and would send whatever it holds for a host. Ours
+    # is named by the header alone; the URL's is one that no cookie can be for.
+    nowhere = secrets.token_hex(16)
+    WebSocket(skip_utf8_validation=True).connect(  # type: ignore[no-untyped-call, unused-ignore]
+        f"ws://{nowhere}{parts.path}?{query}",
+        socket=_Handshake(sock, deadline, where),
+        host=host,
+        header=[f"{name}: {value}" for name, value in headers if name.lower() != "host"],
+        suppress_origin=True,
+        redirect_limit=0,
+    )
+
+
+class _Handshake(TimedSocket):
+    """
+    What websocket-client gets for a socket. It sees the server's answer only when that is a 101, and no cookie of it:
+    its own reading of a refusal has no bound and knows no chunks, and its jar would keep the cookie for others.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float, where: str) -> None:
+        super().__init__(sock, deadline, HEAD_LIMIT)
+        self._where = where
+        self._head: io.BytesIO | None = None
+
+    def send(self, data: bytes) -> int:
+        self.sendall(data)
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        if self._head is None:
+            answer = read_answer(self, "GET")
+            if answer.status != 101:
+                raise _refused(self._where, answer)
+            lines = [f"{name}: {value}" for name, value in answer.getheaders() if name.lower() != "set-cookie"]
+            self._head = io.BytesIO("\r\n".join(["HTTP/1.1 101 OK", *lines, "", ""]).encode("utf-8", "replace"))
+        return self._head.read(size)
+
+    def gettimeout(self) -> float | None:
+        return None
+
+    def settimeout(self, timeout: float | None) -> None:
+        """The deadline alone counts."""
+
+
+def _refused(where: str, answer: HTTPResponse) -> HandshakeRefused:
+    body = read_body(answer, BODY_LIMIT).decode("utf-8", "replace")
+    action = classify_handshake(answer.status, body)
+    advice = "" if action.retryable else " It is not tried again with the same key."
+    words = body.strip() or "no body"
+    return HandshakeRefused(
+        f"{where} refused the connection with HTTP {answer.status}: {words}.{advice}",
+        status=answer.status,
+        body=body,
+        retryable=action.retryable,
+    )
