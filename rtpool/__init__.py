@@ -43,12 +43,14 @@ from rtpool.events import (
 from rtpool.options import FullJitter, PoolOptions, ReconnectPolicy
 from rtpool.pool import RealtimePool, get_pool
 from rtpool.push import Push
+from rtpool.rest import BroadcastMessage
 from rtpool.stats import ConnectionDetails, Health, PoolStats, SubscriptionDetails
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Broadcast",
+    "BroadcastMessage",
     "BroadcastRefused",
     "Channel",
     "ChannelState",

@@ -30,6 +30,7 @@ from rtpool.events import PostgresChange, StatusChange
 from rtpool.options import PoolOptions, make_options
 from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.registry import ShareKey, Subscriber
+from rtpool.rest import RestBroadcasts, RestClient
 from rtpool.stats import Health, PoolStats, SubscriptionDetails
 
 __all__ = ["RealtimePool", "get_pool"]
@@ -55,7 +56,7 @@ def _forgotten(engine: Engine) -> None:
         )
 
 
-class RealtimePool:
+class RealtimePool(RestBroadcasts):
     """
     Few sockets, many channels: the synchronous way to Supabase Realtime and Phoenix Channels.
 
@@ -90,6 +91,7 @@ class RealtimePool:
         self._given = (access_token, self.options)
         _check_token(access_token)
         self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, access_token)
+        self._rest = RestClient(self._engine, access_token)
         self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         # At exit the engine sees to itself, where locks may be taken.
         self._finalizer = weakref.finalize(self, _forgotten, self._engine)
@@ -262,6 +264,7 @@ class RealtimePool:
         if token is None:
             raise InvalidType("token must be a str or a callable that returns one, not None")
         _check_token(token)
+        self._rest.token = token
         self._engine.start()
         self._engine.post(self._engine.coordinator.set_token, token)
 

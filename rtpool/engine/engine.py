@@ -151,6 +151,7 @@ class Engine:
             before, self._state = self._state, "stopping"
         if before == "new":
             self._launched.set()  # there is nothing to launch any more
+            self.dialer.stop()  # a REST call may be under way
             self.ended.set()
             return True
         self.budget.close()

@@ -75,7 +75,7 @@ class Cancelled:
         with self._lock:
             cancelled = self._cancelled
         if cancelled:
-            raise PoolClosed("the pool was closed while it was connecting")
+            raise PoolClosed("the pool was closed meanwhile")
 
     def cancel(self) -> None:
         """Break off."""

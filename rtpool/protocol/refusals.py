@@ -18,6 +18,7 @@ __all__ = [
     "classify_socks",
     "classify_system",
     "parse_reason",
+    "read_rest_errors",
 ]
 
 
@@ -191,6 +192,47 @@ def classify_rest(status: int, body: Any) -> Action:
     if 200 <= status < 400:
         return Action.FATAL  # not a Realtime server's answer
     return known or REST_STATUSES.get(status, Action.BACK_OFF)
+
+
+def read_rest_errors(body: Any, count: int) -> tuple[dict[int, dict[str, tuple[str, ...]]], str]:
+    """
+    What a REST refusal says of each message, and in one line.
+
+    Args:
+        body: its decoded JSON; anything.
+        count: messages that were sent.
+
+    Returns:
+        ``(errors, words)``: index of the message -> field -> the server's words; both empty when it says nothing.
+    """
+    if not isinstance(body, dict):
+        return {}, ""
+    for key in ("message", "error"):
+        if isinstance(body.get(key), str):
+            return {}, body[key]
+    found = body.get("errors")
+    if not isinstance(found, dict):
+        return {}, ""
+    listed = found.get("messages")
+    if isinstance(listed, list) and all(isinstance(item, dict) for item in listed):
+        errors = {index: _fields(item) for index, item in enumerate(listed) if item}
+        named = {f"messages[{index}].": fields for index, fields in errors.items()}
+    else:
+        fields = _fields(found)
+        errors, named = ({0: fields} if count == 1 else {}), {"": fields}
+    words = [
+        f"{where}{field}: {text}"
+        for where, fields in named.items()
+        for field, texts in fields.items()
+        for text in texts
+    ]
+    return errors, "; ".join(words[:5]) + ("; …" if len(words) > 5 else "")
+
+
+def _fields(item: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        field: tuple(map(str, texts)) if isinstance(texts, list) else (str(texts),) for field, texts in item.items()
+    }
 
 
 def classify_proxy(status: int) -> Action:
