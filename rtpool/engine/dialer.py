@@ -128,7 +128,7 @@ def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> sock
         sock = open_stream(Address.from_url(endpoint.url), options, deadline, cancelled)
         upgrade(sock, endpoint.url, endpoint.query(options), endpoint.headers(options), where, deadline)
         return sock
-    except RtpoolError:
+    except (ConnectionFailed, PoolClosed):
         _close(sock)
         raise
     except Exception as error:  # of four libraries; whoever waits for this dial must hear of every one

@@ -123,8 +123,8 @@ PROXY_STATUSES: dict[int, Action] = {
     501: Action.FATAL,
 }
 
-#: Reply codes of SOCKS proxies that trying again does not change: RFC 1928 §6, and of SOCKS4 the two about identd.
-SOCKS_FATAL = frozenset({0x02, 0x07, 0x08, 0x5C, 0x5D})
+#: Reply codes of SOCKS proxies that trying again does not change: RFC 1928 §6, and of SOCKS4 the one about other users.
+SOCKS_FATAL = frozenset({0x02, 0x07, 0x08, 0x5D})
 
 #: Starts of what python-socks says of an answer without a reply code that another attempt may not meet.
 SOCKS_TRANSIENT = ("Connection closed",)
