@@ -12,31 +12,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtpool.testing.connection import NO_REPLY, ServerConnection
+    from rtpool.testing.options import ServerOptions
+    from rtpool.testing.policy import Permissions, PolicyRequest
     from rtpool.testing.records import (
         JoinRecord,
         JoinRefusal,
+        JoinReply,
         LeaveRecord,
+        PushReply,
         ReceivedMessage,
         Refusal,
         RequestInfo,
-        ServerOptions,
+        RestRecord,
+        RestRequest,
     )
     from rtpool.testing.server import RealtimeServer
+    from rtpool.testing.store import StoredMessage
 
 __all__ = [
     "JoinRecord",
     "JoinRefusal",
+    "JoinReply",
     "LeaveRecord",
     "NO_REPLY",
+    "Permissions",
+    "PolicyRequest",
+    "PushReply",
     "RealtimeServer",
     "ReceivedMessage",
     "Refusal",
     "RequestInfo",
+    "RestRecord",
+    "RestRequest",
     "ServerConnection",
     "ServerOptions",
+    "StoredMessage",
 ]
 
-_HOMES = {"NO_REPLY": "connection", "ServerConnection": "connection", "RealtimeServer": "server"}
+_HOMES = {
+    "NO_REPLY": "connection",
+    "Permissions": "policy",
+    "PolicyRequest": "policy",
+    "RealtimeServer": "server",
+    "ServerConnection": "connection",
+    "ServerOptions": "options",
+    "StoredMessage": "store",
+}
 
 
 def __getattr__(name: str) -> Any:

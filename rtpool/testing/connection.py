@@ -5,28 +5,33 @@ One socket of the embedded server: what comes in, in turn; what goes out, in ord
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
 
-from rtpool.testing.records import JoinRefusal
+from rtpool.testing.admission import NO_READ, admit, ask_policy, given_key, policy_request, refuse_join
+from rtpool.testing.policy import Permissions, evaluate
+from rtpool.testing.records import JoinRefusal, JoinReply, PushReply, RequestInfo
 from rtpool.testing.rooms import Member
+from rtpool.testing.store import ReplayRefused, StoredMessage
 from rtpool.testing.stream import Stream
-from rtpool.testing.wire import ClientMessage, Malformed, RawJson, ServerMessage, decode, encode
+from rtpool.testing.tokens import claims_of
+from rtpool.testing.wire import ClientMessage, Malformed, ServerMessage, decode, encode, size_of
 
 if TYPE_CHECKING:
     from rtpool.testing.server import RealtimeServer
 
 __all__ = ["NO_REPLY", "ServerConnection"]
 
+#: Seconds after which a token is looked at again at the latest.
+TOKEN_CHECK = 300.0
+
 
 class _NoReply:
-    """What an `on_join` hook returns for a server that never answers."""
+    """What an `on_join` or `on_push` hook returns for a server that never answers."""
 
     def __repr__(self) -> str:
         return "NO_REPLY"
@@ -43,15 +48,19 @@ class ServerConnection:
         id: its number, counted from 1.
         peer: the client's address, ``(host, port)``.
         vsn: the serializer version it asked for.
+        token: the key of its upgrade, which channels joined without a token use.
+        headers: the ``x-*`` headers of its upgrade.
 
     Thread-safety: the public methods may be called from any thread; they return once the server has done it.
     """
 
-    def __init__(self, server: RealtimeServer, number: int, ws: Stream, vsn: str) -> None:
+    def __init__(self, server: RealtimeServer, number: int, ws: Stream, vsn: str, info: RequestInfo) -> None:
         self._server = server
         self.id = number
         self.peer: tuple[str, int] = tuple(ws.remote_address[:2])
         self.vsn = vsn
+        self.token = given_key(info)
+        self.headers = {name: value for name, value in info.headers.items() if name.startswith("x-")}
         self._ws = ws
         self._members: dict[str, Member] = {}
         self._out: deque[str | bytes | int] = deque()  # frames, and close codes at their place in the order
@@ -62,6 +71,7 @@ class ServerConnection:
         self._thawed = asyncio.Event()
         self._thawed.set()
         self.counted = False  # joined once: counts as a concurrent user
+        self.asked_to_join = False  # once, whatever came of it
 
     # For tests
 
@@ -105,6 +115,18 @@ class ServerConnection:
     def send_binary(self, data: bytes) -> None:
         """Send a binary frame with any content."""
         self._server.call(lambda: self.enqueue(data))
+
+    def push(self, topic: str, event: str, payload: Any) -> None:
+        """Push any event to this socket's channel on a wire topic; `LookupError` when it is not joined."""
+
+        def push() -> None:
+            self._members[topic].send(event, payload)
+
+        self._server.call(push)
+
+    def stop(self, topic: str) -> None:
+        """End this socket's channel on a wire topic as the server does of its own accord: phx_close."""
+        self._server.call(lambda: self._stop(self._members[topic]))
 
     def __repr__(self) -> str:
         return f"<ServerConnection {self.id} from {self.peer[0]}:{self.peer[1]} with {len(self._members)} topics>"
@@ -186,9 +208,9 @@ class ServerConnection:
         self._out.clear()
 
     async def _reap_when_idle(self) -> None:
-        loop, timeout = asyncio.get_running_loop(), self._server.options.idle_timeout
-        while (left := self._ws.heard_at + timeout - loop.time()) > 0:
-            await asyncio.sleep(left)
+        clock, timeout = self._server.clock, self._server.options.idle_timeout
+        while (left := self._ws.heard_at + timeout - clock.now()) > 0:
+            await clock.sleep(left)
             await self._until_free()
         await self._ws.close(1000, "")
 
@@ -213,6 +235,8 @@ class ServerConnection:
             message = decode(self.vsn, frame)
         except Malformed:
             self._server.count_malformed()
+            if self._server.options.plain_phoenix:
+                await self._ws.close(1011, "")
             return
         self._server.record(self, message)
         try:
@@ -222,7 +246,9 @@ class ServerConnection:
 
     async def _handle(self, message: ClientMessage) -> None:
         if message.topic == "phoenix" and message.event == "heartbeat":
-            self._reply(message, "ok", {})
+            self._reply(message, "ok", {}, join_ref=None)
+        elif not isinstance(message.topic, str):  # anything, as JSON has it
+            self._unmatched(message)
         elif message.event == "phx_join":
             await self._join(message)
         elif message.event == "phx_leave":
@@ -241,48 +267,103 @@ class ServerConnection:
             )
         )
 
+    def _unmatched(self, message: ClientMessage) -> None:
+        self._reply(message, "error", {"reason": "unmatched topic"}, join_ref=None)
+
     async def _take(self, seconds: float) -> None:
         """Be deaf and mute for a while, pings included; ends early with the socket."""
         if seconds <= 0:
             return
         self._may_write.clear()
         self._ws.hold("joining")
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._ws.wait_ended(), seconds)
+        await self._server.clock.sleep(seconds, until=self._ws.ended)
         self._ws.release("joining")
         self._may_write.set()
 
     async def _join(self, message: ClientMessage) -> None:
         """One join at a time; while it runs this socket neither reads nor writes, as with the real server."""
+        self.asked_to_join = True
         await self._take(self._server.options.join_latency)
         if self._ws.gone():
             return
-        refusal = self._server.decide_join(self, message)
-        if isinstance(refusal, JoinRefusal):
-            await self._take(refusal.delay or 0.0)
+        member = Member.from_join(self, message)
+        decision, replay = self._decide(member, message)
+        reason = decision.reason if isinstance(decision, JoinRefusal) else None
+        self._server.record_join(self, message, reason, decision is None or isinstance(decision, JoinReply))
+        if isinstance(decision, JoinRefusal):
+            held = self._server.options.join_error_backoff if decision.delay is None else decision.delay
+            await self._take(held)
+        elif isinstance(decision, JoinReply):
+            await self._take(decision.delay)
         if self._ws.gone():
             return
         old = self._members.pop(message.topic, None)
         if old is not None:
             self._server.rooms.leave(old)
-        if refusal is NO_REPLY:
-            return
-        if refusal is not None:
-            unmatched = refusal.reason == "unmatched topic"
-            self._reply(message, "error", {"reason": refusal.reason}, join_ref=None if unmatched else ...)
-            if refusal.close_code is not None:
-                self._out.append(refusal.close_code)
-                self._more.set()
-            return
-        member = Member.from_join(self, message)
+        if isinstance(decision, JoinRefusal):
+            self._refuse(message, decision)
+        elif decision is None or isinstance(decision, JoinReply):
+            self._let_in(member, message, decision, old, replay)
+
+    def _decide(self, member: Member, message: ClientMessage) -> tuple[Any, list[StoredMessage]]:
+        decision = refuse_join(self._server, self, message)
+        if decision is not None or self._server.options.plain_phoenix:
+            return decision, []
+        decision = admit(self._server, member, message.payload)
+        if decision is not None:
+            return decision, []
+        try:
+            return None, self._server.stored_for(member, message.payload)
+        except ReplayRefused as error:
+            return JoinRefusal(f"UnableToReplayMessages: {error}"), []
+
+    def _refuse(self, message: ClientMessage, refusal: JoinRefusal) -> None:
+        unmatched = refusal.reason == "unmatched topic"
+        self._reply(message, "error", {"reason": refusal.reason}, join_ref=None if unmatched else ...)
+        if refusal.close_code is not None:
+            self._close_in_turn(refusal.close_code)
+
+    def _close_in_turn(self, code: int) -> None:
+        self._out.append(code)
+        self._more.set()
+
+    def _let_in(
+        self,
+        member: Member,
+        message: ClientMessage,
+        reply: JoinReply | None,
+        old: Member | None,
+        replay: list[StoredMessage],
+    ) -> None:
         self.counted = True
         self._members[message.topic] = member
         self._server.rooms.enter(member)
-        self._reply(message, "ok", self._server.join_response(member))
+        self._reply(message, "ok", reply.response if reply else self._server.join_response(member))
         if old is not None:
             # protocol: the reply to the new join precedes the close of the old channel
             self.send(ServerMessage(old.join_ref, old.join_ref, message.topic, "phx_close", {}))
-        self._server.after_join(member)
+        for event, payload in reply.pushes if reply else ():
+            member.send(event, payload)
+        self._watch_token(member)
+        self._server.after_join(member, replay)
+
+    def _watch_token(self, member: Member) -> None:
+        """Look at the token when it expires, and every few minutes."""
+        expires = member.claims.get("exp")
+        if not isinstance(expires, (int, float)) or self._server.options.plain_phoenix:
+            return
+        clock = self._server.clock
+
+        def look() -> None:
+            ago = clock.now() - expires
+            if ago >= 0:
+                self.shut_down(member, f"Token has expired {int(ago)} seconds ago")
+            else:
+                self._watch_token(member)
+
+        if member.expiry is not None:
+            member.expiry.cancel()
+        member.expiry = clock.call_later(min(TOKEN_CHECK, max(0.0, expires - clock.now())), look)
 
     def _leave(self, message: ClientMessage) -> None:
         member = self._members.get(message.topic)
@@ -302,20 +383,41 @@ class ServerConnection:
             del self._members[member.topic]
         self._server.rooms.leave(member)
 
-    def shut_down(self, member: Member, words: str) -> None:
-        """End a channel as the server does: a system error, then the close."""
-        member.system("system", "error", words)
+    def _stop(self, member: Member) -> None:
         self.drop(member)
         self.send(ServerMessage(member.join_ref, member.join_ref, member.topic, "phx_close", {}))
 
+    def shut_down(self, member: Member, words: str) -> None:
+        """End a channel as the server does: a system error, then the close. Nothing when it has ended."""
+        if self._members.get(member.topic) is member:
+            member.system("system", "error", words)
+            self._stop(member)
+
+    def crash(self, member: Member) -> None:
+        """End a channel as if its process had died."""
+        self.drop(member)
+        words = self._server.options.crash_reason
+        reason = {} if words is None else {"reason": words}
+        self.send(ServerMessage(member.join_ref, member.join_ref, member.topic, "phx_error", reason))
+
+    def request_disconnect(self) -> None:
+        """Say so on each channel, then close with 1012."""
+        payload = {"extension": "system", "status": "ok", "message": "Server requested disconnect"}
+        for topic in self._members:
+            self.send(ServerMessage(None, None, topic, "system", payload))
+        self._close_in_turn(1012)
+
     def _push(self, message: ClientMessage) -> None:
-        member = self._members.get(message.topic)
+        member, server = self._members.get(message.topic), self._server
         if member is None:
-            self._reply(message, "error", {"reason": "unmatched topic"}, join_ref=None)
+            self._unmatched(message)
             return
-        if member.join_ref is not None and message.join_ref != member.join_ref:
+        strict = server.options.strict_join_ref
+        if strict and member.join_ref is not None and message.join_ref != member.join_ref:
             return  # Phoenix 1.8.3 to 1.8.11 drops a stale or missing join_ref without a word
-        if self._server.options.plain_phoenix:
+        if server.on_push is not None and self._ask_hook(member, message):
+            return
+        if server.options.plain_phoenix:
             return
         if message.event == "broadcast":
             self._broadcast(member, message)
@@ -324,35 +426,64 @@ class ServerConnection:
         elif message.event == "access_token":
             self._access_token(member, message)
 
+    def _ask_hook(self, member: Member, message: ClientMessage) -> bool:
+        """Whether the `on_push` hook took the push; a hook that raises crashes the channel."""
+        server = self._server
+        assert server.on_push is not None
+        try:
+            decision = server.on_push(server.short_topic(message.topic), message.event, message.payload, self)
+        except Exception:
+            self.crash(member)
+            return True
+        if not isinstance(decision, PushReply):
+            return decision is not None
+        status, response = decision.status, decision.response
+
+        def reply() -> None:
+            self._reply(message, status, response, join_ref=member.own_ref)
+
+        if decision.delay > 0:
+            server.clock.call_later(decision.delay, reply)
+        else:
+            reply()
+        return True
+
+    def _writes(self, member: Member) -> Permissions:
+        """What a member may write; asked once for a token."""
+        if not member.private:
+            return member.may
+        if member.may_write is None:
+            if self._server.database_is_down:
+                return Permissions()
+            member.may_write = evaluate(self._server.policy, policy_request(member))
+        return member.may_write
+
     def _broadcast(self, member: Member, message: ClientMessage) -> None:
-        if _size(message.payload) > self._server.options.max_payload_kb * 1000 + 500:
+        server = self._server
+        if size_of(message.payload) > server.max_payload:
             if member.ack:
                 self._reply(message, "error", "payload_size_exceeded", join_ref=member.own_ref)
             return
+        if not self._writes(member).write_broadcast:
+            return  # protocol: no answer, with ack neither
         payload, kind = message.payload, message.binary_kind
         if kind is None and not isinstance(payload, dict):
-            self._crash(member)  # protocol: the vsn 2 encoder raises in the sender's channel
+            self.crash(member)  # protocol: the vsn 2 encoder raises in the sender's channel
             return
         if kind == 3:
             payload = {name: value for name, value in payload.items() if name != "meta"}  # read there, not passed on
-        room = self._server.rooms.get(member.topic, member.private)
-        assert room is not None
         out = ServerMessage(None, None, member.topic, "broadcast", payload, kind == 3)
-        room.fan_out(out, but=None if member.receive_own else member)
+        reached = server.rooms.broadcast(out, member.private, but=None if member.receive_own else member)
         if member.ack:
             self._reply(message, "ok", {}, join_ref=member.own_ref)
-
-    def _crash(self, member: Member) -> None:
-        self.drop(member)
-        reason = {"reason": "channel_crash"}
-        self.send(ServerMessage(member.join_ref, member.join_ref, member.topic, "phx_error", reason))
+        reached.enforce()
 
     def _presence(self, member: Member, message: ClientMessage) -> None:
-        limit, now = self._server.options.presence_max_calls, time.monotonic()
-        if now - member.presence_window >= self._server.options.presence_window:
+        options, now = self._server.options, self._server.clock.now()
+        if now - member.presence_window >= options.presence_window:
             member.presence_window, member.presence_calls = now, 0
         member.presence_calls += 1
-        if limit is not None and member.presence_calls > limit:
+        if options.presence_max_calls is not None and member.presence_calls > options.presence_max_calls:
             self.shut_down(member, "Client presence rate limit exceeded")
             return
         payload = message.payload if isinstance(message.payload, dict) else {}
@@ -361,32 +492,39 @@ class ServerConnection:
         if kind == "track" and not isinstance(meta, dict):
             reason = {"reason": "Presence track payload must be a map"}
             self._reply(message, "error", reason, join_ref=member.own_ref)
-        elif kind in ("track", "untrack"):
+        elif kind == "track" and not self._writes(member).write_presence:
+            self._reply(message, "error", {}, join_ref=member.own_ref)
+        elif kind == "track":
+            self._track(member, message, meta)
+        elif kind == "untrack":
             self._reply(message, "ok", {}, join_ref=member.own_ref)
-            self._server.rooms.track(member, meta if kind == "track" else None)
+            self._server.rooms.track(member, None)
         else:
             self._reply(message, "error" if kind else "ok", {}, join_ref=member.own_ref)
+
+    def _track(self, member: Member, message: ClientMessage, meta: dict[str, Any]) -> None:
+        server = self._server
+        if server.presence_events.over(server.options.max_presence_events_per_second):
+            self.shut_down(member, "Too many presence messages per second")
+        elif size_of(meta) > server.max_payload:
+            self.shut_down(member, "Track message size exceeded")
+        else:
+            server.presence_events.count()
+            self._reply(message, "ok", {}, join_ref=member.own_ref)
+            server.rooms.track(member, meta)
 
     def _access_token(self, member: Member, message: ClientMessage) -> None:
         token = message.payload.get("access_token") if isinstance(message.payload, dict) else None
         if not isinstance(token, str) or token.startswith("sb_") or token == member.token:
             return  # protocol: none, an opaque key and the token in use already change nothing
-        error = self._server.token_error(token, time.time())
+        error = self._server.token_error(token)
         if error is not None:
-            self.shut_down(member, error[1])
+            self.shut_down(member, ":signature_error" if error[0] == "JwtSignatureError" else error[1])
             return
-        member.token = token
-        self._server.rooms.postgres_status(member)  # the subscription is renewed under the new token
-
-
-def _size(payload: Any) -> int:
-    """About the bytes a broadcast's payload takes."""
-    if isinstance(payload, dict):
-        return sum(len(str(name)) + _size(value) + 10 for name, value in payload.items())
-    if isinstance(payload, list):
-        return sum(_size(value) + 5 for value in payload)
-    if isinstance(payload, RawJson):
-        return len(payload.data)
-    if isinstance(payload, str):
-        return len(payload) if payload.isascii() else len(payload.encode())
-    return len(payload) if isinstance(payload, bytes) else 8
+        member.token, member.claims = token, claims_of(token)
+        if not ask_policy(self._server, member):
+            self.shut_down(member, NO_READ.format(member.name))
+            return
+        self._watch_token(member)
+        # the subscription is renewed under the new token
+        self._server.feed.subscribe(member, self._server.options.postgres_renewal_delay)

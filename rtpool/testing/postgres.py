@@ -1,5 +1,7 @@
 """
 Postgres changes on the server's side: bindings, ids, and filters really evaluated.
+
+Which tables there are, and what of a row goes out to whom, is in `rtpool.testing.tables`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-__all__ = ["BadFilter", "binding_id", "binding_matches", "check_binding"]
+import attrs
+
+__all__ = ["BadFilter", "Term", "binding_id", "binding_matches", "check_binding", "event_of", "inspect", "terms"]
 
 #: Ids are hashes in 0 to 2**27 - 1 (Erlang's `phash2`).
 ID_SPACE = 2**27
@@ -32,12 +36,12 @@ def binding_id(binding: dict[str, Any]) -> int:
 def check_binding(binding: dict[str, Any]) -> None:
     """Raise `BadFilter` with the server's words."""
     if "schema" not in binding and "table" not in binding:
-        raise BadFilter(f"{_NOTHING}{_inspect(binding)}")
+        raise BadFilter(f"{_NOTHING}{inspect(binding)}")
     if any(not isinstance(binding.get(name, ""), str) for name in ("schema", "table", "filter")):
-        raise BadFilter(f"{_NOTHING}{_inspect(binding)}")  # protocol: an explicit null is no absent key
+        raise BadFilter(f"{_NOTHING}{inspect(binding)}")  # protocol: an explicit null is no absent key
     if "select" in binding:
         _check_select(binding)
-    _conditions(binding.get("filter"))
+    terms(binding.get("filter"))
 
 
 _NOTHING = "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: "
@@ -55,37 +59,59 @@ def _check_select(binding: dict[str, Any]) -> None:
         )
 
 
-def _inspect(value: Any) -> str:
+def inspect(value: Any) -> str:
     """JSON data as the server prints it, for the messages that quote what they refuse."""
     if isinstance(value, dict):
-        return "%{" + ", ".join(f"{_inspect(key)} => {_inspect(item)}" for key, item in sorted(value.items())) + "}"
+        return "%{" + ", ".join(f"{inspect(key)} => {inspect(item)}" for key, item in sorted(value.items())) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_inspect(item) for item in value) + "]"
+        return "[" + ", ".join(inspect(item) for item in value) + "]"
     return "nil" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def binding_matches(binding: dict[str, Any], schema: str, table: str, change: str, row: dict[str, Any]) -> bool:
     """Whether a changed row is for a binding."""
-    event = str(binding.get("event", "*")).upper()
-    if event in ("INSERT", "UPDATE", "DELETE") and event != change:
+    if event_of(binding) not in ("*", change):
         return False
     if binding.get("schema", "public") not in ("*", schema) or binding.get("table", "*") not in ("*", table):
         return False
     try:
-        return all(condition(row) for condition in _conditions(binding.get("filter")))
+        return all(term.holds(row) for term in terms(binding.get("filter")))
     except BadFilter:
         return False
 
 
-Condition = Callable[[dict[str, Any]], bool]
+def event_of(binding: dict[str, Any]) -> str:
+    """INSERT, UPDATE, DELETE or ``*``, which is what any other name means too."""
+    event = str(binding.get("event", "*")).upper()
+    return event if event in ("INSERT", "UPDATE", "DELETE") else "*"
+
+
 Operator = Callable[[Any, Any], "bool | None"]  # None is SQL's unknown
 _TERM = re.compile(r"([^.=,\s]+)=(not\.)?([a-z]+)\.(.*)\Z", re.DOTALL)
 
 
-def _conditions(text: Any) -> list[Condition]:
+@attrs.frozen
+class Term:
+    """One condition of a filter: a column, an operator's name, its value or values as text."""
+
+    column: str
+    name: str
+    value: Any
+    negated: bool
+
+    def holds(self, row: dict[str, Any]) -> bool:
+        """Whether a row meets it; never for a row without the column."""
+        if self.column not in row:
+            return False
+        met = _OPERATORS[self.name](row[self.column], self.value)
+        return met is not None and met is not self.negated  # SQL: the negation of unknown is unknown
+
+
+def terms(text: Any) -> list[Term]:
+    """The conditions of a filter, all of which must hold. Raises `BadFilter` with the server's words."""
     if text is None or not str(text).strip():
         return []
-    return [_condition(part) for part in _split(str(text))]
+    return [_term(part) for part in _split(str(text))]
 
 
 def _split(text: str) -> list[str]:
@@ -118,32 +144,23 @@ def _unquote(text: str) -> str:
     return text
 
 
-def _condition(term: str) -> Condition:
-    match = _TERM.match(term)
+def _term(text: str) -> Term:
+    match = _TERM.match(text)
     if match is None or match.group(3) not in _OPERATORS:
-        raise BadFilter(f"Error parsing `filter` params: {_inspect(term.split('=', 1)[-1].split('.'))}")
+        raise BadFilter(f"Error parsing `filter` params: {inspect(text.split('=', 1)[-1].split('.'))}")
     column, negated, name, value = match.groups()
+    wanted: Any = _unquote(value)
     if name == "in":
         if not (value.startswith("(") and value.endswith(")")):
             raise BadFilter("`in` filter value must be wrapped by parentheses")
-        wanted: Any = [_unquote(part.strip()) for part in _split(value[1:-1])]
+        wanted = [_unquote(part.strip()) for part in _split(value[1:-1])]
         if len(wanted) > MAX_VALUES:
             raise BadFilter(f"too many values for `in` filter. Maximum {MAX_VALUES}")
     elif name == "is":
         wanted = value.strip().lower()
         if wanted not in _IS:
-            raise BadFilter(f"Error parsing `filter` params: {_inspect(['is', value])}")
-    else:
-        wanted = _unquote(value)
-    operator = _OPERATORS[name]
-
-    def holds(row: dict[str, Any]) -> bool:
-        if column not in row:
-            return False  # a filter on a column the row does not have fails closed
-        met = operator(row[column], wanted)
-        return met is not None and met is not bool(negated)  # SQL: the negation of unknown is unknown
-
-    return holds
+            raise BadFilter(f"Error parsing `filter` params: {inspect(['is', value])}")
+    return Term(column, name, wanted, bool(negated))
 
 
 def _compare(test: Callable[[Any, Any], bool]) -> Operator:

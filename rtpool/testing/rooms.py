@@ -1,23 +1,26 @@
 """
-Topics and who is in them: broadcast, presence, changes. Confined to the server's loop.
+Topics and who is in them: broadcast, presence, replay. Confined to the server's loop.
 """
 
 from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
-from rtpool.testing.postgres import BadFilter, binding_id, binding_matches, check_binding
+from rtpool.testing.clock import Timer
+from rtpool.testing.policy import EVERYTHING, Permissions
 from rtpool.testing.wire import ClientMessage, ServerMessage, encode
 
 if TYPE_CHECKING:
     from rtpool.testing.connection import ServerConnection
+    from rtpool.testing.server import RealtimeServer
+    from rtpool.testing.store import StoredMessage
 
-__all__ = ["Member", "Room", "Rooms"]
+__all__ = ["Member", "Reached", "Room", "Rooms", "truth"]
 
 
 def truth(value: Any) -> bool:
@@ -39,8 +42,15 @@ class Member:
     presence: bool = False
     key: str = ""
     bindings: list[dict[str, Any]] = attrs.field(factory=list)
+    legacy: bool = False  # joined without a config: changes come as INSERT, UPDATE, DELETE
     subscribed: bool = False  # changes before "Subscribed to PostgreSQL" are lost
+    replication_ready: bool = False
     token: str | None = None
+    claims: Mapping[str, Any] = attrs.field(factory=dict)
+    may: Permissions = EVERYTHING  # what it may read; writing is asked about at the first try
+    may_write: Permissions | None = None
+    replayed: frozenset[str] = frozenset()
+    expiry: Timer | None = None
     meta: dict[str, Any] | None = None
     presence_calls: int = 0
     presence_window: float = 0.0
@@ -49,7 +59,8 @@ class Member:
     def from_join(cls, connection: ServerConnection, message: ClientMessage) -> Member:
         """Read a join's payload as leniently as Realtime does."""
         payload, join_ref = message.payload, message.join_ref
-        config = payload.get("config") if isinstance(payload, dict) else None
+        payload = payload if isinstance(payload, dict) else {}
+        config = payload.get("config")
         config = config if isinstance(config, dict) else {}
 
         def section(name: str) -> dict[str, Any]:
@@ -57,7 +68,8 @@ class Member:
             return value if isinstance(value, dict) else {}
 
         changes = config.get("postgres_changes")
-        token = payload.get("user_token") or payload.get("access_token") if isinstance(payload, dict) else None
+        bindings = [c for c in changes if isinstance(c, dict)] if isinstance(changes, list) else []
+        legacy = "config" not in payload
         return cls(
             connection,
             message.topic,
@@ -68,9 +80,15 @@ class Member:
             receive_own=truth(section("broadcast").get("self")),
             presence=truth(section("presence").get("enabled")),
             key=str(section("presence").get("key") or uuid.uuid1()),
-            bindings=[c for c in changes if isinstance(c, dict)] if isinstance(changes, list) else [],
-            token=token if isinstance(token, str) else None,
+            bindings=_legacy_binding(message.topic) if legacy else bindings,
+            legacy=legacy,
+            replication_ready=section("broadcast").get("replication_ready") not in (None, False),
         )
+
+    @property
+    def name(self) -> str:
+        """The topic as users write it."""
+        return self.topic.removeprefix("realtime:")
 
     def send(self, event: str, payload: Any, *, own: bool = True) -> None:
         """Push to this channel; `own` frames carry its join_ref, fanned-out ones do not."""
@@ -78,8 +96,27 @@ class Member:
 
     def system(self, extension: str, status: str, words: str) -> None:
         """Push a ``system`` message."""
-        name = self.topic.removeprefix("realtime:")
-        self.send("system", {"extension": extension, "status": status, "message": words, "channel": name})
+        self.send("system", {"extension": extension, "status": status, "message": words, "channel": self.name})
+
+
+def _legacy_binding(topic: str) -> list[dict[str, Any]]:
+    # protocol: without a config the topic is schema[:table[:filter]], and "*" any schema
+    parts = topic.removeprefix("realtime:").split(":", 2)
+    return [dict(zip(("schema", "table", "filter"), parts, strict=False))]
+
+
+class Reached(NamedTuple):
+    """Whom a broadcast reached, and whether that was over the events limit."""
+
+    members: list[Member]
+    over: bool
+
+    def enforce(self) -> int:
+        """Shut down whom it reached if it was over the limit; returns how many it reached."""
+        if self.over:
+            for member in self.members:
+                member.connection.shut_down(member, "Too many messages per second")
+        return len(self.members)
 
 
 class Room:
@@ -89,12 +126,12 @@ class Room:
         self.members: dict[Member, None] = {}
         self.presence: dict[str, dict[Member, dict[str, Any]]] = {}
 
-    def fan_out(self, message: ServerMessage, *, but: Member | None = None) -> int:
-        """Send to everybody, in the order of joining; returns how many got it."""
+    def fan_out(self, message: ServerMessage, *, to: Callable[[Member], bool] | None = None) -> list[Member]:
+        """Send to those that `to` picks, None is everybody, in the order of joining; returns who got it."""
         frames: dict[str, str | bytes | None] = {}  # encoded once for all sockets of a version
-        reached = 0
+        reached = []
         for member in self.members:
-            if member is but:
+            if to is not None and not to(member):
                 continue
             connection = member.connection
             if connection.vsn not in frames:
@@ -102,15 +139,15 @@ class Room:
             frame = frames[connection.vsn]
             if frame is not None:
                 connection.enqueue(frame)
-                reached += 1
+                reached.append(member)
         return reached
 
     def state(self) -> dict[str, Any]:
         """The presence state as it goes over the wire."""
         return {key: {"metas": list(metas.values())} for key, metas in self.presence.items()}
 
-    def set_meta(self, member: Member, meta: dict[str, Any] | None, phx_ref: str) -> None:
-        """Track or untrack, and tell everybody the difference."""
+    def set_meta(self, member: Member, meta: dict[str, Any] | None, phx_ref: str) -> int:
+        """Track or untrack, and tell who may see it the difference; returns how many."""
         before = member.meta
         leaves = {} if before is None else {member.key: {"metas": [before]}}
         joins: dict[str, Any] = {}
@@ -126,14 +163,17 @@ class Room:
             metas.pop(member, None)
             if not metas:
                 self.presence.pop(member.key, None)
-        if joins or leaves:
-            self.fan_out(ServerMessage(None, None, member.topic, "presence_diff", {"joins": joins, "leaves": leaves}))
+        if not joins and not leaves:
+            return 0
+        diff = ServerMessage(None, None, member.topic, "presence_diff", {"joins": joins, "leaves": leaves})
+        return len(self.fan_out(diff, to=lambda other: other.may.read_presence))
 
 
 class Rooms:
     """Every room of the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: RealtimeServer) -> None:
+        self._server = server
         self._rooms: dict[tuple[str, bool], Room] = {}
         self._refs = itertools.count(1)
 
@@ -159,55 +199,58 @@ class Rooms:
         if room is None or member not in room.members:
             return
         del room.members[member]
+        if member.expiry is not None:
+            member.expiry.cancel()
         if member.meta is not None:
-            room.set_meta(member, None, "")
+            self._server.presence_events.count(room.set_meta(member, None, ""))
         if not room.members:
             del self._rooms[member.topic, member.private]
 
+    def present(self, member: Member) -> bool:
+        """Whether a member is still in its room."""
+        room = self.get(member.topic, member.private)
+        return room is not None and member in room.members
+
+    def broadcast(self, message: ServerMessage, private: bool, *, but: Member | None = None) -> Reached:
+        """Fan a broadcast out to all that may hear it."""
+        server, room = self._server, self.get(message.topic, private)
+        over = server.events.over(server.options.max_events_per_second)
+        server.events.count()
+        if room is None:
+            return Reached([], over)
+        meta = message.payload.get("meta") if isinstance(message.payload, dict) else None
+        number = meta.get("id") if isinstance(meta, dict) else None
+
+        def hears(member: Member) -> bool:
+            return member is not but and member.may.read_broadcast and number not in member.replayed
+
+        reached = room.fan_out(message, to=hears)
+        server.events.count(len(reached))
+        return Reached(reached, over)
+
+    def replay(self, member: Member, messages: list[StoredMessage]) -> None:
+        """Send stored messages to one member that has just joined."""
+        member.replayed = frozenset(message.id for message in messages)
+        for message in messages:
+            meta = {"id": message.id, "replayed": True}
+            data = {"type": "broadcast", "event": message.event, "payload": message.payload, "meta": meta}
+            member.send("broadcast", data)
+
     def after_join(self, member: Member) -> None:
-        """What the server says of its own accord after the reply."""
+        """What the server says of presence after the reply."""
         room = self.get(member.topic, member.private)
-        if room is not None and member.presence:
+        enabled = member.presence or self._server.options.presence_enabled
+        if room is not None and enabled and member.may.read_presence:
             member.send("presence_state", room.state())
+            self._server.presence_events.count()
 
-    def postgres_status(self, member: Member) -> None:
-        """Say whether changes flow."""
-        room = self.get(member.topic, member.private)
-        if not member.bindings or room is None or member not in room.members:
-            return  # it may have left since this was set going
-        status, message = "ok", "Subscribed to PostgreSQL"
-        try:
-            for binding in member.bindings:
-                check_binding(binding)
-        except BadFilter as error:
-            status, message = "error", str(error)
-            member.bindings = []
-        member.subscribed = status == "ok"
-        member.system("postgres_changes", status, message)
-
-    def track(self, member: Member, meta: dict[str, Any] | None) -> None:
-        """Track or untrack a member; an identical payload changes nothing."""
+    def track(self, member: Member, meta: dict[str, Any] | None) -> str | None:
+        """Track or untrack a member and return its phx_ref; an identical payload changes nothing."""
         room = self.get(member.topic, member.private)
         before = member.meta or {}
         same = {k: v for k, v in before.items() if k not in ("phx_ref", "phx_ref_prev")} == meta
         if room is None or (meta is None and member.meta is None) or (member.meta is not None and same):
-            return
-        room.set_meta(member, meta, f"F{next(self._refs):08x}")
-
-    def change(self, data: dict[str, Any]) -> int:
-        """Fan a changed row out; returns how many channels got it."""
-        row = data.get("record") if data["type"] != "DELETE" else data.get("old_record")
-        sent = 0
-        for room in self.all():
-            for member in room.members:
-                if not member.subscribed:
-                    continue
-                ids = [
-                    binding_id(b)
-                    for b in member.bindings
-                    if binding_matches(b, data["schema"], data["table"], data["type"], row or {})
-                ]
-                if ids:
-                    member.send("postgres_changes", {"ids": ids, "data": data}, own=False)
-                    sent += 1
-        return sent
+            return before.get("phx_ref")
+        ref = f"F{next(self._refs):08x}"
+        self._server.presence_events.count(room.set_meta(member, meta, ref))
+        return ref

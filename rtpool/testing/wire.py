@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-__all__ = ["ClientMessage", "Malformed", "RawJson", "ServerMessage", "decode", "encode"]
+__all__ = ["ClientMessage", "Malformed", "RawJson", "ServerMessage", "decode", "encode", "parse_json", "size_of"]
 
 
 class Malformed(Exception):
@@ -26,8 +26,8 @@ class ClientMessage(NamedTuple):
 
     join_ref: Any
     ref: Any
-    topic: str
-    event: str
+    topic: Any
+    event: Any
     payload: Any
     binary_kind: int | None = None
 
@@ -49,7 +49,7 @@ def decode(vsn: str, data: str | bytes) -> ClientMessage:
         if vsn == "1.0.0":
             raise Malformed("a binary frame on vsn 1")
         return _decode_binary(data)
-    value = _parse(data)
+    value = parse_json(data)
     if vsn == "1.0.0":
         if not isinstance(value, dict) or not {"topic", "event", "payload", "ref"} <= value.keys():
             raise Malformed("a vsn 1 message has topic, event, payload and ref")
@@ -58,8 +58,6 @@ def decode(vsn: str, data: str | bytes) -> ClientMessage:
         if not isinstance(value, list) or len(value) < 5:
             raise Malformed("a vsn 2 message is an array of five")
         parts = (value[0], value[1], value[2], value[3], value[4])
-    if not isinstance(parts[2], str) or not isinstance(parts[3], str):
-        raise Malformed("topic and event are strings")
     return ClientMessage(*parts)
 
 
@@ -74,8 +72,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _parse(data: str | bytes) -> Any:
-    """Strict JSON: neither NaN nor half a surrogate pair, which no encoder could pass on to other clients."""
+def parse_json(data: str | bytes) -> Any:
+    """Strict JSON: neither NaN nor half a surrogate pair, which no encoder could pass on; else `Malformed`."""
     try:
         value = json.loads(data, parse_constant=_not_json, parse_float=_finite)
         if (b"\\u" if isinstance(data, bytes) else "\\u") in data:  # type: ignore[operator]
@@ -95,14 +93,14 @@ def _decode_binary(data: bytes) -> ClientMessage:
         join_ref, ref, topic, event, metadata = fields
         payload = {"type": "broadcast", "event": event, "payload": _user_payload(rest) if data[6] else rest}
         if metadata:
-            payload["meta"] = _parse(metadata)
+            payload["meta"] = parse_json(metadata)
         return ClientMessage(join_ref or None, ref or None, topic, "broadcast", payload, 3)
     raise Malformed("an unknown kind of binary frame")
 
 
 def _user_payload(data: bytes) -> Any:
     try:
-        return _parse(data)
+        return parse_json(data)
     except Malformed:
         return RawJson(data)
 
@@ -170,3 +168,16 @@ def _user_broadcast(topic: str, payload: dict[str, Any]) -> bytes:
     else:
         data = _dumps(body).encode()
     return _pack(4, (topic, str(payload["event"]), metadata), bytes([is_json])) + data
+
+
+def size_of(payload: Any) -> int:
+    """About the bytes a broadcast's payload takes."""
+    if isinstance(payload, dict):
+        return sum(len(str(name)) + size_of(value) + 10 for name, value in payload.items())
+    if isinstance(payload, list):
+        return sum(size_of(value) + 5 for value in payload)
+    if isinstance(payload, RawJson):
+        return len(payload.data)
+    if isinstance(payload, str):
+        return len(payload) if payload.isascii() else len(payload.encode())
+    return len(payload) if isinstance(payload, bytes) else 8

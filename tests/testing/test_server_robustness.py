@@ -150,7 +150,7 @@ def test_broken_json_in_a_kind_3_frame_is_relayed_as_it_is(connect: Connect) -> 
     sender, second, first = connect(), connect(), connect(vsn="1.0.0")
     join(sender)
     join(second)
-    first.send(json.dumps({"topic": TOPIC, "event": "phx_join", "payload": {}, "ref": "1"}))
+    first.send(json.dumps({"topic": TOPIC, "event": "phx_join", "payload": {"config": {}}, "ref": "1"}))
     first.recv()
     sender.send_binary(kind3("e", b"not json", is_json=True, metadata='{"m":2}'))
     assert second.recv() == bytes((4, len(TOPIC), 1, 0, 1)) + f"{TOPIC}enot json".encode(), "and without the metadata"
