@@ -369,7 +369,7 @@ def _refused(url: str, request: _Request, answer: HTTPResponse, body: bytes) -> 
         body=text[:BODY_LIMIT],
         retryable=action.retryable,
         retry_after=_retry_after(answer),
-        errors=errors,
+        errors=errors if answer.status == 422 else {},
     )
 
 

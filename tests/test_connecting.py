@@ -10,7 +10,6 @@ import socket
 import ssl
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.conftest import MakePool
 from tests.support.peer import Peer, Serve, answer, dribble, relaying, saying, silence, upgrading
 from tests.support.proxies import proxy
 from tests.support.recorder import Recorder
+from tests.support.ways import closed_port, serving, told, trusting
 
 #: In every key, user and password of these tests; nothing that can be read may have it.
 SECRET = "hush-hush"
@@ -36,15 +36,6 @@ def no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG)
     yield
     assert SECRET not in "".join(r.getMessage() for r in caplog.get_records("call") if r.name.startswith("rtpool"))
-
-
-def told(error: BaseException) -> str:
-    """All that a log of this error and its causes could show."""
-    lines, at = traceback.format_exception(error), error
-    while at is not None:
-        lines.append(repr(at))
-        at = at.__cause__ or at.__context__  # type: ignore[assignment]
-    return "".join(lines)
 
 
 def connect(url: str, **options: Any) -> socket.socket:
@@ -69,15 +60,6 @@ def works(pool: rtpool.RealtimePool) -> None:
 
 
 # Addresses
-
-
-@pytest.fixture
-def ipv6() -> str:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError as error:
-        pytest.skip(f"this machine has no IPv6 loopback: {error}")
-    return "::1"
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["ws", "wss"])
@@ -539,23 +521,6 @@ def test_dial_and_proxy_exclude_each_other_and_dial_must_be_callable() -> None:
 # TLS
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-def serving(authority: trustme.CA, *names: str, **details: Any) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names, **details).configure_cert(context)
-    return context
-
-
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
-
-
 YESTERDAY = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
 
 
@@ -639,9 +604,3 @@ def test_a_client_certificate_that_is_missing_or_wrong_is_told_and_not_tried_aga
 
 def test_a_server_without_tls_is_told_where_tls_was_asked_for(server: RealtimeServer) -> None:
     assert isinstance(fails(f"https://127.0.0.1:{server.port}").__cause__, ssl.SSLError)
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
