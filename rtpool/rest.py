@@ -7,8 +7,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -17,7 +17,7 @@ import attrs
 from rtpool.checks import check_name, check_timeout, check_type
 from rtpool.engine.engine import Engine
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
-from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, read_body, request_head
+from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer, request_head
 from rtpool.errors import (
     BroadcastRefused,
     ConnectionFailed,
@@ -285,13 +285,13 @@ class RestClient:
             raise _too_big(len(request.body), f"the {request.what}")
         head = request_head("POST", request.target, self._headers(request))
         with self._engine.dialer.breakable() as cancelled:
-            answer, body = self._exchange(head, request, timeout, deadline, cancelled)
+            answer = self._exchange(head, request, timeout, deadline, cancelled)
         if answer.status != 202:
-            raise _refused(self._url, request, answer, body)
+            raise _refused(self._url, request, answer)
 
     def _exchange(
         self, head: bytes, request: _Request, timeout: float, deadline: float, cancelled: Cancelled
-    ) -> tuple[HTTPResponse, bytes]:
+    ) -> Answer:
         connected_by = min(deadline, time.monotonic() + self._options.connection_timeout)
         state = "connecting" if connected_by < deadline else "not sent"
         try:
@@ -301,13 +301,11 @@ class RestClient:
                 try:
                     stream.sendall(head)
                     stream.sendall(request.body)
+                    state = "sent, and may have been broadcast"
                 except ConnectionError as error:
                     # A server may refuse a large body before it has read it, and hang up.
-                    answer = _early_answer(stream, error)
-                else:
-                    state = "sent, and may have been broadcast"
-                    answer = read_answer(stream, "POST")
-                return answer, b"" if answer.status == 202 else read_body(answer, ANSWER_LIMIT)
+                    return _early_answer(stream, error)
+                return read_answer(stream, "POST", expected=(202,), limit=ANSWER_LIMIT)
         except (ConnectionFailed, PoolClosed):
             raise
         except Exception as error:  # of several libraries
@@ -346,17 +344,17 @@ def _too_big(size: int, what: str) -> MessageTooBig:
     )
 
 
-def _early_answer(stream: TimedSocket, error: ConnectionError) -> HTTPResponse:
+def _early_answer(stream: TimedSocket, error: ConnectionError) -> Answer:
     try:
-        return read_answer(stream, "POST")
+        return read_answer(stream, "POST", expected=(), limit=ANSWER_LIMIT)
     except Exception:  # there is none; what broke first says more
         raise error from None
 
 
-def _refused(url: str, request: _Request, answer: HTTPResponse, body: bytes) -> BroadcastRefused:
-    text = body.decode("utf-8", "replace")
+def _refused(url: str, request: _Request, answer: Answer) -> BroadcastRefused:
+    text = answer.body.decode("utf-8", "replace")
     try:
-        value = loads(body)
+        value = loads(answer.body)
     except ProtocolError:
         value = text
     errors, words = read_rest_errors(value, request.count)
@@ -368,7 +366,7 @@ def _refused(url: str, request: _Request, answer: HTTPResponse, body: bytes) -> 
         reason=reason,
         body=text[:BODY_LIMIT],
         retryable=action.retryable,
-        retry_after=_retry_after(answer),
+        retry_after=_retry_after(answer.headers),
         errors=errors if answer.status == 422 else {},
     )
 
@@ -381,11 +379,11 @@ def _advice(status: int, action: Action) -> str:
     return " Another access token is needed" if action is Action.NEW_TOKEN else ""
 
 
-def _retry_after(answer: HTTPResponse) -> float | None:
-    value = (answer.getheader("retry-after") or "").strip()
+def _retry_after(headers: Message) -> float | None:
+    value = (headers["retry-after"] or "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
-    then, now = _date(value), _date(answer.getheader("date") or "")
+    then, now = _date(value), _date(headers["date"] or "")
     # A date is the server's, and told by its own clock; ours may be wrong.
     return max(0.0, (then - now).total_seconds()) if then is not None and now is not None else None
 

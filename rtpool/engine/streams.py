@@ -210,7 +210,7 @@ def _http_tunnel(stream: TimedSocket, at: Address, address: Address, user: str, 
         secret = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
         headers.append(("Proxy-Authorization", f"Basic {secret}"))
     stream.sendall(request_head("CONNECT", str(address), headers))
-    answer = read_answer(stream, "CONNECT")
+    answer = read_answer(stream, "CONNECT", expected=range(200, 300), limit=0)
     if 200 <= answer.status < 300:
         return
     hint = "; check the user and password in the option proxy" if answer.status in (401, 407) else ""

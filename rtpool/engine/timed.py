@@ -5,16 +5,20 @@ call have in common.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
+import attrs
+
 from rtpool.errors import ProtocolError
 
-__all__ = ["HEAD_LIMIT", "TimedSocket", "read_answer", "read_body", "request_head", "seconds_left"]
+__all__ = ["HEAD_LIMIT", "Answer", "TimedSocket", "read_answer", "request_head", "seconds_left"]
 
 #: Bytes an answer's head may have; servers and proxies send well under 8 KiB.
 HEAD_LIMIT = 64 * 1024
@@ -111,21 +115,41 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
     return "\r\n".join(lines).encode("utf-8")
 
 
-def read_answer(stream: TimedSocket, method: str) -> HTTPResponse:
+@attrs.frozen
+class Answer:
     """
-    Status and headers of the answer to a request of `method`; its body is still to be read.
+    An HTTP answer.
+
+    Attributes:
+        status: of HTTP.
+        reason: the words beside it.
+        headers: names in any case.
+        body: its start, where it was read at all.
+    """
+
+    status: int
+    reason: str
+    headers: Message
+    body: bytes = b""
+
+
+def read_answer(stream: TimedSocket, method: str, *, expected: Container[int], limit: int) -> Answer:
+    """
+    Read the answer to a request of `method`. Nothing is read from `stream` afterwards.
+
+    Args:
+        expected: statuses with nothing to say; the body of any other is read, up to `limit` bytes. What came of it is
+            enough where it breaks off or takes too long: the status is known, and says more.
 
     Raises:
         OSError, ProtocolError, http.client.HTTPException, ValueError: there is none that can be read.
     """
-    answer = HTTPResponse(stream, method=method)  # type: ignore[arg-type]
-    answer.begin()
-    return answer
-
-
-def read_body(answer: HTTPResponse, limit: int) -> bytes:
-    """The start of an answer's body, at most `limit` bytes; what came of it where it breaks off or takes too long."""
-    try:
-        return answer.read(limit)
-    except (OSError, HTTPException, ProtocolError, ValueError) as error:
-        return getattr(error, "partial", b"")  # the status is known, and says more than the trouble with its body
+    with contextlib.closing(HTTPResponse(stream, method=method)) as answer:  # type: ignore[arg-type]
+        answer.begin()
+        body = b""
+        if answer.status not in expected:
+            try:
+                body = answer.read(limit)
+            except (OSError, HTTPException, ProtocolError, ValueError) as error:
+                body = getattr(error, "partial", b"")
+        return Answer(answer.status, answer.reason, answer.msg, body)

@@ -7,12 +7,11 @@ from __future__ import annotations
 import io
 import secrets
 import socket
-from http.client import HTTPResponse
 from urllib.parse import urlsplit
 
 from websocket import WebSocket
 
-from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, read_body
+from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer
 from rtpool.errors import HandshakeRefused
 from rtpool.protocol.refusals import classify_handshake
 
@@ -71,10 +70,10 @@ class _Handshake(TimedSocket):
 
     def recv(self, size: int) -> bytes:
         if self._head is None:
-            answer = read_answer(self, "GET")
+            answer = read_answer(self, "GET", expected=(101,), limit=BODY_LIMIT)
             if answer.status != 101:
                 raise _refused(self._where, answer)
-            lines = [f"{name}: {value}" for name, value in answer.getheaders() if name.lower() != "set-cookie"]
+            lines = [f"{name}: {value}" for name, value in answer.headers.items() if name.lower() != "set-cookie"]
             self._head = io.BytesIO("\r\n".join(["HTTP/1.1 101 OK", *lines, "", ""]).encode("utf-8", "replace"))
         return self._head.read(size)
 
@@ -85,8 +84,8 @@ class _Handshake(TimedSocket):
         """The deadline alone counts."""
 
 
-def _refused(where: str, answer: HTTPResponse) -> HandshakeRefused:
-    body = read_body(answer, BODY_LIMIT).decode("utf-8", "replace")
+def _refused(where: str, answer: Answer) -> HandshakeRefused:
+    body = answer.body.decode("utf-8", "replace")
     action = classify_handshake(answer.status, body)
     advice = "" if action.retryable else " It is not tried again with the same key."
     words = body.strip() or "no body"

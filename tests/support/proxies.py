@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -31,8 +32,7 @@ class RunningProxy:
 def proxy(kind: str, **credentials: str) -> Iterator[RunningProxy]:
     """A proxy of `kind` (http, socks4 or socks5) that wants these credentials."""
     running, ready = RunningProxy(), threading.Event()
-    stops: list[anyio.CancelScope] = []
-    token: list[anyio.lowlevel.EventLoopToken] = []
+    stops: list[Callable[[], object]] = []
     base: Any = HANDLERS[kind]
 
     class Handler(base):  # type: ignore[misc]
@@ -51,9 +51,9 @@ def proxy(kind: str, **credentials: str) -> Iterator[RunningProxy]:
         handler = Handler(**credentials)
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         running.port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        token.append(anyio.lowlevel.current_token())
         with anyio.CancelScope() as scope:
-            stops.append(scope)
+            loop = asyncio.get_running_loop()
+            stops.append(lambda: loop.call_soon_threadsafe(scope.cancel))
             ready.set()
             await listener.serve(handler.handle)
         await listener.aclose()
@@ -64,5 +64,5 @@ def proxy(kind: str, **credentials: str) -> Iterator[RunningProxy]:
     try:
         yield running
     finally:
-        anyio.from_thread.run_sync(stops[0].cancel, token=token[0])
+        stops[0]()
         thread.join(10)
