@@ -166,6 +166,8 @@ def _headers(value: Any) -> tuple[tuple[str, str], ...]:
             raise InvalidType(f"option headers: {name!r} must be a str with a str value")
         if not _HEADER_NAME.fullmatch(name) or any(c in text for c in "\r\n\0"):
             raise InvalidValue(f"option headers: {name!r} is not a legal header name, or its value has a line break")
+        if any("\ud800" <= c <= "\udfff" for c in text):  # an encoder would name the whole head, the key in it
+            raise InvalidValue(f"option headers: the value of {name} cannot be written as UTF-8")
         if name.lower() in _OWN_HEADERS:
             raise InvalidValue(f"option headers: {name} belongs to the protocol; rtpool sends it itself")
     return headers

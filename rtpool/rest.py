@@ -4,6 +4,7 @@ Broadcasts by REST: one HTTP request, no join, no socket of the pool, no thread.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -302,7 +303,7 @@ class RestClient:
                     stream.sendall(head)
                     stream.sendall(request.body)
                     state = "sent, and may have been broadcast"
-                except ConnectionError as error:
+                except (ConnectionError, ssl.SSLError) as error:
                     # A server may refuse a large body before it has read it, and hang up.
                     return _early_answer(stream, error)
                 return read_answer(stream, "POST", expected=(202,), limit=ANSWER_LIMIT)
@@ -344,7 +345,7 @@ def _too_big(size: int, what: str) -> MessageTooBig:
     )
 
 
-def _early_answer(stream: TimedSocket, error: ConnectionError) -> Answer:
+def _early_answer(stream: TimedSocket, error: OSError) -> Answer:
     try:
         return read_answer(stream, "POST", expected=(), limit=ANSWER_LIMIT)
     except Exception:  # there is none; what broke first says more

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
-import re
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,17 +15,13 @@ import trustme
 import websocket._handshake
 
 import rtpool
-from rtpool.engine.dialer import Endpoint, dial
-from rtpool.engine.streams import Cancelled
+from rtpool.engine.dialer import Endpoint
 from rtpool.testing import RealtimeServer, RequestInfo
 from tests.conftest import MakePool
 from tests.support.peer import Peer, Serve, answer, dribble, relaying, saying, silence, upgrading
 from tests.support.proxies import proxy
 from tests.support.recorder import Recorder
-from tests.support.ways import closed_port, serving, told, trusting
-
-#: In every key, user and password of these tests; nothing that can be read may have it.
-SECRET = "hush-hush"
+from tests.support.ways import SECRET, closed_port, connect, fails, serving, told, trusting, works
 
 
 @pytest.fixture(autouse=True)
@@ -36,27 +29,6 @@ def no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG)
     yield
     assert SECRET not in "".join(r.getMessage() for r in caplog.get_records("call") if r.name.startswith("rtpool"))
-
-
-def connect(url: str, **options: Any) -> socket.socket:
-    """What a dial thread does, on this one."""
-    return dial(Endpoint.from_url(url, SECRET), rtpool.PoolOptions(**options), Cancelled())
-
-
-def fails(url: str, kind: type[rtpool.ConnectionFailed] = rtpool.ConnectionFailed, **options: Any) -> Any:
-    with pytest.raises(kind) as caught:
-        connect(url, **options)
-    assert SECRET not in told(caught.value)
-    assert type(caught.value) is kind
-    return caught.value
-
-
-def works(pool: rtpool.RealtimePool) -> None:
-    """A message goes out and comes back."""
-    heard = Recorder()
-    channel = pool.channel("room", receive_own=True, ack=True).on_broadcast("*", heard).subscribe()
-    channel.send_broadcast("x", {"n": 1}).result(10)
-    assert heard.wait(1)[0].payload == {"n": 1}
 
 
 # Addresses
@@ -518,89 +490,14 @@ def test_dial_and_proxy_exclude_each_other_and_dial_must_be_callable() -> None:
         rtpool.PoolOptions(dial="host:1")  # type: ignore[arg-type]
 
 
-# TLS
-
-
-YESTERDAY = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-
-
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_private_authority_is_trusted_and_the_name_is_indicated(
-    version: ssl.TLSVersion, authority: trustme.CA, make_pool: MakePool
-) -> None:
-    names: list[str | None] = []
-    context = serving(authority, "localhost", "127.0.0.1")
-    context.maximum_version = version
-    context.sni_callback = lambda sock, name, _: names.append(name)
-    with RealtimeServer(ssl_context=context) as server:
-        for host in ("localhost", "127.0.0.1"):
-            url = f"https://{host}:{server.port}"
-            works(make_pool(url, api_key=server.api_key, ssl_context=trusting(authority)))
-    assert names == ["localhost", None]  # RFC 6066 §3: an address is not indicated
-
-
-@pytest.mark.parametrize(
-    ("names", "details", "trusted", "words"),
-    [
-        (["127.0.0.1"], {}, False, "certificate of wss://127.0.0.1:.* is not trusted: .*pass ssl_context"),
-        (["127.0.0.1"], {"not_before": YESTERDAY, "not_after": YESTERDAY}, True, "has expired"),
-        (["other.example"], {}, True, "IP address mismatch"),
-        (["127.0.0.2"], {}, True, "IP address mismatch"),
-    ],
-    ids=["another authority", "expired", "another name", "another address"],
-)
-def test_a_certificate_that_does_not_hold_is_told_and_not_tried_again(
-    names: list[str], details: dict[str, Any], trusted: bool, words: str, authority: trustme.CA
-) -> None:
-    def serve(peer: Peer, sock: socket.socket) -> None:
-        sock.recv(1)
-
-    with Peer(serve, tls=serving(authority, *names, **details)) as peer:
-        context = trusting(authority if trusted else trustme.CA())
-        error = fails(f"https://127.0.0.1:{peer.port}", ssl_context=context)
-    assert re.search(words, str(error))
-    assert not error.retryable
-    assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
-
-
-def test_a_client_certificate_is_shown_to_a_server_that_wants_one(authority: trustme.CA, make_pool: MakePool) -> None:
-    wanting = serving(authority, "127.0.0.1")
-    wanting.verify_mode = ssl.CERT_REQUIRED
-    authority.configure_trust(wanting)
-    ours = trusting(authority)
-    authority.issue_cert("client@example.org").configure_cert(ours)
-    with RealtimeServer(ssl_context=wanting) as server:
-        works(make_pool(server.url, api_key=server.api_key, ssl_context=ours))
-
-
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-@pytest.mark.parametrize("shown", ["none", "of another authority"])
-def test_a_client_certificate_that_is_missing_or_wrong_is_told_and_not_tried_again(
-    version: ssl.TLSVersion, shown: str, authority: trustme.CA
-) -> None:
-    wanting = serving(authority, "127.0.0.1")
-    wanting.verify_mode, wanting.maximum_version = ssl.CERT_REQUIRED, version
-    authority.configure_trust(wanting)
-    ours = trusting(authority)
-    if shown != "none":
-        trustme.CA().issue_cert("client@example.org").configure_cert(ours)
-
-    def serve(peer: Peer, sock: socket.socket) -> None:
-        with (
-            contextlib.suppress(ssl.SSLError),
-            wanting.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secured,
-        ):
-            try:
-                secured.do_handshake()
-            finally:
-                silence(peer, sock)  # hanging up at once could overtake the alert
-
-    with Peer(serve) as peer:
-        error = fails(f"https://127.0.0.1:{peer.port}", ssl_context=ours)
-    assert "refused our side of TLS" in str(error)
-    assert "load_cert_chain" in str(error)
+def test_a_socks4_proxy_is_not_asked_for_an_ipv6_address() -> None:
+    with Peer(silence) as nobody:
+        error = fails("http://[::1]:4000", proxy=f"socks4://127.0.0.1:{nobody.port}")
+    assert "cannot reach the IPv6 address [::1]:4000" in str(error)
     assert not error.retryable
 
 
-def test_a_server_without_tls_is_told_where_tls_was_asked_for(server: RealtimeServer) -> None:
-    assert isinstance(fails(f"https://127.0.0.1:{server.port}").__cause__, ssl.SSLError)
+def test_a_header_that_cannot_be_encoded_is_refused_and_not_shown() -> None:
+    with pytest.raises(rtpool.InvalidValue, match="x-note cannot be written") as caught:
+        rtpool.PoolOptions(headers={"x-note": f"{SECRET}\udcff"})
+    assert SECRET not in told(caught.value)

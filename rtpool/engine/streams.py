@@ -242,6 +242,8 @@ def _socks_tunnel(stream: TimedSocket, scheme: str, at: Address, address: Addres
             f"a {scheme} proxy needs the package python-socks; install it with: pip install 'rtpool[socks]'",
             retryable=False,
         ) from error
+    if scheme.startswith("socks4") and ":" in address.host:
+        raise ConnectionFailed(f"a SOCKS4 proxy cannot reach the IPv6 address {address}; use socks5", retryable=False)
     version = ProxyType.SOCKS5 if scheme.startswith("socks5") else ProxyType.SOCKS4
     by_proxy = scheme in ("socks4a", "socks5h")
     proxy = Proxy(

@@ -1,4 +1,4 @@
-"""What tests of ways to a server share: certificates, a port nobody listens on, all that an error tells."""
+"""What tests of ways to a server share: dialling, certificates, all that an error tells."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import ssl
 import traceback
 from typing import Any
 
+import pytest
 import trustme
+
+import rtpool
+from rtpool.engine.dialer import Endpoint, dial
+from rtpool.engine.streams import Cancelled
+from tests.support.recorder import Recorder
+
+#: In every key, user and password of these tests; nothing that can be read may have it.
+SECRET = "hush-hush"
 
 
 def serving(authority: trustme.CA, *names: str, **details: Any) -> ssl.SSLContext:
@@ -35,3 +44,24 @@ def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
+
+
+def connect(url: str, **options: Any) -> socket.socket:
+    """What a dial thread does, on this one."""
+    return dial(Endpoint.from_url(url, SECRET), rtpool.PoolOptions(**options), Cancelled())
+
+
+def fails(url: str, kind: type[rtpool.ConnectionFailed] = rtpool.ConnectionFailed, **options: Any) -> Any:
+    with pytest.raises(kind) as caught:
+        connect(url, **options)
+    assert SECRET not in told(caught.value)
+    assert type(caught.value) is kind
+    return caught.value
+
+
+def works(pool: rtpool.RealtimePool) -> None:
+    """A message goes out and comes back."""
+    heard = Recorder()
+    channel = pool.channel("room", receive_own=True, ack=True).on_broadcast("*", heard).subscribe()
+    channel.send_broadcast("x", {"n": 1}).result(10)
+    assert heard.wait(1)[0].payload == {"n": 1}
