@@ -50,6 +50,7 @@ class Callbacks:
         Raises:
             InvalidValue, InvalidType: an empty or over-long event, a callback that cannot be called.
         """
+        self._require_supabase("on_broadcast", "on(event)")
         check_name("event", event, MAX_NAME_BYTES)
         return self._bind("broadcast", event, callback)
 
@@ -102,6 +103,7 @@ class Callbacks:
         Raises:
             InvalidValue, InvalidType: naming the argument.
         """
+        self._require_supabase("on_postgres_changes", "on(event)")
         check_type("event", event, str)
         if event.upper() not in CHANGE_EVENTS:
             raise InvalidValue(f"event must be one of {', '.join(CHANGE_EVENTS)}, not {event!r}")
@@ -144,6 +146,7 @@ class Callbacks:
     def on_system(self) -> Callable[[Handler[SystemMessage]], Handler[SystemMessage]]: ...
     def on_system(self, callback: Handler[SystemMessage] | None = None) -> Any:
         """Call back with each `SystemMessage`, what the server says of the channel itself."""
+        self._require_supabase("on_system", "on('system')")
         return self._bind("system", "*", callback)
 
     @overload
@@ -192,6 +195,10 @@ class Callbacks:
             raise InvalidValue(f"{callback!r} is not registered on {self._subscriber.topic!r}")
         self._engine.dispatcher.quiesce(self._subscriber.mailbox)
         return self
+
+    def _require_supabase(self, what: str, instead: str) -> None:
+        if not self._engine.options.is_supabase:
+            raise InvalidValue(f"{what} is for Supabase Realtime; on a plain Phoenix server use {instead}")
 
     def _bind(self, kind: str, name: str, callback: Any, change: ChangeBinding | None = None) -> Any:
         if callback is None:

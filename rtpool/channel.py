@@ -19,8 +19,8 @@ from rtpool.engine.outgoing import Outgoing, SentBroadcast
 from rtpool.engine.threads import outcome_of
 from rtpool.errors import (
     ConnectionFailed,
-    InvalidType,
     InvalidValue,
+    JoinRefused,
     JoinTimeout,
     MessageTooBig,
     NotSubscribed,
@@ -29,7 +29,7 @@ from rtpool.errors import (
     RtpoolError,
 )
 from rtpool.events import ChannelState, Event, StatusChange
-from rtpool.protocol.json_engine import dumps
+from rtpool.protocol.json_engine import dumps, json_object
 from rtpool.protocol.messages import (
     BROADCAST,
     MAX_NAME_BYTES,
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel"]
 
+#: Realtime's events that have a method of their own: only so does everybody hear what they should.
+SUPABASE_EVENTS = {BROADCAST: "send_broadcast()", PRESENCE: "track() and untrack()"}
 #: Seconds a push may take when its caller names none; the official clients' push time-out.
 PUSH_TIMEOUT = 10.0
 #: A Realtime server refuses a frame over 5,000,000 bytes and drops the socket; its headers take up to about 1,100.
@@ -98,7 +100,7 @@ class Channel(Callbacks):
             wait: False returns at once; `on_status` tells the rest, and rtpool goes on trying.
 
         Raises:
-            JoinRefused: the server said no, in its words.
+            JoinRefused: the server said no, in its words; when that may pass, only after trying until `timeout`.
             JoinTimeout: the server did not answer in time.
             ConnectionFailed: there is no connection; what failed last is chained.
             PoolExhausted: no connection has room.
@@ -137,7 +139,7 @@ class Channel(Callbacks):
         except FutureTimeout:
             last = attachment.share.last_error
             self.unsubscribe(timeout=0)
-            if isinstance(last, ConnectionFailed):
+            if isinstance(last, (ConnectionFailed, JoinRefused)):
                 raise last.again() from last
             because = f"; the last trouble was: {last}" if last else ""
             raise JoinTimeout(
@@ -156,8 +158,6 @@ class Channel(Callbacks):
         """
         check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
-        if engine.registry.untrack(subscriber):
-            self._send_quietly(PRESENCE, UNTRACK)
         attachment = engine.registry.detach(subscriber)
         if attachment is None:
             return
@@ -205,17 +205,16 @@ class Channel(Callbacks):
             MessageTooBig: over the server's limit of a frame.
             SendBufferFull: too much is waiting already; nothing was accepted.
         """
+        self._require_supabase("send_broadcast", "push(event, payload)")
         check_name("event", event, MAX_NAME_BYTES)
         binary = isinstance(payload, (bytes, bytearray, memoryview))
         body: Body
         if binary:
             data = bytes(payload)  # type: ignore[arg-type]
             self._check_binary()
-            if not self._engine.options.topic_prefix.startswith("realtime:"):
-                raise InvalidValue("binary broadcasts are Supabase's own; on plain Phoenix use push(event, bytes)")
             body = UserBroadcast(event, data)
         else:
-            data = _json_object(payload)
+            data = json_object(payload)
             head = dumps({"type": BROADCAST, "event": event})
             body = JsonBody(b'%s,"payload":%s}' % (head[:-1], data))
         return self._push(
@@ -230,8 +229,8 @@ class Channel(Callbacks):
         """
         Push any Phoenix event and await its reply.
 
-        Realtime servers answer only ``presence`` and acknowledged broadcasts; on plain Phoenix it is up to the
-        application.
+        A Realtime server ignores every event but its own, which have methods here; on plain Phoenix it is up to the
+        application which events there are and whether they are answered.
 
         Args:
             event: 1 to 255 bytes of UTF-8, none of the protocol's own.
@@ -244,36 +243,52 @@ class Channel(Callbacks):
         check_name("event", event, MAX_NAME_BYTES)
         if event in RESERVED_EVENTS:
             raise InvalidValue(f"event {event!r} belongs to the protocol; rtpool sends it itself")
+        if event in SUPABASE_EVENTS and self._engine.options.is_supabase:
+            raise InvalidValue(f"event {event!r} has a method of its own: {SUPABASE_EVENTS[event]}")
         body: Body
         if isinstance(payload, (bytes, bytearray, memoryview)):
             self._check_binary()
             body = BinaryBody(bytes(payload))
         else:
-            body = JsonBody(_json_object(payload))
+            body = JsonBody(json_object(payload))
         return self._push(event, body, wants_reply=True, timeout=timeout)
 
     def track(self, payload: Mapping[str, Any]) -> Push:
         """
         Be present on the topic with `payload`, and again after every reconnect, until `untrack` or `unsubscribe`.
 
+        A Realtime server ends a channel that makes more than 5 presence calls in 30 s (options `max_presence_calls`,
+        `presence_window`). So what comes too fast is merged: the newest payload is told as soon as it may be, and the
+        `Push` of each call resolves with it.
+
+        Args:
+            payload: a JSON object; it replaces the one before.
+
+        Returns:
+            A `Push`. Its `PushTimeout` does not take the wish back.
+
         Raises:
             ConfigConflict: a Channel that shares the join is present with another payload.
             Else as `send_broadcast`.
         """
-        data = _json_object(payload)
-        if self._engine.registry.track(self._subscriber, data) is None:
+        self._require_supabase("track", "your application's own event")
+        data = json_object(payload)
+        body = track_body(data)
+        self._check_size(body)
+        if not self._engine.registry.track(self._subscriber, data):
             raise self._not_subscribed()
-        return self._push(PRESENCE, track_body(data), wants_reply=True, timeout=PUSH_TIMEOUT)
+        return self._push(PRESENCE, body, wants_reply=True, timeout=PUSH_TIMEOUT, presence=True)
 
     def untrack(self) -> Push:
         """
-        Be present no more.
+        Be present no more. A Channel that shares the join and is present with the same payload stays so.
 
         Raises:
             NotSubscribed: `subscribe` first.
         """
+        self._require_supabase("untrack", "your application's own event")
         self._engine.registry.untrack(self._subscriber)
-        return self._push(PRESENCE, UNTRACK, wants_reply=True, timeout=PUSH_TIMEOUT)
+        return self._push(PRESENCE, UNTRACK, wants_reply=True, timeout=PUSH_TIMEOUT, presence=True)
 
     def presence_state(self) -> dict[str, tuple[Mapping[str, Any], ...]]:
         """
@@ -290,22 +305,18 @@ class Channel(Callbacks):
         wants_reply: bool,
         timeout: float | None,
         broadcast: SentBroadcast | None = None,
+        presence: bool = False,
     ) -> Push:
         timeout = PUSH_TIMEOUT if timeout is None else timeout
         check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
-        if len(body.data) > MAX_PAYLOAD_BYTES and engine.options.topic_prefix:
-            raise MessageTooBig(
-                f"a payload of {len(body.data)} bytes on {self.topic!r}: a Realtime server takes frames of at most "
-                "5,000,000 bytes",
-                size=len(body.data),
-                limit=MAX_PAYLOAD_BYTES,
-            )
+        self._check_size(body)
         if engine.closed:
             raise PoolClosed(f"the pool {engine.name} is closed; make a new one")
         if subscriber.attachment is None:
             raise self._not_subscribed()
-        outgoing = Outgoing(subscriber, event, body, wants_reply, timeout, time.monotonic() + timeout, broadcast)
+        deadline = time.monotonic() + timeout
+        outgoing = Outgoing(subscriber, event, body, wants_reply, timeout, deadline, broadcast, presence)
         engine.budget.acquire(outgoing, joined=subscriber.state is ChannelState.JOINED)
         try:
             engine.post(engine.coordinator.push, outgoing)
@@ -314,11 +325,14 @@ class Channel(Callbacks):
             raise
         return Push(engine, outgoing)
 
-    def _send_quietly(self, event: str, body: Body) -> None:
-        try:
-            self._push(event, body, wants_reply=False, timeout=PUSH_TIMEOUT)
-        except RtpoolError as error:
-            self._engine.warn(f"{event} was not sent on {self.topic!r}: {error}")
+    def _check_size(self, body: Body) -> None:
+        if len(body.data) > MAX_PAYLOAD_BYTES and self._engine.options.is_supabase:
+            raise MessageTooBig(
+                f"a payload of {len(body.data)} bytes on {self.topic!r}: a Realtime server takes frames of at most "
+                "5,000,000 bytes",
+                size=len(body.data),
+                limit=MAX_PAYLOAD_BYTES,
+            )
 
     def _check_binary(self) -> None:
         if self._engine.options.protocol == "1.0.0":
@@ -397,9 +411,3 @@ class Channel(Callbacks):
 
     def __repr__(self) -> str:
         return f"<rtpool.Channel {self.topic!r} {self.state}>"
-
-
-def _json_object(payload: object) -> bytes:
-    if not isinstance(payload, Mapping):
-        raise InvalidType(f"the payload must be a JSON object (a dict), not {type(payload).__name__}")
-    return dumps(payload if isinstance(payload, dict) else dict(payload))

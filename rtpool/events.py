@@ -16,6 +16,7 @@ __all__ = [
     "ChannelState",
     "Event",
     "Gap",
+    "Heartbeat",
     "Message",
     "PostgresChange",
     "Presence",
@@ -149,12 +150,13 @@ class Gap:
 
     Attributes:
         topic: as the user wrote it.
-        cause: ``"transport"``, ``"heartbeat"``, ``"server restart"``, ``"token"``, ``"rejoin"``, ``"overflow"`` or
-            ``"feed restart"``.
+        cause: ``"transport"``, ``"heartbeat"``, ``"server restart"``, ``"token"``, ``"rejoin"``, ``"overflow"``,
+            ``"feed restart"``, or ``"replay"`` when the very first replay was cut.
         lost_from: aware datetime of the last proof of life before the interruption.
         lost_to: aware datetime at which events flowed again.
         certain: whether something was lost for certain.
         replay: how many missed messages the server replayed, None when none were asked for.
+        truncated: whether the replay may lack older messages; the server keeps to the newest 25.
     """
 
     topic: str
@@ -163,6 +165,23 @@ class Gap:
     lost_to: datetime
     certain: bool = False
     replay: int | None = None
+    truncated: bool = False
+
+
+@attrs.frozen
+class Heartbeat:
+    """
+    A sign of life of one connection.
+
+    Attributes:
+        connection_id: which one, as in `PoolStats.connection_details`.
+        status: ``"sent"``, ``"ok"`` when the server answered, ``"timeout"`` when it did not and the connection is left.
+        latency: seconds from sending to the answer, or for which none came; None for ``"sent"``.
+    """
+
+    connection_id: int
+    status: str
+    latency: float | None = None
 
 
 @attrs.frozen

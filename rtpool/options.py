@@ -5,6 +5,7 @@ What can be configured: one frozen, validated `PoolOptions`, and the reconnect p
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import random
 import re
@@ -155,19 +156,32 @@ def _of_type(*types: type) -> Any:
     return check
 
 
-def _headers(value: Any) -> tuple[tuple[str, str], ...]:
+def _pairs(option: str, value: Any) -> tuple[tuple[str, str], ...]:
     try:
-        pairs = value.items() if isinstance(value, Mapping) else value
-        headers = tuple((name, text) for name, text in pairs)
+        pairs = tuple((name, text) for name, text in (value.items() if isinstance(value, Mapping) else value))
     except (TypeError, ValueError) as error:
-        raise InvalidType("option headers must be a mapping or a sequence of (name, value) pairs") from error
-    for name, text in headers:
+        raise InvalidType(f"option {option} must be a mapping or a sequence of (name, value) pairs") from error
+    for name, text in pairs:
         if not isinstance(name, str) or not isinstance(text, str):
-            raise InvalidType(f"option headers: {name!r} must be a str with a str value")
+            raise InvalidType(f"option {option}: {name!r} must be a str with a str value")
+        if any("\ud800" <= c <= "\udfff" for c in name + text):  # an encoder would name all it was given, keys too
+            raise InvalidValue(f"option {option}: {name!r} or its value cannot be written as UTF-8")
+    return pairs
+
+
+def _params(value: Any) -> tuple[tuple[str, str], ...]:
+    params = _pairs("params", value)
+    for name, _ in params:
+        if name in ("", "vsn", "apikey"):
+            raise InvalidValue(f"option params: {name!r} is rtpool's own; use protocol or api_key")
+    return params
+
+
+def _headers(value: Any) -> tuple[tuple[str, str], ...]:
+    headers = _pairs("headers", value)
+    for name, text in headers:
         if not _HEADER_NAME.fullmatch(name) or any(c in text for c in "\r\n\0"):
             raise InvalidValue(f"option headers: {name!r} is not a legal header name, or its value has a line break")
-        if any("\ud800" <= c <= "\udfff" for c in text):  # an encoder would name the whole head, the key in it
-            raise InvalidValue(f"option headers: the value of {name} cannot be written as UTF-8")
         if name.lower() in _OWN_HEADERS:
             raise InvalidValue(f"option headers: {name} belongs to the protocol; rtpool sends it itself")
     return headers
@@ -236,6 +250,8 @@ class PoolOptions:
         mailbox_limit, overflow: events waiting per Channel, and what happens to more: ``"drop_oldest"``,
             ``"drop_newest"``, ``"block"`` (the socket is read no further, TCP pushes back) or ``"close"``.
         send_buffer_limit: pushes kept per Channel while it is not joined.
+        max_presence_calls, presence_window: presence calls a join may make in so many seconds, as the server counts
+            them (its `CLIENT_PRESENCE_MAX_CALLS` and `…_WINDOW_MS`); more are merged into the newest.
         max_message_size: bytes of one received message; a larger one recycles the connection.
         protocol: ``"2.0.0"`` or ``"1.0.0"``, the Phoenix serializer.
         topic_prefix: put before every topic on the wire; ``""`` for plain Phoenix.
@@ -248,6 +264,10 @@ class PoolOptions:
         headers: extra headers of the upgrade request and of REST calls, a mapping or pairs; ``Host`` replaces the
             URL's.
         api_key_in: ``"query"``, or ``"header"`` (``x-api-key``) which keeps the key out of URLs.
+        params: more parameters of the connection's URL, a mapping or pairs; what a plain Phoenix socket is given, or
+            Realtime's ``log_level``.
+        logger: a `logging.Logger` or `LoggerAdapter` to write to instead of ``rtpool``; a logger gets children ``io``,
+            ``pool`` and ``dispatch``.
         debug: log every message at DEBUG, payloads elided.
 
     Raises:
@@ -277,6 +297,8 @@ class PoolOptions:
         default="drop_oldest", validator=_one_of("drop_oldest", "drop_newest", "block", "close")
     )
     send_buffer_limit: int = attrs.field(default=100, validator=_AT_LEAST_ONE)
+    max_presence_calls: int = attrs.field(default=5, validator=_AT_LEAST_ONE)
+    presence_window: float = attrs.field(default=30.0, validator=_POSITIVE)
     max_message_size: int = attrs.field(default=5 * 1024 * 1024, validator=_number(1024, integer=True))
     protocol: str = attrs.field(default="2.0.0", validator=_one_of("2.0.0", "1.0.0"))
     topic_prefix: str = attrs.field(default="realtime:", validator=_of_type(str))
@@ -288,7 +310,16 @@ class PoolOptions:
     dial: Dial | None = attrs.field(default=None, validator=_callable_or_none, repr=False)
     headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_headers, repr=False)
     api_key_in: str = attrs.field(default="query", validator=_one_of("query", "header"))
+    params: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_params, repr=False)
+    logger: logging.Logger | logging.LoggerAdapter[Any] | None = attrs.field(
+        default=None, validator=_of_type(logging.Logger, logging.LoggerAdapter, type(None)), repr=False
+    )
     debug: bool = attrs.field(default=False, validator=_of_type(bool))
+
+    @property
+    def is_supabase(self) -> bool:
+        """Whether the server is a Supabase Realtime server, as `topic_prefix` tells; else plain Phoenix."""
+        return self.topic_prefix.startswith("realtime:")
 
     def __attrs_post_init__(self) -> None:
         if self.max_delay < self.base_delay:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from datetime import datetime
 from types import TracebackType
 from typing import Any, overload
 
@@ -26,9 +27,11 @@ from rtpool.engine.engine import Engine
 from rtpool.engine.mailboxes import make_subscriber_mailbox
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
-from rtpool.events import PostgresChange, StatusChange
+from rtpool.events import Heartbeat, PostgresChange, StatusChange
 from rtpool.options import PoolOptions, make_options
+from rtpool.protocol.json_engine import json_object
 from rtpool.protocol.messages import MAX_NAME_BYTES
+from rtpool.protocol.replay import read_replay
 from rtpool.registry import ShareKey, Subscriber
 from rtpool.rest import RestBroadcasts, RestClient
 from rtpool.stats import Health, PoolStats, SubscriptionDetails
@@ -90,6 +93,8 @@ class RealtimePool(RestBroadcasts):
         self._endpoint = _endpoint(url, api_key, self.options)
         self._given = (access_token, self.options)
         _check_token(access_token)
+        if not self.options.is_supabase:
+            _refuse_supabase_only(access_token=access_token)
         self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, access_token)
         self._rest = RestClient(self._engine, access_token)
         self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
@@ -129,8 +134,9 @@ class RealtimePool(RestBroadcasts):
         receive_own: bool = False,
         ack: bool = False,
         presence_key: str | None = None,
-        replay: Mapping[str, int] | None = None,
+        replay: bool | Mapping[str, int | datetime] | None = None,
         access_token: Token | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> Channel:
         """
         A new handle on a topic. Opens nothing; `Channel.subscribe` does.
@@ -141,8 +147,11 @@ class RealtimePool(RestBroadcasts):
             receive_own: hear one's own broadcasts.
             ack: have the server acknowledge broadcasts.
             presence_key: be present under this key; Channels with different keys do not share a join.
-            replay: ``{"since": ms since the epoch, "limit": 1…25}``, for private channels.
+            replay: for private channels, whose database broadcasts the server stores. True has those replayed that
+                were missed in an interruption; ``{"since": ms since the epoch or an aware datetime, "limit": 1…25}``
+                the newest of those since then as well, once at the first join. Each comes once.
             access_token: a token of its own; Channels with different tokens never share a join.
+            params: the payload of the join on a plain Phoenix server, a JSON object.
 
         Raises:
             InvalidValue, InvalidType: naming the argument.
@@ -152,6 +161,19 @@ class RealtimePool(RestBroadcasts):
         check_name("topic", topic, MAX_NAME_BYTES - len(prefix.encode("utf-8")))
         for name, flag in (("private", private), ("receive_own", receive_own), ("ack", ack)):
             check_type(name, flag, bool)
+        wanted, first = read_replay(replay)
+        if wanted and not private:
+            raise InvalidValue("replay works on private channels only; pass private=True")
+        if not self.options.is_supabase:
+            _refuse_supabase_only(
+                private=private,
+                receive_own=receive_own,
+                ack=ack,
+                presence_key=presence_key,
+                access_token=access_token,
+            )
+        elif params is not None:
+            raise InvalidValue("params are for plain Phoenix servers; Realtime's joins are made of the other arguments")
         if presence_key is not None:
             check_name("presence_key", presence_key, MAX_NAME_BYTES)
         _check_token(access_token)
@@ -160,10 +182,10 @@ class RealtimePool(RestBroadcasts):
             raise PoolClosed(f"the pool {engine.name} is closed; make a new one")
         subscriber = Subscriber(
             topic,
-            ShareKey(prefix + topic, private, access_token, presence_key),
+            ShareKey(prefix + topic, private, access_token, presence_key, first, json_object(params or {}, "params")),
             receive_own=receive_own,
             ack=ack,
-            replay=_replay(replay, private),
+            replay=wanted,
             token=access_token,
         )
         subscriber.mailbox = make_subscriber_mailbox(engine, subscriber)
@@ -264,6 +286,8 @@ class RealtimePool(RestBroadcasts):
         if token is None:
             raise InvalidType("token must be a str or a callable that returns one, not None")
         _check_token(token)
+        if not self.options.is_supabase:
+            _refuse_supabase_only(token=token)
         self._rest.token = token
         self._engine.start()
         self._engine.post(self._engine.coordinator.set_token, token)
@@ -279,15 +303,31 @@ class RealtimePool(RestBroadcasts):
         Returns:
             The pool; without `callback` a decorator.
         """
+        return self._listen(self._engine.listen, callback)
+
+    @overload
+    def on_heartbeat(self, callback: Callable[[Heartbeat], object]) -> RealtimePool: ...
+    @overload
+    def on_heartbeat(self) -> Callable[[Callable[[Heartbeat], object]], Callable[[Heartbeat], object]]: ...
+    def on_heartbeat(self, callback: Callable[[Heartbeat], object] | None = None) -> Any:
+        """
+        Call back, on a worker, with each `Heartbeat` of each connection: sent, answered after how long, or not.
+
+        Returns:
+            The pool; without `callback` a decorator.
+        """
+        return self._listen(self._engine.listen_to_heartbeats, callback)
+
+    def _listen(self, add: Callable[[Callable[[Any], object]], None], callback: Callable[[Any], object] | None) -> Any:
         if callback is None:
 
-            def decorate(function: Callable[[StatusChange], object]) -> Callable[[StatusChange], object]:
-                self.on_status(function)
+            def decorate(function: Callable[[Any], object]) -> Callable[[Any], object]:
+                self._listen(add, function)
                 return function
 
             return decorate
         check_callable(callback)
-        self._engine.listen(callback)
+        add(callback)
         return self
 
     def on_callback_error(self, hook: Callable[[BaseException, Callable[[Any], object], Any], object]) -> RealtimePool:
@@ -338,7 +378,7 @@ class RealtimePool(RestBroadcasts):
             messages_dropped=engine.dispatcher.dropped,
             callback_errors=engine.callback_errors,
             gaps=coordinator.router.gaps + engine.overflow_gaps,
-            pushes_sent=coordinator.pushes_sent,
+            pushes_sent=coordinator.pushes.sent,
             bytes_received=sockets.past_bytes_received + sum(c.bytes_received for c in connections),
             bytes_sent=sockets.past_bytes_sent + sum(c.bytes_sent for c in connections),
             heartbeat_latency=max(latencies, default=None),
@@ -474,24 +514,15 @@ def _endpoint(url: str, api_key: str | None, options: PoolOptions) -> Endpoint:
     return Endpoint.from_url(url, api_key)
 
 
+def _refuse_supabase_only(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value:
+            raise InvalidValue(f"{name} is for Supabase Realtime; give a plain Phoenix server params")
+
+
 def _check_token(token: object) -> None:
     if token is not None and not callable(token) and not (isinstance(token, str) and token):
         raise InvalidType(f"access_token must be a str or a callable that returns one, not {type(token).__name__}")
-
-
-def _replay(replay: Mapping[str, int] | None, private: bool) -> tuple[tuple[str, int], ...] | None:
-    if replay is None:
-        return None
-    if not private:
-        raise InvalidValue("replay works on private channels only; pass private=True")
-    if not isinstance(replay, Mapping) or "since" not in replay or not set(replay) <= {"since", "limit"}:
-        raise InvalidValue('replay must be {"since": ms since the epoch, "limit": 1 to 25}')
-    for name, value in replay.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InvalidValue(f"replay[{name!r}] must be a whole number, not {value!r}")
-    if not 1 <= replay.get("limit", 25) <= 25:
-        raise InvalidValue(f"replay['limit'] must be 1 to 25, not {replay['limit']}")
-    return tuple(sorted(replay.items()))
 
 
 def _details(subscriber: Subscriber) -> SubscriptionDetails:

@@ -18,6 +18,7 @@ from rtpool.errors import ConfigConflict, RtpoolError
 from rtpool.events import ChannelState, Event
 from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.postgres import ChangeBinding
+from rtpool.protocol.replay import ReplayRequest
 
 __all__ = [
     "Attachment",
@@ -45,12 +46,17 @@ class ShareKey:
         private: a private and a public channel of one name are different rooms on the server.
         token: the identity whose row-level security applies; None is the pool's own. Never shown.
         presence_key: the key under which the join is present; None lets the server choose.
+        replay: the stored broadcasts its first join asks for. Two Channels that want different ones cannot share it:
+            the server's messages do not tell which was meant for whom.
+        params: the payload of a join on a plain Phoenix server, encoded.
     """
 
     topic: str
     private: bool = False
     token: Any = attrs.field(default=None, repr=False)
     presence_key: str | None = None
+    replay: ReplayRequest | None = None
+    params: bytes = attrs.field(default=b"{}", repr=False)
 
 
 class Delivery(NamedTuple):
@@ -100,14 +106,12 @@ class JoinConfig:
     Attributes:
         receive_own, ack, presence: as in the join's config.
         changes: server-side bindings, without duplicates, in the order in which they were asked for.
-        replay: ``{"since": ms, "limit": n}`` or None.
     """
 
     receive_own: bool = False
     ack: bool = False
     presence: bool = False
     changes: tuple[ChangeBinding, ...] = ()
-    replay: tuple[tuple[str, int], ...] | None = None
 
     def covers(self, other: JoinConfig) -> bool:
         """Whether a join with this config already gives all that `other` asks."""
@@ -128,7 +132,6 @@ def merge_configs(configs: Iterable[JoinConfig]) -> JoinConfig:
             ack=merged.ack or config.ack,
             presence=merged.presence or config.presence,
             changes=tuple(dict.fromkeys(merged.changes + config.changes)),
-            replay=merged.replay or config.replay,
         )
     return merged
 
@@ -142,11 +145,13 @@ class Attachment:
         share: what it is attached to.
         ready: done when events really flow, or with the error that says why they never will.
         left: done when the server forgot the channel, or need not because others are on it.
+        caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
     """
 
     share: Share
     ready: Future[None] = attrs.field(factory=Future)
     left: Future[None] = attrs.field(factory=Future)
+    caught_up: bool = False
 
 
 class Subscriber:
@@ -156,7 +161,8 @@ class Subscriber:
     Args:
         topic: as the user wrote it.
         key: what it may share.
-        receive_own, ack, replay: its part of the join's config.
+        receive_own, ack: its part of the join's config.
+        replay: whether it gets stored broadcasts that were missed.
 
     Thread-safety: `bindings` and `attachment` are written under the registry's lock and read anywhere.
     """
@@ -168,7 +174,7 @@ class Subscriber:
         *,
         receive_own: bool = False,
         ack: bool = False,
-        replay: tuple[tuple[str, int], ...] | None = None,
+        replay: bool = False,
         token: Any = None,
     ) -> None:
         self.topic = topic
@@ -177,7 +183,7 @@ class Subscriber:
         self.token = token
         self._receive_own = receive_own
         self.ack = ack
-        self._replay = replay
+        self.replay = replay
         self.bindings: tuple[Binding, ...] = ()
         self.attachment: Attachment | None = None
         self.leaving = False
@@ -211,7 +217,6 @@ class Subscriber:
             ack=self.ack,
             presence=any(b.kind == "presence" for b in bindings),
             changes=tuple(dict.fromkeys(b.change for b in bindings if b.change is not None)),
-            replay=self._replay,
         )
 
     @property
@@ -240,10 +245,11 @@ class Share:
         subscribers: the Channels, oldest first; replaced whole under the registry's lock.
         state, presence: the join's state, and who is present by key; written by the I/O thread alone.
         last_error: why it is not joined, the latest reason; None once it is. Written by the I/O thread alone.
-        tracked: which Channel is present with which encoded payload; under the registry's lock.
+        wish: the encoded payload to be present with, None to be absent; under the registry's lock.
+        trackers: the Channels that wish it; under the registry's lock.
     """
 
-    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "tracked")
+    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "trackers", "wish")
 
     def __init__(self, key: ShareKey) -> None:
         self.key = key
@@ -251,7 +257,8 @@ class Share:
         self.state = ChannelState.JOINING
         self.presence: Mapping[str, tuple[Mapping[str, Any], ...]] = {}
         self.last_error: RtpoolError | None = None
-        self.tracked: tuple[Subscriber, bytes] | None = None
+        self.wish: bytes | None = None
+        self.trackers: tuple[Subscriber, ...] = ()
 
 
 class Registry:
@@ -287,6 +294,7 @@ class Registry:
                 return None
             share = attachment.share
             share.subscribers = tuple(s for s in share.subscribers if s is not subscriber)
+            self._stop_tracking(share, subscriber)
             subscriber.attachment = None
             subscriber.leaving = True
             if not share.subscribers and self._shares.get(share.key) is share:
@@ -325,12 +333,15 @@ class Registry:
             subscriber.bindings = kept
             return removed
 
-    def track(self, subscriber: Subscriber, data: bytes) -> Share | None:
+    def track(self, subscriber: Subscriber, data: bytes) -> bool:
         """
-        Make `subscriber` the one that is present for its join.
+        Make `subscriber` one of those that are present for its join.
+
+        Args:
+            data: the encoded payload to be present with.
 
         Returns:
-            Its share, or None when it is not attached.
+            False when it is not attached.
 
         Raises:
             ConfigConflict: another Channel of the join is present with another payload.
@@ -338,25 +349,33 @@ class Registry:
         with self._lock:
             attachment = subscriber.attachment
             if attachment is None:
-                return None
+                return False
             share = attachment.share
-            tracked = share.tracked
-            if tracked is None or tracked[0] is subscriber or tracked[1] == data:
-                share.tracked = (subscriber, data)
-                return share
+            others = tuple(s for s in share.trackers if s is not subscriber)
+            if not others or share.wish == data:
+                share.wish, share.trackers = data, (*others, subscriber)
+                return True
         raise ConfigConflict(
             f"another Channel on {subscriber.topic!r} shares this join and is present with another payload; pass "
             "presence_key to pool.channel() to be present separately"
         )
 
-    def untrack(self, subscriber: Subscriber) -> bool:
-        """End a presence; False when `subscriber` is not the one that is present."""
+    def untrack(self, subscriber: Subscriber) -> None:
+        """`subscriber` is present no more; its join stays so while another Channel wishes it."""
         with self._lock:
-            attachment = subscriber.attachment
-            if attachment is None or not attachment.share.tracked or attachment.share.tracked[0] is not subscriber:
-                return False
-            attachment.share.tracked = None
-            return True
+            if subscriber.attachment is not None:
+                self._stop_tracking(subscriber.attachment.share, subscriber)
+
+    def _stop_tracking(self, share: Share, subscriber: Subscriber) -> None:
+        assert self._lock.locked()
+        share.trackers = tuple(s for s in share.trackers if s is not subscriber)
+        if not share.trackers:
+            share.wish = None
+
+    def refuse_tracking(self, share: Share) -> None:
+        """Nobody of a share is to be present: the server cannot take what they wish."""
+        with self._lock:
+            share.wish, share.trackers = None, ()
 
     def share(self, key: ShareKey) -> Share | None:
         """The share of a key, None when nobody wants it."""

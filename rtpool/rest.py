@@ -30,7 +30,7 @@ from rtpool.errors import (
     PushTimeout,
     RtpoolError,
 )
-from rtpool.protocol.json_engine import dumps, loads
+from rtpool.protocol.json_engine import dumps, json_object, loads
 from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.refusals import Action, classify_rest, read_rest_errors
 
@@ -214,7 +214,7 @@ class RestClient:
 
     def _check(self, timeout: float) -> float:
         check_timeout(timeout)
-        if not self._options.topic_prefix.startswith(REALTIME):
+        if not self._options.is_supabase:
             raise InvalidValue("plain Phoenix servers have no REST broadcasts; subscribe a Channel and push")
         if self._engine.closed:
             raise PoolClosed(f"the pool {self._engine.name} is closed; make a new one")
@@ -230,11 +230,7 @@ class RestClient:
     def _encode(self, message: BroadcastMessage, where: str) -> tuple[str, bytes, bytes]:
         """The topic's name in REST, the payload's JSON, and the message's as one of a batch."""
         name = self._name(message.topic, message.event, message.private, where)
-        payload: object = message.payload
-        if not isinstance(payload, Mapping):
-            hint = "; a batch cannot carry bytes" if where and isinstance(payload, (bytes, bytearray)) else ""
-            raise InvalidType(f"{where}payload must be a JSON object (a dict), not {type(payload).__name__}{hint}")
-        data = dumps(payload if isinstance(payload, dict) else dict(payload), f"{where}payload")
+        data = json_object(message.payload, f"{where}payload")
         fields: dict[str, Any] = {"topic": name, "event": message.event, "private": message.private}
         if message.id is not None:
             check_name(f"{where}id", message.id, MAX_NAME_BYTES)

@@ -498,6 +498,6 @@ def test_a_socks4_proxy_is_not_asked_for_an_ipv6_address() -> None:
 
 
 def test_a_header_that_cannot_be_encoded_is_refused_and_not_shown() -> None:
-    with pytest.raises(rtpool.InvalidValue, match="x-note cannot be written") as caught:
+    with pytest.raises(rtpool.InvalidValue, match=r"x-note.*cannot be written") as caught:
         rtpool.PoolOptions(headers={"x-note": f"{SECRET}\udcff"})
     assert SECRET not in told(caught.value)

@@ -4,13 +4,13 @@ One WebSocket of the pool: a transport and a session, and what the I/O loop asks
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rtpool.engine.logs import logger_for
 from rtpool.engine.transport import Transport, TransportClosed
 from rtpool.errors import ConnectionFailed, MessageTooBig, ProtocolError, RtpoolError
 from rtpool.options import PoolOptions
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-log = logging.getLogger("rtpool.io")
-
 #: How much of a received message the log shows.
 LOGGED_BYTES = 75
 
@@ -66,6 +64,7 @@ class Connection:
     ) -> None:
         self.connection_id = connection_id
         self._options = options
+        self._log = logger_for(options, "io")
         self._on_events = on_events
         self._on_lost = on_lost
         self.session = Session(
@@ -86,6 +85,8 @@ class Connection:
         self.first_failed_at = 0.0
         self.last_error: RtpoolError | None = None
         self.opened_at = 0.0
+        #: Seconds the server's clock is ahead of ours, as far as its handshake told.
+        self.clock_skew = 0.0
         self.proof_of_life = 0.0
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
@@ -213,13 +214,13 @@ class Connection:
         if message.opcode in (OP_TEXT, OP_BINARY):
             self.messages_received += 1
             if self._options.debug:
-                log.debug("< %d %d bytes %r", self.connection_id, len(message.data), message.data[:LOGGED_BYTES])
+                self._log.debug("< %d %d bytes %r", self.connection_id, len(message.data), message.data[:LOGGED_BYTES])
             try:
                 self.session.receive(message.data, message.opcode == OP_BINARY, now)
             except ProtocolError as error:
                 # A real server relays broken JSON of other clients; dropping the frame harms nobody.
                 self.malformed += 1
-                log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
+                self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
         elif message.opcode == OP_PING and self.transport is not None:
             self.transport.send(OP_PONG, message.data)
         elif message.opcode == OP_CLOSE:
@@ -249,7 +250,7 @@ class Connection:
         for frame in self.session.frames_to_send() if not self._said_goodbye else ():
             transport.send(OP_BINARY if frame.is_binary else OP_TEXT, frame.data, frame.ref)
             if self._options.debug:
-                log.debug("> %d %s ref %s, %d bytes", self.connection_id, frame.what, frame.ref, len(frame.data))
+                self._log.debug("> %d %s ref %s, %d bytes", self.connection_id, frame.what, frame.ref, len(frame.data))
         if not transport.queued:
             return
         sent_before = transport.bytes_sent
@@ -276,7 +277,7 @@ class Connection:
                 self.transport.send_close(code)
                 self.transport.flush()
             except TransportClosed as also:
-                log.debug("- no close frame on connection %d: %s", self.connection_id, also)
+                self._log.debug("- no close frame on connection %d: %s", self.connection_id, also)
         # What came before the end is delivered before the end is told.
         events = self.session.events()
         if events:

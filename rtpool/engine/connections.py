@@ -4,7 +4,6 @@ The pool's sockets: dialled, brought back, retired, and what they are doing now.
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,14 +12,13 @@ from typing import Protocol
 from rtpool.engine.connection import Connection
 from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.io_loop import IoLoop
+from rtpool.engine.logs import logger_for
 from rtpool.errors import ConnectionFailed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.session import SessionEvent
 
 __all__ = ["Connections", "Tenant"]
-
-log = logging.getLogger("rtpool.io")
 
 #: A connection that lived this long was a good one: the next loss starts a new outage.
 STABLE_SECONDS = 5.0
@@ -78,6 +76,7 @@ class Connections:
         self._name = name
         self._endpoint = endpoint
         self._options = options
+        self._log = logger_for(options, "io")
         self._policy = options.reconnect.resolved(options)
         self._loop = loop
         self._dialer = dialer
@@ -187,7 +186,9 @@ class Connections:
         connection.open(sock, self._loop.now)
         connection.last_error = None
         self._loop.add(connection)
-        log.info("= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url)
+        self._log.info(
+            "= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url
+        )
         self._update_status()
         for waiter in self._waiters:
             waiter.set_result(None)
@@ -207,7 +208,7 @@ class Connections:
             failed.__cause__ = error
             error = failed
         now = self._loop.now
-        log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
+        self._log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
         was_stable = now - connection.opened_at >= STABLE_SECONDS
         connection.session.disconnected()
         self._drop_socket(connection)
@@ -222,7 +223,7 @@ class Connections:
         self._failed(connection, error, was_open=True)
 
     def _dial_failed(self, connection: Connection, error: RtpoolError) -> None:
-        log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
+        self._log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
         self._failed(connection, error, was_open=False)
 
     def _failed(self, connection: Connection, error: RtpoolError, *, was_open: bool) -> None:
@@ -236,7 +237,7 @@ class Connections:
             self._give_up(connection, error, None)
             return
         attempt, first_at, epoch = connection.attempts, connection.first_failed_at, connection.epoch
-        policy, loop, clock, decided = self._policy, self._loop, self._loop.clock, self._decided
+        policy, loop, clock, decided, log = self._policy, self._loop, self._loop.clock, self._decided, self._log
 
         def job() -> None:  # the strategies are user code
             try:
@@ -332,7 +333,7 @@ class Connections:
         self._drop_socket(connection)
         self._tenant.heard(connection, connection.session.events())
         self._account(connection)
-        log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
+        self._log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
         self._tell_when_closed()
 
     def _remove(self, connection: Connection) -> None:

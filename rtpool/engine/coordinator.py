@@ -5,9 +5,7 @@ lost. Everything here runs on the I/O thread.
 
 from __future__ import annotations
 
-import logging
 import random
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
@@ -17,9 +15,12 @@ from rtpool.engine.connection import Connection
 from rtpool.engine.connections import Connections
 from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher
-from rtpool.engine.io_loop import IoLoop, Timer
+from rtpool.engine.io_loop import IoLoop
+from rtpool.engine.join_queue import JoinQueue
 from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of, refused, was_ready
+from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import Outgoing, SendBudget
+from rtpool.engine.pushes import Pushes
 from rtpool.engine.routing import Router
 from rtpool.engine.tokens import Tokens, TokenSource
 from rtpool.errors import (
@@ -29,21 +30,32 @@ from rtpool.errors import (
     PoolExhausted,
     RtpoolError,
 )
-from rtpool.events import ChannelState, StatusChange
+from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.json_engine import dumps
-from rtpool.protocol.messages import ACCESS_TOKEN, PRESENCE, JsonBody
-from rtpool.protocol.pace import Pace
+from rtpool.protocol.messages import ACCESS_TOKEN, JsonBody
 from rtpool.protocol.placement import OPEN, place
-from rtpool.protocol.presence import track_body
+from rtpool.protocol.presence import PresenceCalls
 from rtpool.protocol.refusals import Action, classify_changes, classify_system
-from rtpool.protocol.session import ChannelLost, Joined, JoinFailed, Left, PushSettled, Received, SessionEvent
+from rtpool.protocol.replay import Replay, ReplayRequest
+from rtpool.protocol.session import (
+    ChannelLost,
+    HeartbeatLost,
+    HeartbeatReplied,
+    HeartbeatSent,
+    Joined,
+    JoinFailed,
+    Left,
+    PushSettled,
+    Received,
+    SessionEvent,
+)
 from rtpool.registry import Attachment, Registry, ShareKey, Subscriber, merge_configs
 
 __all__ = ["Coordinator"]
 
-log = logging.getLogger("rtpool.io")
-
+#: The server's word when it ends a channel for a presence over its limit (protocol 8.2).
+TRACK_TOO_BIG = "Track message size exceeded"
 #: Seconds before a join is tried again after "too many …": sooner only makes it worse.
 LONG_BACK_OFF = 10.0
 
@@ -56,7 +68,7 @@ class Coordinator:
         name: the pool's.
         registry: what users want.
         dispatcher, loop, dialer, budget: the engine's other parts.
-        announce: hands a pool-level `StatusChange` to listeners.
+        announce, tell_heartbeat: hand a pool-level `StatusChange`, a `Heartbeat`, to listeners.
         rng: source of jitter.
         wall: aware wall-clock time, for the bounds of gaps.
 
@@ -76,31 +88,40 @@ class Coordinator:
         dialer: Dialer,
         budget: SendBudget,
         announce: Callable[[StatusChange], None],
+        tell_heartbeat: Callable[[Heartbeat], None],
         rng: random.Random | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self._name = name
         self._options = options
-        self._supabase = options.topic_prefix.startswith("realtime:")
+        self._supabase = options.is_supabase
         self._registry = registry
         self._dispatcher = dispatcher
         self._loop = loop
         self._budget = budget
         self._rng = rng or random.Random()
         self._wall = wall
-        self._tokens = Tokens(loop, dialer)
+        self._heartbeat_listener = tell_heartbeat
+        self._log = logger_for(options, "io")
+        self._tokens = Tokens(
+            loop,
+            dialer,
+            in_use=lambda source: any(join.source is source for join in self.joins.values()),
+            renewed=self._renewed,
+            rng=self._rng,
+            wall=wall,
+            log=self._log,
+        )
         self._pool_source = TokenSource(pool_token)
         self.router = Router(dispatcher, wall, supabase=self._supabase)
+        self.pushes = Pushes(loop, budget, self.router, reply_timeout=options.join_timeout)
         self.joins: dict[ShareKey, Join] = {}
-        self._queue: deque[Join] = deque()
+        self._queue = JoinQueue(loop, options.max_joins_per_second, self._take_turn)
         self._homeless: dict[ShareKey, None] = {}  # joins without a place, oldest first; tried when one is free
-        self._pace = Pace(options.max_joins_per_second)
-        self._pacing: Timer | None = None
         self._stopping = False
         self.connections = Connections(
             name, endpoint, options, loop=loop, dialer=dialer, tenant=self, announce=announce
         )
-        self.pushes_sent = 0
 
     # Commands from other threads
 
@@ -123,13 +144,19 @@ class Coordinator:
         if join is None:
             token = share.subscribers[0].token
             source = self._pool_source if token is None else TokenSource(token)
-            join = self.joins[key] = Join(share, source)
+            calls = PresenceCalls(self._options.max_presence_calls, self._options.presence_window)
+            join = self.joins[key] = Join(share, source, calls)
         elif join.share is not share:
             join.share = share  # everybody left and somebody came before the I/O thread looked
         # By what they wait for, not by who they are: one may have left and come back before this thread looked.
         added = [s for s in share.subscribers if (a := s.attachment) is not None and not a.ready.done()]
         join.members = share.subscribers
+        if join.replay is None and any(s.replay for s in join.members):
+            join.replay = Replay(key.replay)
+            if join.joined:
+                join.replay.joined(self._now_ms(join))
         self._converge(join, added)
+        self.pushes.say_presence(join)  # who left may have been the one that was present
         self._overflowed(self.router.flush())
 
     def detached(self, attachment: Attachment) -> None:
@@ -146,20 +173,14 @@ class Coordinator:
         """Send a push now, or keep it until its Channel is joined."""
         join = self.joins.get(outgoing.subscriber.key)
         if join is None or join.leaving or self._stopping:
-            self._budget.settle(outgoing, None, outgoing.unsubscribed())
-            return
-        if join.buffer or not self._hand_over(join, outgoing):
-            join.buffer.append(outgoing)
-            self._loop.call_at(outgoing.deadline, lambda: self._expire_buffered(join, outgoing))
+            self.pushes.refuse(outgoing, outgoing.unsubscribed())
+        else:
+            self.pushes.push(join, outgoing)
 
     def set_token(self, token: str | Callable[[], str]) -> None:
         """Use a new pool-wide token: on live joins now, on every later join too."""
-        source = self._pool_source
-        source.provider = token if callable(token) else None
-        source.value, source.fresh = (None, False) if callable(token) else (token, True)
-        for join in self.joins.values():
-            if join.source is source:
-                self._renew_token(join)
+        self._pool_source.replace(token)
+        self._renewed(self._pool_source)
 
     def resume(self, mailbox: Any) -> None:
         """A full mailbox has room again: read on."""
@@ -171,7 +192,7 @@ class Coordinator:
         if self._stopping:
             return
         self._stopping = True
-        self._queue.clear()
+        self._queue.stop()
         self.connections.close_all(deadline)
 
     def abandon(self, error: RtpoolError) -> None:
@@ -179,9 +200,7 @@ class Coordinator:
         self._stopping = True
         self.connections.abandon(error)
         for join in self.joins.values():
-            for outgoing in join.buffer:
-                self._budget.settle(outgoing, None, error.again())
-            join.buffer.clear()
+            self.pushes.fail(join, error)
             self._tell_members(join, "closed", error)
             fail_waiting(join.share, error)
             for attachment in join.leavers:
@@ -206,15 +225,15 @@ class Coordinator:
                 # Only who was ready has something to lose by the new join.
                 if state is ChannelState.JOINED:
                     join.outage = join.outage or Outage("rejoin", self._wall())
-                self._request(join)
+                self._queue.request(join)
             elif join.ready:
                 self._admit(join, added)
         elif join.blocked is not None:
             if added:  # a new Channel is a new wish: it is asked once more
                 join.blocked, join.attempts = None, 0
-                self._request(join)
+                self._queue.request(join)
         elif join.retry is None:
-            self._request(join)
+            self._queue.request(join)
         self._publish_state(join)
 
     def _place(self, join: Join) -> bool:
@@ -240,49 +259,8 @@ class Coordinator:
             self.connections.dial(connection)
         return True
 
-    def _request(self, join: Join) -> None:
-        """Queue a join; it is sent when its connection is open, its token known and the pace allows."""
-        if join.retry is not None:
-            join.retry.cancel()
-            join.retry = None
-        if join.requested:
-            return
-        join.requested = True
-        self._queue.append(join)
-        self._send_joins()
-
-    def _send_joins(self) -> None:
-        """Send what may be sent: a sliding window over the pool, a few in flight per socket, oldest first."""
-        if self._pacing is not None:
-            self._pacing.cancel()
-            self._pacing = None
-        if self._stopping:
-            return
-        waiting: deque[Join] = deque()
-        room: dict[Connection, int] = {}
-        while self._queue:
-            join = self._queue.popleft()
-            connection = join.connection
-            if not join.requested or connection is None or connection.state != "open":
-                # Not now: what it waits for puts it back.
-                join.requested = False
-                continue
-            free = room.get(connection)
-            if free is None:
-                free = connection.session.joins_available
-            if free <= 0:
-                waiting.append(join)
-                room[connection] = 0
-                continue
-            if not self._pace.grant(self._loop.now):
-                waiting.append(join)
-                waiting.extend(self._queue)
-                self._queue.clear()
-                self._pacing = self._loop.call_at(self._pace.next_at(), self._send_joins)
-                break
-            room[connection] = free - 1
-            self._tokens.resolve(join.source, lambda token, error, join=join: self._send_join(join, token, error))  # type: ignore[misc]
-        self._queue = waiting
+    def _take_turn(self, join: Join) -> None:
+        self._tokens.resolve(join.source, lambda token, error: self._send_join(join, token, error))
 
     def _send_join(self, join: Join, token: str | None, error: RtpoolError | None) -> None:
         connection = join.connection
@@ -294,10 +272,16 @@ class Coordinator:
             return
         if connection.state != "open":
             return  # the reconnect asks again
+        if join.second_chance is not None and token == join.token:
+            self._join_failed(join, join.second_chance, Action.NEW_TOKEN)
+            return
         join.token = token
         join.config = merge_configs(s.config for s in join.members)
+        join.replay_request = self._replay_request(join)
+        join.replaying = False
         join.presence.rejoined()
-        join.changes_flow, join.changes_message, join.system_error = False, None, ""
+        join.presence_calls.rejoined()
+        join.changes_flow, join.changes_message, join.system_error, join.renewing = False, None, "", False
         join.echoes.clear()
         first = join.outage is None and not join.attempts
         connection.session.join(join.topic, join.body(supabase=self._supabase), self._loop.now)
@@ -305,26 +289,39 @@ class Coordinator:
         self._tell_members(join, "joining" if first else "rejoining", None)
 
     def _joined(self, join: Join, response: Any) -> None:
-        join.attempts, join.share.last_error, join.blocked = 0, None, None
+        join.attempts, join.share.last_error, join.blocked, join.second_chance = 0, None, None, None
+        join.source.attempts = 0
         self.router.joined(join, response)
         self._publish_state(join)
+        if join.replay is not None:
+            if not join.replay.started:
+                for subscriber in join.members:
+                    if subscriber.attachment is not None and subscriber.replay:
+                        subscriber.attachment.caught_up = True
+            join.replaying = join.replay.joined(self._now_ms(join))
+        # The server forgot who is present with the channel of before; and its answer ends what it replays.
+        self.pushes.say_presence(join)
         if join.ready:
             self._flow(join)
-        if join.share.tracked is not None:
-            # The server forgets a presence with the join it belonged to.
-            self._say(join, PRESENCE, track_body(join.share.tracked[1]))
-        self._flush_buffer(join)
+        self.pushes.flush(join)
         # Somebody may have come, gone or changed while the join was under way.
         self._loop.post(self.sync, join.share.key)
 
-    def _say(self, join: Join, event: str, body: JsonBody) -> None:
-        """Push on a live join without waiting for an answer."""
-        if join.connection is not None and self._supabase:
-            now = self._loop.now
-            deadline = now + self._options.join_timeout
-            join.connection.session.push(
-                join.topic, event, body, token=None, wants_reply=False, deadline=deadline, now=now
-            )
+    def _replay_request(self, join: Join) -> ReplayRequest | None:
+        if join.replay is None:
+            return None
+        lost_from = None
+        if join.outage is not None and any(s.attachment is not None and s.attachment.caught_up for s in join.members):
+            lost_from = self._ms(join, join.outage.lost_from)
+        return join.replay.request(lost_from)
+
+    def _ms(self, join: Join, at: datetime) -> int:
+        """An instant of ours as the server's clock shows it, milliseconds since the epoch."""
+        skew = join.connection.clock_skew if join.connection is not None else 0.0
+        return int((at.timestamp() + skew) * 1000)
+
+    def _now_ms(self, join: Join) -> int:
+        return self._ms(join, self._wall())
 
     def _flow(self, join: Join) -> None:
         """Events really flow: announce what may have been lost, and let everybody know."""
@@ -350,8 +347,15 @@ class Coordinator:
     def _join_failed(self, join: Join, error: RtpoolError, action: Action) -> None:
         join.share.last_error = error
         self._publish_state(join)
+        if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
+            join.second_chance = error
+            self._tokens.expire(join.source)
+            self._queue.request(join)
+            return
         if not action.retryable:
             self._refuse(join, error)
+            if action is Action.NEW_TOKEN:
+                self._tokens.refused(join.source, join.token)
             return
         timed_out = isinstance(error, JoinTimeout)
         self._tell_members(join, "timed_out" if timed_out else "refused", error)
@@ -361,7 +365,7 @@ class Coordinator:
             connection.capacity = max(1, min(connection.capacity, len(connection.joins) - 1))
             self._unplace(join)
             if self._place(join):
-                self._request(join)
+                self._queue.request(join)
             return
         join.attempts += 1
         delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
@@ -372,7 +376,7 @@ class Coordinator:
     def _retry(self, join: Join) -> None:
         join.retry = None
         if self.joins.get(join.share.key) is join and not join.leaving:
-            self._request(join)
+            self._queue.request(join)
 
     def _refuse(self, join: Join, error: RtpoolError) -> None:
         """Trying again cannot help: say so once, and wait for a new token or a new wish."""
@@ -380,27 +384,30 @@ class Coordinator:
         join.share.state = ChannelState.ERRORED
         self._tell_members(join, "refused", error)
         fail_waiting(join.share, error)
-        for outgoing in join.buffer:
-            self._budget.settle(outgoing, None, error.again())
-        join.buffer.clear()
+        self.pushes.fail(join, error)
+
+    def _renewed(self, source: TokenSource) -> None:
+        """There is another token: on live joins now, and what waited for one asks again."""
+        for join in list(self.joins.values()):
+            if join.source is source:
+                self._renew_token(join)
 
     def _renew_token(self, join: Join) -> None:
         if join.blocked is not None and join.connection is not None:
             join.blocked = None
-            self._request(join)
+            self._queue.request(join)
         elif join.joined:
             self._tokens.resolve(join.source, lambda token, error: self._send_token(join, token))
 
     def _send_token(self, join: Join, token: str | None) -> None:
-        if token is not None and join.joined:
+        if token is not None and token != join.token and join.joined and self._supabase:
             join.token = token
-            self._say(join, ACCESS_TOKEN, JsonBody(dumps({"access_token": token})))
+            join.renewing = bool(join.config.changes)
+            self.pushes.say(join, ACCESS_TOKEN, JsonBody(dumps({"access_token": token})))
 
     def _end(self, join: Join) -> None:
         """Nobody wants it any more."""
-        for outgoing in join.buffer:
-            self._budget.settle(outgoing, None, outgoing.unsubscribed())
-        join.buffer.clear()
+        self.pushes.fail(join)
         join.members = ()
         join.requested = False
         if join.retry is not None:
@@ -437,54 +444,13 @@ class Coordinator:
         if not connection.joins:
             self.connections.close_when_idle(connection)
 
-    # Pushes
-
-    def _hand_over(self, join: Join, outgoing: Outgoing) -> bool:
-        if not join.joined or join.connection is None:
-            return False
-        accepted = join.connection.session.push(
-            join.topic,
-            outgoing.event,
-            outgoing.body,
-            token=(join, outgoing),
-            wants_reply=outgoing.wants_reply,
-            deadline=outgoing.deadline,
-            now=self._loop.now,
-        )
-        if accepted:
-            self.router.sent(join, outgoing)
-        return accepted
-
-    def _flush_buffer(self, join: Join) -> None:
-        while join.buffer and self._hand_over(join, join.buffer[0]):
-            join.buffer.popleft()
-
-    def _expire_buffered(self, join: Join, outgoing: Outgoing) -> None:
-        if outgoing in join.buffer:
-            join.buffer.remove(outgoing)
-            self._budget.settle(outgoing, None, outgoing.timed_out(written=False))
-
-    def _push_settled(self, event: PushSettled, unsent: list[tuple[Join, Outgoing]]) -> None:
-        if event.written:
-            self.pushes_sent += 1
-        if event.token is None:
-            return
-        join, outgoing = event.token
-        if event.outcome == "lost" and not event.written and not self._stopping and not join.leaving:
-            unsent.append((join, outgoing))  # the server cannot have seen it whole: it may be sent again
-            return
-        error = outgoing.error_of(event)
-        if error is None:
-            self.router.loop_back(join, outgoing)
-        self._budget.settle(outgoing, event.response, error)
-
     # Connections
 
     def opened(self, connection: Connection) -> None:
         """Join all that live there."""
         for join in list(connection.joins.values()):
             if join.blocked is None and join.retry is None and not join.leaving:
-                self._request(join)
+                self._queue.request(join)
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
@@ -493,8 +459,8 @@ class Coordinator:
         for join in list(connection.joins.values()):
             if join.outage is None and any(was_ready(s) for s in join.members):
                 join.outage = Outage(error.cause, last_life)
+            self._tokens.expire(join.source)
             self._publish_state(join)
-        self._tokens.expire()
 
     def failing(self, connection: Connection, error: RtpoolError) -> None:
         """Tell who lives there."""
@@ -525,21 +491,33 @@ class Coordinator:
                     self._received(join, event)
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)
+            elif isinstance(event, (HeartbeatSent, HeartbeatReplied, HeartbeatLost)):
+                self._tell_heartbeat(connection, event)
             elif isinstance(event, (Joined, JoinFailed, ChannelLost, Left)):
                 joins_answered = True
                 join = connection.joins.get(event.topic)
                 if join is not None:
                     self._channel_event(join, event)
-        for join, outgoing in reversed(unsent):
-            join.buffer.appendleft(outgoing)
-            self._loop.call_at(outgoing.deadline, lambda j=join, o=outgoing: self._expire_buffered(j, o))  # type: ignore[misc]
+        self.pushes.keep_unsent(unsent)
         self._overflowed(self.router.flush())
         if joins_answered:
-            self._send_joins()
+            self._queue.run()
+
+    def _push_settled(self, event: PushSettled, unsent: list[tuple[Join, Outgoing]]) -> None:
+        join: Join | None = event.token[0] if event.token is not None else None
+        replaying = join is not None and join.replaying
+        kept = self.pushes.settled(event, keep=not self._stopping)
+        if kept is not None:
+            unsent.append(kept)
+        if join is not None and replaying and join.ready:
+            self._flow(join)
 
     def _received(self, join: Join, event: Received) -> None:
         flowed = join.ready
+        cut = join.replay is not None and join.replay.truncated
         self.router.route(join, event.message)
+        if join.replay is not None and join.replay.truncated and not cut and not join.replaying:
+            self.router.announce_cut(join)
         if join.ready and not flowed:
             self._flow(join)
         elif join.changes_error:
@@ -567,6 +545,9 @@ class Coordinator:
         action = classify_system(join.system_error)
         words = join.system_error or f"the server ended the channel ({event.cause})"
         join.system_error = ""
+        if words == TRACK_TOO_BIG:
+            self._registry.refuse_tracking(join.share)  # the same payload would end the next join too
+            self.pushes.fail_presence(join, refused(join.name, words, Action.FATAL))
         self._join_failed(join, refused(join.name, words, action), action)
 
     def _overflowed(self, mailboxes: list[Any]) -> None:
@@ -584,6 +565,15 @@ class Coordinator:
                 self._loop.post(self.sync, subscriber.key)
 
     # Saying what is
+
+    def _tell_heartbeat(self, connection: Connection, event: HeartbeatSent | HeartbeatReplied | HeartbeatLost) -> None:
+        number = connection.connection_id
+        if isinstance(event, HeartbeatReplied):
+            self._heartbeat_listener(Heartbeat(number, "ok", event.latency))
+        elif isinstance(event, HeartbeatLost):
+            self._heartbeat_listener(Heartbeat(number, "timeout", event.waited))
+        else:
+            self._heartbeat_listener(Heartbeat(number, "sent"))
 
     def _publish_state(self, join: Join) -> None:
         connection = join.connection

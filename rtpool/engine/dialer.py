@@ -6,17 +6,17 @@ DNS, TCP, TLS and the WebSocket upgrade.
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import attrs
 
+from rtpool.engine.logs import Log
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
 from rtpool.engine.threads import join_all
 from rtpool.engine.upgrade import upgrade
@@ -24,8 +24,6 @@ from rtpool.errors import ConnectionFailed, InvalidValue, PoolClosed, RtpoolErro
 from rtpool.options import PoolOptions
 
 __all__ = ["Dialer", "Endpoint", "dial"]
-
-log = logging.getLogger("rtpool.io")
 
 Lock = threading.Lock
 
@@ -83,7 +81,7 @@ class Endpoint:
 
     def query(self, options: PoolOptions) -> str:
         """The query of the upgrade: the version and, unless it goes in a header, the key. Never to be logged."""
-        query = f"vsn={options.protocol}"
+        query = urlencode([("vsn", options.protocol), *options.params])
         if self.api_key and options.api_key_in == "query":
             query = f"apikey={quote(self.api_key, safe='')}&{query}"
         return query
@@ -147,12 +145,14 @@ class Dialer:
 
     Args:
         name: the pool's, for thread names.
+        log: where failures outside of a dial are told.
 
     Thread-safety: every method may be called from any thread.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, log: Log) -> None:
         self._name = name
+        self._log = log
         # Guards: _jobs, _threads, _idle, _stopping, _dials
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
@@ -268,4 +268,4 @@ class Dialer:
             try:
                 job()
             except Exception:
-                log.exception("! a dial thread of pool %s failed outside a dial", self._name)
+                self._log.exception("! a dial thread of pool %s failed outside a dial", self._name)

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from rtpool.engine.logs import Log
 from rtpool.engine.threads import SLICE_SECONDS, join_all
 
 __all__ = ["Dispatcher", "Mailbox"]
-
-log = logging.getLogger("rtpool.dispatch")
 
 Lock = threading.Lock
 
@@ -120,6 +119,7 @@ class Dispatcher:
         num_workers: threads, started at the first delivery.
         on_drained: called on a worker, without a lock, when a blocked mailbox has room again.
         wall: aware wall-clock time, for the bounds of a loss.
+        log: where bugs of ours are told.
 
     Thread-safety: every method may be called from any thread. User code is entered without a lock.
     """
@@ -131,8 +131,10 @@ class Dispatcher:
         *,
         on_drained: Callable[[Mailbox], None],
         wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        log: Log | None = None,
     ) -> None:
         self._name = name
+        self._log = log or logging.getLogger("rtpool.dispatch")
         self._num_workers = num_workers
         self._on_drained = on_drained
         self._wall = wall
@@ -451,4 +453,4 @@ class Dispatcher:
             run(item)
         except Exception:
             # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
-            log.exception("! a worker of pool %s failed outside a callback", self._name)
+            self._log.exception("! a worker of pool %s failed outside a callback", self._name)

@@ -5,7 +5,6 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import time
 import warnings
@@ -18,15 +17,14 @@ from rtpool.engine.coordinator import Coordinator
 from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.io_loop import IoLoop
+from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
 from rtpool.errors import PoolClosed
-from rtpool.events import StatusChange
+from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.registry import Callback, Registry
 
 __all__ = ["Engine"]
-
-log = logging.getLogger("rtpool.pool")
 
 Lock = threading.Lock
 
@@ -65,13 +63,23 @@ class Engine:
         self.name = name
         self.endpoint = endpoint
         self.options = options
+        self._log = logger_for(options, "pool")
         self.registry = Registry()
         self.budget = SendBudget(options.send_buffer_limit)
-        self.dialer = Dialer(name)
-        self.dispatcher = Dispatcher(name, options.num_workers, on_drained=self._drained)
-        self.loop = IoLoop(name, on_interrupt=self._interrupted, on_failure=self._failed, on_end=self._ended)
-        #: Called on a worker with each status of the pool; replaced whole.
+        self.dialer = Dialer(name, log=logger_for(options, "io"))
+        self.dispatcher = Dispatcher(
+            name, options.num_workers, on_drained=self._drained, log=logger_for(options, "dispatch")
+        )
+        self.loop = IoLoop(
+            name,
+            on_interrupt=self._interrupted,
+            on_failure=self._failed,
+            on_end=self._ended,
+            log=logger_for(options, "io"),
+        )
+        #: Called on a worker with each status of the pool, with each heartbeat; replaced whole.
         self.listeners: tuple[Callback, ...] = ()
+        self.heartbeat_listeners: tuple[Callback, ...] = ()
         self.callback_errors = 0
         self.overflow_gaps = 0
         #: Called on a worker with (error, callback, event) after a callback raised.
@@ -95,8 +103,9 @@ class Engine:
             dialer=self.dialer,
             budget=self.budget,
             announce=self._announce,
+            tell_heartbeat=self._tell_heartbeat,
         )
-        # Guards: _state, listeners, callback_errors, overflow_gaps
+        # Guards: _state, listeners, heartbeat_listeners, callback_errors, overflow_gaps
         self._lock = Lock()
         self._state = "new"  # new running stopping
 
@@ -165,7 +174,7 @@ class Engine:
         alive += self.dispatcher.join(deadline)
         _running.discard(self)
         for name in alive:
-            log.warning("- thread %s did not stop within %.1f s", name, timeout)
+            self._log.warning("- thread %s did not stop within %.1f s", name, timeout)
         return not alive
 
     def abandon(self) -> None:
@@ -185,13 +194,13 @@ class Engine:
         except BaseException as error:  # a callback that calls sys.exit() must not take a worker along
             with self._lock:
                 self.callback_errors += 1
-            log.exception("! callback %r of %s raised", _name(callback), where)
+            self._log.exception("! callback %r of %s raised", _name(callback), where)
             hook = self.on_callback_error
             if hook is not None:
                 try:
                     hook(error, callback, value)
                 except Exception:
-                    log.exception("! on_callback_error itself raised")
+                    self._log.exception("! on_callback_error itself raised")
             return False
         return True
 
@@ -200,9 +209,14 @@ class Engine:
         with self._lock:
             self.listeners = (*self.listeners, callback)
 
+    def listen_to_heartbeats(self, callback: Callback) -> None:
+        """Add a listener for heartbeats."""
+        with self._lock:
+            self.heartbeat_listeners = (*self.heartbeat_listeners, callback)
+
     def warn(self, message: str) -> None:
         """Log something a user should know that is no error of any call."""
-        log.warning("- pool %s: %s", self.name, message)
+        self._log.warning("- pool %s: %s", self.name, message)
 
     def count_overflow_gap(self) -> None:
         """A mailbox announced what it lost."""
@@ -210,13 +224,21 @@ class Engine:
             self.overflow_gaps += 1
 
     def _announce(self, change: StatusChange) -> None:
-        log.info("= pool %s %s", self.name, change.status)
+        self._log.info("= pool %s %s", self.name, change.status)
         if self.listeners:
             self.dispatcher.deliver_essential(self._pool_mailbox, self._run_listeners, change)
 
     def _run_listeners(self, change: StatusChange) -> None:
         for callback in self.listeners:
             self.run_user_code(callback, change, f"pool {self.name}")
+
+    def _tell_heartbeat(self, heartbeat: Heartbeat) -> None:
+        if self.heartbeat_listeners:
+            self.dispatcher.deliver_essential(self._pool_mailbox, self._run_heartbeat_listeners, heartbeat)
+
+    def _run_heartbeat_listeners(self, heartbeat: Heartbeat) -> None:
+        for callback in self.heartbeat_listeners:
+            self.run_user_code(callback, heartbeat, f"heartbeats of pool {self.name}")
 
     def _drained(self, mailbox: Mailbox) -> None:
         self.loop.post(self.coordinator.resume, mailbox)

@@ -15,11 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from rtpool.engine.logs import Log
 from rtpool.engine.threads import join_all
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
-
-log = logging.getLogger("rtpool.io")
 
 Lock = threading.Lock
 
@@ -70,6 +69,7 @@ class IoLoop:
         on_failure: called on the I/O thread when the loop itself failed, before it is taken down.
         on_end: called last on the I/O thread.
         clock: monotonic seconds, read once a turn.
+        log: where failures of the loop itself are told.
 
     Thread-safety: `post`, `start`, `stop` and `join` may be called from any thread; everything else is confined to
     the I/O thread.
@@ -83,8 +83,10 @@ class IoLoop:
         on_failure: Callable[[BaseException], None],
         on_end: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        log: Log | None = None,
     ) -> None:
         self._name = name
+        self._log = log or logging.getLogger("rtpool.io")
         self._on_interrupt = on_interrupt
         self._on_failure = on_failure
         self._on_end = on_end
@@ -144,7 +146,7 @@ class IoLoop:
             wake_out.send(b"\0")
         except (BlockingIOError, OSError) as error:
             # Full means a wake-up is pending anyway; closed means the loop has just ended.
-            log.debug("- wake-up of pool %s not needed: %s", self._name, error)
+            self._log.debug("- wake-up of pool %s not needed: %s", self._name, error)
 
     def interrupt(self) -> None:
         """
@@ -194,11 +196,11 @@ class IoLoop:
             while not self._stopping:
                 self._turn()
         except BaseException as error:  # a silent dead thread is the worst bug a library can have
-            log.exception("! the I/O thread of pool %s failed", self._name)
+            self._log.exception("! the I/O thread of pool %s failed", self._name)
             try:
                 self._on_failure(error)
             except Exception:
-                log.exception("! the failure of pool %s could not be told to everybody", self._name)
+                self._log.exception("! the failure of pool %s could not be told to everybody", self._name)
         self._close()
         self._on_end()
 
@@ -280,7 +282,7 @@ class IoLoop:
             try:
                 call(*args)
             except Exception:
-                log.exception("! a late call to pool %s failed", self._name)
+                self._log.exception("! a late call to pool %s failed", self._name)
         self._timers.clear()
         self._pollables.clear()
         if self._selector is not None:

@@ -17,8 +17,9 @@ from rtpool.events import ChannelState, SystemMessage
 from rtpool.protocol.json_engine import dumps, loads
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
-from rtpool.protocol.presence import PresenceState
+from rtpool.protocol.presence import PresenceCalls, PresenceState
 from rtpool.protocol.refusals import Action, classify_join, parse_reason
+from rtpool.protocol.replay import Replay, ReplayRequest
 from rtpool.protocol.session import JoinFailed
 from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
 
@@ -61,12 +62,20 @@ class Join:
         requested: whether it stands in the queue for its join, or waits for a token.
         changes_flow: whether the server said that Postgres changes flow since the last join.
         system_error, changes_error: the server's latest words of trouble with the channel, with its changes feed.
+        renewing: the server subscribes to changes anew because of a token it was given, and will say so.
+        replay: stored broadcasts, as soon as a member wants them; None before.
+        replaying: the server replays what an interruption cost; the answer to a presence call ends it.
+        presence_calls, presence_pushes, presence_calling, presence_timer: when the server may be told who is present;
+            who waits for that to be said, who for its answer; when the budget allows the next call.
         outage: set from the loss of the channel until events flow again.
         blocked: refused for good, until a new token or a new Channel.
+        token: what the server was given last.
+        second_chance: the server refused the token, and the callable is asked for another before anybody is told.
     """
 
     share: Share
     source: TokenSource
+    presence_calls: PresenceCalls
     members: tuple[Subscriber, ...] = ()
     connection: Connection | None = None
     config: JoinConfig = attrs.field(factory=JoinConfig)
@@ -78,6 +87,13 @@ class Join:
     changes_message: SystemMessage | None = None
     system_error: str = ""
     changes_error: str = ""
+    renewing: bool = False
+    replay: Replay | None = None
+    replay_request: ReplayRequest | None = None
+    replaying: bool = False
+    presence_pushes: list[Outgoing] = attrs.field(factory=list)
+    presence_calling: list[Outgoing] = attrs.field(factory=list)
+    presence_timer: Timer | None = None
     presence: PresenceState = attrs.field(factory=PresenceState)
     echoes: deque[Echo] = attrs.field(factory=lambda: deque(maxlen=MAX_ECHOES))
     buffer: deque[Outgoing] = attrs.field(factory=deque)
@@ -85,6 +101,7 @@ class Join:
     retry: Timer | None = None
     outage: Outage | None = None
     blocked: RtpoolError | None = None
+    second_chance: RtpoolError | None = None
     token: str | None = None
 
     @property
@@ -109,16 +126,16 @@ class Join:
     @property
     def ready(self) -> bool:
         """Whether everything it asks for flows."""
-        return self.joined and (self.changes_flow or not self.config.changes)
+        return self.joined and not self.replaying and (self.changes_flow or not self.config.changes)
 
     def body(self, *, supabase: bool) -> JsonBody:
-        """The payload of its `phx_join`; plain Phoenix servers get an empty object."""
+        """The payload of its `phx_join`; a plain Phoenix server gets what its application wants."""
         if not supabase:
-            return JsonBody(b"{}")
+            return JsonBody(self.share.key.params)
         config, key = self.config, self.share.key
         broadcast: dict[str, Any] = {"ack": config.ack, "self": config.receive_own}
-        if config.replay is not None:  # the mere presence of the key is an error on public channels
-            broadcast["replay"] = dict(config.replay)
+        if self.replay_request is not None:  # the mere presence of the key is an error on public channels
+            broadcast["replay"] = self.replay_request.to_wire()
         payload: dict[str, Any] = {
             "config": {
                 "broadcast": broadcast,

@@ -43,6 +43,7 @@ class Outgoing:
         wants_reply: False settles it once the kernel has the frame.
         timeout, deadline: seconds allowed; the monotonic instant they end.
         broadcast: set when it is one.
+        presence: whether it says who is present; then the newest wish of the join is said, not its own body.
     """
 
     subscriber: Subscriber
@@ -52,6 +53,7 @@ class Outgoing:
     timeout: float
     deadline: float
     broadcast: SentBroadcast | None = None
+    presence: bool = False
     future: Future[Any] = attrs.field(factory=Future)
 
     @property
@@ -67,8 +69,17 @@ class Outgoing:
     def timed_out(self, *, written: bool) -> PushTimeout:
         """The error for its deadline."""
         waited = "no reply to" if written else "could not send"
+        why = ""
+        if written and self.broadcast and self.subscriber.key.private:
+            # protocol 6.1: there is no error frame for either
+            why = (
+                "; on a private channel the server is also silent when the write policy denies the broadcast, or when "
+                "it could not ask the database"
+            )
+        elif not written and self.presence:
+            why = "; the server allows few presence calls, so the newest one goes out by itself as soon as it may"
         return PushTimeout(
-            f"{waited} push {self.name!r} on {self.subscriber.topic!r} within {self.timeout} s",
+            f"{waited} push {self.name!r} on {self.subscriber.topic!r} within {self.timeout} s{why}",
             topic=self.subscriber.topic,
             event=self.name,
             timeout=self.timeout,

@@ -5,8 +5,10 @@ From a message of a join to the mailboxes of the Channels that share it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
+
+import attrs
 
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.joins import Echo, Join, Outage
@@ -92,15 +94,22 @@ class Router:
             return
         meta = payload.get("meta")
         meta = meta if isinstance(meta, dict) else {}
-        event = Broadcast(
-            join.name, payload["event"], payload.get("payload"), meta.get("id"), bool(meta.get("replayed", False))
-        )
+        message_id = meta.get("id")
+        message_id = message_id if isinstance(message_id, str) else None
+        event = Broadcast(join.name, payload["event"], payload.get("payload"), message_id, meta.get("replayed") is True)
         members = join.members
-        if join.echoes and event.id is None:
+        if join.echoes and message_id is None:
             sender = join.claim_echo(event.event, event.payload)
             if sender is not None and not sender.receive_own:
                 members = tuple(s for s in members if s is not sender)
-        self._deliver(members, Delivery("broadcast", event.event, event, message))
+        delivery = Delivery("broadcast", event.event, event, message)
+        if join.replay is not None and message_id is not None:
+            if not join.replay.take(message_id, replayed=event.replayed):
+                return
+            join.replay.remember(delivery)
+            if event.replayed:
+                members = tuple(s for s in members if s.attachment is not None and s.attachment.caught_up)
+        self._deliver(members, delivery)
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
         change = parse_change(join.name, message.payload)
@@ -120,10 +129,11 @@ class Router:
             str(payload.get("message", "")),
         )
         if event.extension == POSTGRES_CHANGES and event.status == "ok":
-            if join.changes_flow and join.outage is None:
+            if join.changes_flow and join.outage is None and not join.renewing:
                 # A second one on a healthy join: the server restarted the feed and told nobody what it missed.
                 self.announce_gap(join, Outage("feed restart", self._wall()))
             join.changes_flow, join.changes_message, join.changes_error = True, event, ""
+            join.renewing = False
         elif event.extension == POSTGRES_CHANGES:
             join.changes_error = event.message
         elif event.extension == SYSTEM and event.status == "error":
@@ -189,15 +199,36 @@ class Router:
         if join.presence.synced and subscriber.config.presence:
             changes = [PresenceChange("join", key, metas, ()) for key, metas in join.presence.snapshot().items()]
             self._presence_changed(join, (subscriber,), changes, None)
+        attachment = subscriber.attachment
+        if join.replay is not None and attachment is not None and subscriber.replay and not attachment.caught_up:
+            attachment.caught_up = True
+            for delivery in join.replay.recent:
+                event = attrs.evolve(delivery.event, replayed=True)
+                self._deliver((subscriber,), delivery._replace(event=event))
 
     def announce_gap(self, join: Join, outage: Outage) -> None:
         """Tell every Channel that was served before the outage."""
-        gap = Gap(join.name, outage.cause, outage.lost_from, self._wall())
+        gap = replayed = Gap(join.name, outage.cause, outage.lost_from, self._wall())
+        if join.replay is not None and join.replay_request is not None:
+            replayed = attrs.evolve(gap, replay=join.replay.count, truncated=join.replay.truncated)
         for subscriber in join.members:
             attachment = subscriber.attachment
             if attachment is not None and attachment.ready.done():
-                self.gaps += 1
-                self._essential(subscriber, Delivery("gap", outage.cause, gap))
+                self._gap(subscriber, replayed if attachment.caught_up else gap)
+
+    def announce_cut(self, join: Join) -> None:
+        """The first replay of a join may lack its beginning: tell those it was for."""
+        if join.replay is None or join.replay_request is None:
+            return
+        since = datetime.fromtimestamp(join.replay_request.since / 1000, timezone.utc)
+        gap = Gap(join.name, "replay", since, self._wall(), replay=join.replay.count, truncated=True)
+        for subscriber in join.members:
+            if subscriber.attachment is not None and subscriber.attachment.caught_up:
+                self._gap(subscriber, gap)
+
+    def _gap(self, subscriber: Subscriber, gap: Gap) -> None:
+        self.gaps += 1
+        self._essential(subscriber, Delivery("gap", gap.cause, gap))
 
     def tell(self, subscriber: Subscriber, change: StatusChange) -> None:
         """Queue a status for a Channel's listeners, behind what it was sent before."""

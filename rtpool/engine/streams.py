@@ -6,7 +6,7 @@ calls both go this way.
 from __future__ import annotations
 
 import base64
-import logging
+import contextlib
 import socket
 import ssl
 import threading
@@ -21,8 +21,6 @@ from rtpool.options import Dial, PoolOptions
 from rtpool.protocol.refusals import classify_proxy, classify_socks
 
 __all__ = ["Address", "Cancelled", "failure", "open_stream"]
-
-log = logging.getLogger("rtpool.io")
 
 Lock = threading.Lock
 
@@ -83,11 +81,9 @@ class Cancelled:
             self._cancelled = True
             sock = self._sock
         if sock is not None:
-            try:
-                # Wakes a thread that waits in recv on this socket; closing it would not.
+            # Wakes a thread that waits in recv on this socket; closing it would not. An error says that it was over.
+            with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("- a dial was over before it could be broken off: %s", error)
 
 
 def open_stream(address: Address, options: PoolOptions, deadline: float, cancelled: Cancelled) -> socket.socket:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from rtpool.errors import InvalidType, InvalidValue, ProtocolError
@@ -18,7 +19,7 @@ try:
 except ImportError:  # the `speedups` extra is not installed
     orjson = None  # type: ignore[assignment, unused-ignore]
 
-__all__ = ["dumps", "loads"]
+__all__ = ["dumps", "json_object", "loads"]
 
 #: Nineteen digits is the shortest run that can leave the range of a signed 64-bit integer.
 _LARGE_NUMBER = re.compile(rb"[0-9]{19}")
@@ -44,6 +45,19 @@ def dumps(value: Any, what: str = "the payload") -> bytes:
         raise InvalidType(f"{what} cannot be written as JSON: {error}") from error
     except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise InvalidValue(f"{what} cannot be written as JSON: {error}") from error
+
+
+def json_object(value: object, what: str = "the payload") -> bytes:
+    """
+    Encode what has to be a JSON object.
+
+    Raises:
+        InvalidType: no mapping, or a type JSON does not have.
+        InvalidValue: as `dumps`.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidType(f"{what} must be a JSON object (a dict), not {type(value).__name__}")
+    return dumps(value if isinstance(value, dict) else dict(value), what)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,18 +1,21 @@
 """
-The presence of one join: the server's state and diffs, merged by Phoenix's algorithm.
+The presence of one join: the server's state and diffs, merged by Phoenix's algorithm; and what we say of ourselves.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rtpool.protocol.messages import JsonBody
 
-__all__ = ["PresenceChange", "PresenceState", "UNTRACK", "track_body"]
+__all__ = ["PresenceCalls", "PresenceChange", "PresenceState", "UNTRACK", "track_body"]
 
 Metas = tuple[Mapping[str, Any], ...]
 
+#: Diffs kept until the state they belong to comes. It follows the join's reply at once, so more is a broken server.
+MAX_WAITING = 1_000
 
 #: The payload of a push that ends a presence.
 UNTRACK = JsonBody(b'{"type":"presence","event":"untrack"}')
@@ -45,7 +48,7 @@ class PresenceState:
     def __init__(self) -> None:
         self._metas: dict[str, Metas] = {}
         self._synced = False
-        self._waiting: list[tuple[dict[str, Metas], dict[str, Metas]]] = []
+        self._waiting: deque[tuple[dict[str, Metas], dict[str, Metas]]] = deque(maxlen=MAX_WAITING)
 
     @property
     def synced(self) -> bool:
@@ -77,9 +80,8 @@ class PresenceState:
                 leaves[key] = left
         changes = self._apply(joins, leaves)
         self._synced = True
-        waiting, self._waiting = self._waiting, []
-        for diff in waiting:
-            changes += self._apply(*diff)
+        while self._waiting:
+            changes += self._apply(*self._waiting.popleft())
         return changes
 
     def sync_diff(self, payload: Any) -> list[PresenceChange] | None:
@@ -110,6 +112,63 @@ class PresenceState:
                 del self._metas[key]
             changes.append(PresenceChange("leave", key, metas, remaining))
         return changes
+
+
+class PresenceCalls:
+    """
+    When a join may tell the server who it is, and whether there is anything to tell.
+
+    The server ends a channel that makes more than `max_calls` presence calls within `window` seconds, whatever they say
+    (protocol 7). So not every wish is said but the newest: one call at a time, and none over the budget. A call counts
+    from its answer, which is never earlier than the server's own count.
+
+    Args:
+        max_calls: calls in a window.
+        window: seconds.
+
+    Thread-safety: none; confined to the I/O thread.
+    """
+
+    def __init__(self, max_calls: int, window: float) -> None:
+        self._window = window
+        self._answered_at: deque[float] = deque(maxlen=max_calls)
+        self._told: bytes | None = None
+        self._unsure = False
+        #: Whether a call awaits its answer.
+        self.in_flight = False
+
+    def rejoined(self) -> None:
+        """A new join began: the server knows nothing of us, and counts anew."""
+        self._answered_at.clear()
+        self._told, self._unsure, self.in_flight = None, False, False
+
+    def has_news(self, wish: bytes | None, *, asked: bool) -> bool:
+        """
+        Whether the server is to be told.
+
+        Args:
+            wish: the encoded payload to be present with, None to be absent.
+            asked: whether somebody asks for it now; a wish that was refused is said again only then.
+        """
+        return self._told != wish or (self._unsure and asked)
+
+    def may_call(self, now: float) -> bool:
+        """Whether a call may go out now."""
+        times = self._answered_at
+        return not self.in_flight and (len(times) < (times.maxlen or 0) or now - times[0] >= self._window)
+
+    def next_at(self) -> float:
+        """When the budget allows another call, after it did not."""
+        return self._answered_at[0] + self._window
+
+    def called(self, wish: bytes | None) -> None:
+        """A call went out."""
+        self._told, self.in_flight = wish, True
+
+    def answered(self, now: float, *, ok: bool) -> None:
+        """It was answered, or is given up."""
+        self._answered_at.append(now)
+        self._unsure, self.in_flight = not ok, False
 
 
 def _refs(metas: Metas) -> set[Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "ChannelLost",
     "HeartbeatLost",
     "HeartbeatReplied",
+    "HeartbeatSent",
     "JoinFailed",
     "Joined",
     "Left",
@@ -110,6 +111,10 @@ class Received(NamedTuple):
     message: WireMessage
 
 
+class HeartbeatSent(NamedTuple):
+    """A heartbeat is on its way."""
+
+
 class HeartbeatReplied(NamedTuple):
     """A heartbeat came back after `latency` seconds."""
 
@@ -122,7 +127,9 @@ class HeartbeatLost(NamedTuple):
     waited: float
 
 
-SessionEvent = Joined | JoinFailed | ChannelLost | Left | PushSettled | Received | HeartbeatReplied | HeartbeatLost
+SessionEvent = (
+    Joined | JoinFailed | ChannelLost | Left | PushSettled | Received | HeartbeatSent | HeartbeatReplied | HeartbeatLost
+)
 
 
 @attrs.define(eq=False)
@@ -346,6 +353,7 @@ class Session:
         if self._next_heartbeat is not None and self._next_heartbeat <= now:
             self._next_heartbeat = None  # the next follows the reply
             self._send("heartbeat", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None, now, self._heartbeat_timeout)
+            self._events.append(HeartbeatSent())
 
     # What the server does
 

@@ -45,6 +45,7 @@ class Clock:
         self._due: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
         self._armed: asyncio.TimerHandle | None = None
+        self._sweep_at = 64
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -53,6 +54,10 @@ class Clock:
     def call_later(self, seconds: float, call: Callable[[], Any]) -> Timer:
         """Call in so many seconds of this clock."""
         timer = Timer(call)
+        if len(self._due) >= self._sweep_at:  # most wait for a far expiry and are taken back long before
+            self._due = [entry for entry in self._due if entry[2].call is not None]
+            heapq.heapify(self._due)
+            self._sweep_at = 2 * len(self._due) + 64
         heapq.heappush(self._due, (self.now() + seconds, next(self._numbers), timer))
         self._arm()
         return timer

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtpool.protocol.presence import PresenceChange, PresenceState, track_body
+from rtpool.protocol.presence import MAX_WAITING, PresenceCalls, PresenceChange, PresenceState, track_body
 
 
 def metas(*refs: str) -> dict[str, Any]:
@@ -118,3 +118,73 @@ def test_diffs_and_state_in_any_interleaving_end_equal_to_the_server(
     expected = {key: {m["phx_ref"] for m in held} for key, held in server.items() if held}
     assert {key: {m["phx_ref"] for m in held} for key, held in client.snapshot().items()} == expected
     assert {key: set(refs) for key, refs in seen.items() if refs} == expected
+
+
+def test_a_call_goes_out_at_once_and_the_next_only_after_its_answer() -> None:
+    calls = PresenceCalls(5, 30.0)
+    assert calls.has_news(b"{}", asked=True)
+    assert calls.may_call(0.0)
+    calls.called(b"{}")
+    assert not calls.may_call(0.0)
+    calls.answered(0.1, ok=True)
+    assert calls.may_call(0.1)
+    assert not calls.has_news(b"{}", asked=True), "the server knows it already"
+    assert calls.has_news(None, asked=False)
+
+
+def test_a_sixth_call_waits_until_the_first_answer_is_thirty_seconds_old() -> None:
+    calls = PresenceCalls(5, 30.0)
+    for index in range(5):
+        assert calls.may_call(float(index))
+        calls.called(b"%d" % index)
+        calls.answered(float(index), ok=True)
+    assert not calls.may_call(29.9)
+    assert calls.next_at() == 30.0
+    assert calls.may_call(30.0)
+
+
+def test_a_refused_wish_is_said_again_only_when_somebody_asks() -> None:
+    calls = PresenceCalls(5, 30.0)
+    calls.called(b"{}")
+    calls.answered(0.0, ok=False)
+    assert not calls.has_news(b"{}", asked=False)
+    assert calls.has_news(b"{}", asked=True)
+    assert calls.has_news(b"[]", asked=False), "another wish is another matter"
+
+
+def test_a_rejoin_starts_the_budget_and_the_servers_knowledge_anew() -> None:
+    calls = PresenceCalls(1, 30.0)
+    calls.called(b"{}")
+    calls.answered(0.0, ok=True)
+    assert not calls.may_call(1.0)
+    calls.rejoined()
+    assert calls.may_call(1.0)
+    assert calls.has_news(b"{}", asked=False)
+    assert not calls.has_news(None, asked=True), "a new join is absent by itself"
+
+
+def test_diffs_that_wait_for_a_state_that_never_comes_are_bounded() -> None:
+    presence = PresenceState()
+    for index in range(MAX_WAITING + 10):
+        presence.sync_diff({"joins": {f"k{index}": {"metas": [{"phx_ref": str(index)}]}}, "leaves": {}})
+    assert len(presence._waiting) == MAX_WAITING
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 5)), min_size=1, max_size=60))
+def test_no_server_window_ever_sees_more_calls_than_the_budget(steps: list[tuple[float, float]]) -> None:
+    """The server's fixed window starts with a call's arrival, which is anywhere between its sending and its answer."""
+    calls, now, arrivals = PresenceCalls(5, 30.0), 0.0, []
+    for pause, latency in steps:
+        now += pause
+        if not calls.may_call(now):
+            now = calls.next_at()
+        calls.called(None)
+        arrivals.append(now + latency / 2)
+        now += latency
+        calls.answered(now, ok=True)
+    window_start, count = arrivals[0], 0
+    for arrival in arrivals:
+        if arrival - window_start >= 30.0:
+            window_start, count = arrival, 0
+        count += 1
+        assert count <= 5

@@ -15,6 +15,7 @@ from rtpool.protocol.session import (
     ChannelLost,
     HeartbeatLost,
     HeartbeatReplied,
+    HeartbeatSent,
     Joined,
     JoinFailed,
     Left,
@@ -347,7 +348,7 @@ def test_heartbeats_go_out_every_interval_after_the_reply_whatever_comes_in(driv
     (beat,) = driver.sent()
     assert beat[2:] == ["phoenix", "heartbeat", {}]
     assert beat[0] is None
-    driver.session.events()
+    assert driver.session.events()[-1] == HeartbeatSent()
     driver.now += 0.25
     driver.reply(beat)
     assert driver.session.events() == [HeartbeatReplied(0.25)]
@@ -358,7 +359,7 @@ def test_an_unanswered_heartbeat_is_told_once(driver: Driver) -> None:
     driver.advance(25.0)
     driver.sent()
     driver.advance(9.9)
-    assert driver.session.events() == []
+    assert driver.session.events() == [HeartbeatSent()]
     driver.advance(0.1)
     assert driver.session.events() == [HeartbeatLost(10.0)]
     driver.advance(100.0)
@@ -372,7 +373,7 @@ def test_a_late_heartbeat_does_not_count_while_a_join_is_outstanding() -> None:
     driver.session.join(TOPIC, BODY, driver.now)
     (join,) = driver.sent()
     driver.advance(12.0)
-    assert driver.session.events() == []
+    assert driver.session.events() == [HeartbeatSent()]
     driver.reply(join, "error", {"reason": "x"})
     driver.reply(beat)
     assert [type(e) for e in driver.session.events()] == [JoinFailed, HeartbeatReplied]
@@ -386,7 +387,7 @@ def test_while_nothing_is_read_heartbeats_go_out_and_no_reply_is_expected() -> N
         driver.session.not_reading(driver.now)
         driver.session.tick(driver.now)
         beats += driver.sent()
-    assert driver.session.events() == []
+    assert driver.session.events() == [HeartbeatSent()] * len(beats)
     assert len(beats) >= 5
     driver.reply(beats[-1])
     assert isinstance(driver.session.events()[0], HeartbeatReplied)

@@ -1,0 +1,187 @@
+"""
+Pushes on the I/O thread: to the server, into a join's buffer until it is joined, back to their callers; and the
+presence of each join. Everything here runs on the I/O thread.
+"""
+
+from __future__ import annotations
+
+from rtpool.engine.io_loop import IoLoop
+from rtpool.engine.joins import Join
+from rtpool.engine.outgoing import Outgoing, SendBudget
+from rtpool.engine.routing import Router
+from rtpool.errors import RtpoolError
+from rtpool.protocol.messages import PRESENCE, JsonBody
+from rtpool.protocol.presence import UNTRACK, track_body
+from rtpool.protocol.session import PushSettled
+
+__all__ = ["Pushes"]
+
+
+class Pushes:
+    """
+    What is on its way out.
+
+    Args:
+        loop: the engine's.
+        budget: frees the room of what is settled.
+        router: loops broadcasts back to siblings.
+        reply_timeout: seconds for the reply to what rtpool says of its own accord.
+
+    Thread-safety: confined to the I/O thread, except `sent`, which may be read anywhere.
+    """
+
+    def __init__(self, loop: IoLoop, budget: SendBudget, router: Router, *, reply_timeout: float) -> None:
+        self._loop = loop
+        self._budget = budget
+        self._router = router
+        self._reply_timeout = reply_timeout
+        #: Pushes the kernel has had whole.
+        self.sent = 0
+
+    def push(self, join: Join, outgoing: Outgoing) -> None:
+        """Send a push now, or keep it until its join is."""
+        if outgoing.presence:
+            join.presence_pushes.append(outgoing)
+            self._loop.call_at(outgoing.deadline, lambda: self._expire_presence(join, outgoing))
+            self.say_presence(join)
+        elif join.buffer or not self._hand_over(join, outgoing):
+            self._keep(join, outgoing, first=False)
+
+    def refuse(self, outgoing: Outgoing, error: RtpoolError) -> None:
+        """A push that cannot be carried at all."""
+        self._budget.settle(outgoing, None, error)
+
+    def flush(self, join: Join) -> None:
+        """A join is joined: send what waited for that."""
+        while join.buffer and self._hand_over(join, join.buffer[0]):
+            join.buffer.popleft()
+
+    def fail(self, join: Join, error: RtpoolError | None = None) -> None:
+        """Nothing of a join is sent any more, because of `error`, or because everybody left."""
+        for outgoing in join.buffer:
+            self._budget.settle(outgoing, None, error.again() if error else outgoing.unsubscribed())
+        join.buffer.clear()
+        self.fail_presence(join, error)
+
+    def say(self, join: Join, event: str, body: JsonBody) -> None:
+        """Push on a live join what is answered by nothing."""
+        if join.connection is not None:
+            now = self._loop.now
+            deadline = now + self._reply_timeout
+            join.connection.session.push(
+                join.topic, event, body, token=None, wants_reply=False, deadline=deadline, now=now
+            )
+
+    def settled(self, event: PushSettled, *, keep: bool) -> tuple[Join, Outgoing] | None:
+        """
+        A session is done with a push.
+
+        Args:
+            keep: whether one that was never sent may be sent later.
+
+        Returns:
+            What is to be kept, for `keep_unsent`; the frames of one loss come in the order of sending.
+        """
+        if event.written:
+            self.sent += 1
+        if event.token is None:
+            return None
+        join: Join
+        outgoing: Outgoing | None
+        join, outgoing = event.token
+        if outgoing is None:
+            self._presence_answered(join, event)
+            return None
+        if event.outcome == "lost" and not event.written and keep and not join.leaving:
+            return join, outgoing  # the server cannot have seen it whole: it may be sent again
+        error = outgoing.error_of(event)
+        if error is None:
+            self._router.loop_back(join, outgoing)
+        self._budget.settle(outgoing, event.response, error)
+        return None
+
+    def keep_unsent(self, unsent: list[tuple[Join, Outgoing]]) -> None:
+        """Put back, in their order and before what waits already, pushes that a loss overtook."""
+        for join, outgoing in reversed(unsent):
+            self._keep(join, outgoing, first=True)
+
+    def _hand_over(self, join: Join, outgoing: Outgoing) -> bool:
+        if not join.joined or join.connection is None:
+            return False
+        accepted = join.connection.session.push(
+            join.topic,
+            outgoing.event,
+            outgoing.body,
+            token=(join, outgoing),
+            wants_reply=outgoing.wants_reply,
+            deadline=outgoing.deadline,
+            now=self._loop.now,
+        )
+        if accepted:
+            self._router.sent(join, outgoing)
+        return accepted
+
+    def _keep(self, join: Join, outgoing: Outgoing, *, first: bool) -> None:
+        if first:
+            join.buffer.appendleft(outgoing)
+        else:
+            join.buffer.append(outgoing)
+        self._loop.call_at(outgoing.deadline, lambda: self._expire(join, outgoing))
+
+    def _expire(self, join: Join, outgoing: Outgoing) -> None:
+        if outgoing in join.buffer:
+            join.buffer.remove(outgoing)
+            self._budget.settle(outgoing, None, outgoing.timed_out(written=False))
+
+    # Presence
+
+    def say_presence(self, join: Join) -> None:
+        """Tell the server who we are, if it does not know, now or as soon as its budget allows."""
+        calls, wish, now = join.presence_calls, join.share.wish, self._loop.now
+        if calls.in_flight or not join.joined or join.connection is None:
+            return
+        if not calls.has_news(wish, asked=bool(join.presence_pushes)) and not join.replaying:
+            pushes, join.presence_pushes = join.presence_pushes, []
+            for outgoing in pushes:  # a sibling has said it already
+                self._budget.settle(outgoing, {}, None)
+            return
+        if not calls.may_call(now):
+            if join.presence_timer is None or join.presence_timer.cancelled:
+                join.presence_timer = self._loop.call_at(calls.next_at(), lambda: self.say_presence(join))
+            return
+        join.presence_calling, join.presence_pushes = join.presence_pushes, []
+        calls.called(wish)
+        join.connection.session.push(
+            join.topic,
+            PRESENCE,
+            UNTRACK if wish is None else track_body(wish),
+            token=(join, None),
+            wants_reply=True,
+            deadline=now + self._reply_timeout,
+            now=now,
+        )
+
+    def fail_presence(self, join: Join, error: RtpoolError | None = None) -> None:
+        """Nobody is to wait for its presence any longer."""
+        for outgoing in (*join.presence_calling, *join.presence_pushes):
+            self._budget.settle(outgoing, None, error.again() if error else outgoing.unsubscribed())
+        join.presence_calling.clear()
+        join.presence_pushes.clear()
+
+    def _presence_answered(self, join: Join, event: PushSettled) -> None:
+        pushes, join.presence_calling = join.presence_calling, []
+        if event.outcome == "lost":
+            # Said again after the rejoin, and then they have their answer.
+            join.presence_calls.rejoined()
+            join.presence_pushes = pushes + join.presence_pushes
+            return
+        join.presence_calls.answered(self._loop.now, ok=event.outcome == "reply" and event.status == "ok")
+        for outgoing in pushes:
+            self._budget.settle(outgoing, event.response, outgoing.error_of(event))
+        join.replaying = False  # replays come before the answer: one process sends both
+        self.say_presence(join)
+
+    def _expire_presence(self, join: Join, outgoing: Outgoing) -> None:
+        if not outgoing.future.done():
+            self._budget.settle(outgoing, None, outgoing.timed_out(written=outgoing in join.presence_calling))
+            join.presence_pushes = [o for o in join.presence_pushes if o is not outgoing]
