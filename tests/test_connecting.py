@@ -253,15 +253,21 @@ SLOW: list[tuple[str, Serve, dict[str, str]]] = [
     ("socks4 proxy, silent", silence, {"proxy": "socks4"}),
     ("socks5 proxy, dribbling", dribble(b"\x05\x00\x05\x00\x00\x03\xff", b"x"), {"proxy": "socks5"}),
     ("TLS, silent", silence, {"scheme": "https"}),
+    ("upgrade over a dial function's socket", silence, {"dial": "yes"}),
 ]
+
+
+def settings_of(way: dict[str, str], port: int) -> dict[str, Any]:
+    if "dial" in way:
+        return {"dial": lambda host, _, seconds: socket.create_connection((host, port))}
+    return {"proxy": f"{way['proxy']}://127.0.0.1:{port}"} if "proxy" in way else {}
 
 
 @pytest.mark.parametrize(("serve", "way"), [case[1:] for case in SLOW], ids=[case[0] for case in SLOW])
 def test_one_deadline_covers_every_step(serve: Serve, way: dict[str, str]) -> None:
     with Peer(serve) as slow:
         scheme = way.get("scheme", "http")
-        settings = {"proxy": f"{way['proxy']}://127.0.0.1:{slow.port}"} if "proxy" in way else {}
-        error = fails(f"{scheme}://127.0.0.1:{slow.port}", connection_timeout=0.3, **settings)
+        error = fails(f"{scheme}://127.0.0.1:{slow.port}", connection_timeout=0.3, **settings_of(way, slow.port))
     assert "within 0.3 s" in str(error)
     assert error.retryable
 
@@ -271,13 +277,13 @@ def test_close_breaks_off_every_step(serve: Serve, way: dict[str, str], make_poo
     reached = threading.Event()
 
     def noting(peer: Peer, sock: socket.socket) -> None:
+        sock.recv(1, socket.MSG_PEEK)  # it has spoken, and waits
         reached.set()
         serve(peer, sock)
 
     with Peer(noting) as slow:
         scheme = way.get("scheme", "http")
-        settings = {"proxy": f"{way['proxy']}://127.0.0.1:{slow.port}"} if "proxy" in way else {}
-        pool = make_pool(f"{scheme}://127.0.0.1:{slow.port}", connection_timeout=60, **settings)
+        pool = make_pool(f"{scheme}://127.0.0.1:{slow.port}", connection_timeout=60, **settings_of(way, slow.port))
         pool.channel("room").subscribe(wait=False)
         assert reached.wait(10)
         assert pool.close(5)

@@ -68,7 +68,7 @@ def test_a_pool_that_never_connected_sends_without_a_thread_or_a_socket(
 
 
 @pytest.mark.parametrize("name", ["a/b", "ü €", "%2F?x=1&y#z", "..", ".", "a\nb", "x" * 246])
-def test_any_topic_and_event_arrives_as_it_is(pool: rtpool.RealtimePool, name: str) -> None:
+def test_any_topic_and_event_arrives_as_it_is(server: RealtimeServer, pool: rtpool.RealtimePool, name: str) -> None:
     heard = Recorder()
     pool.channel(name).on_broadcast("*", heard).subscribe()
     pool.broadcast(name, "e", {"n": 1})
@@ -79,6 +79,8 @@ def test_any_topic_and_event_arrives_as_it_is(pool: rtpool.RealtimePool, name: s
         (name, name, 2),
         (name, name, 3),
     ]
+    by_path = ["/events/" in request.path for request in server.requests]
+    assert by_path == ([False] * 3 if name in (".", "..") else [True, True, False])
 
 
 def test_bytes_whose_path_would_be_taken_for_another_are_refused(pool: rtpool.RealtimePool) -> None:
