@@ -46,15 +46,20 @@ def test_an_ipv6_address_in_the_url_is_reached(
         assert seen.wait(1)[0].headers["host"] == f"[::1]:{server.port}"
 
 
-def test_the_next_address_of_a_name_is_tried_when_one_does_not_answer(
+def test_the_next_address_of_a_name_is_tried_when_one_refuses_or_does_not_answer(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def two_addresses(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
-        dead = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", closed_port()))
-        return [dead, (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+    listener, queued = full_listener()
+    ports = [closed_port(), listener.getsockname()[1], server.port]
 
-    monkeypatch.setattr("rtpool.engine.streams.socket.getaddrinfo", two_addresses)
-    works(make_pool(f"http://two.example:{server.port}"))
+    def three_addresses(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+
+    monkeypatch.setattr("rtpool.engine.streams.socket.getaddrinfo", three_addresses)
+    with contextlib.ExitStack() as stack:
+        for sock in (listener, *queued):
+            stack.enter_context(sock)
+        works(make_pool("http://three.example", connection_timeout=1.0))
 
 
 def test_a_host_that_does_not_exist_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:

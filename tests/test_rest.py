@@ -379,7 +379,7 @@ def test_plain_phoenix_has_no_rest(make_pool: MakePool) -> None:
 def test_a_closed_pool_sends_nothing(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
     pool.close()
     for send in (lambda: pool.broadcast("room", "x", {}), lambda: pool.broadcast_many([GOOD])):
-        with pytest.raises(rtpool.PoolClosed):
+        with pytest.raises(rtpool.PoolClosed, match="make a new one"):
             send()
     assert server.requests == []
 
