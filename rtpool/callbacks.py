@@ -5,23 +5,22 @@ Registering callbacks: the half of a `Channel` that says what it wants to hear.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from typing_extensions import Self
-
-from rtpool.checks import check_callable, check_name, check_type
+from rtpool.checks import check_callable, check_name
 from rtpool.engine.engine import Engine
-from rtpool.errors import InvalidType, InvalidValue
+from rtpool.errors import InvalidValue
 from rtpool.events import Broadcast, Gap, Message, PostgresChange, Presence, StatusChange, SystemMessage
+from rtpool.filters import Filter
 from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.registry import Binding, Subscriber
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
+
 __all__ = ["Callbacks"]
 
-CHANGE_EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
-
-C = TypeVar("C", bound="Callbacks")
 E_ = TypeVar("E_")
 Handler = Callable[[E_], object]
 
@@ -37,7 +36,7 @@ class Callbacks:
     _subscriber: Subscriber
 
     @overload
-    def on_broadcast(self: C, event: str, callback: Handler[Broadcast]) -> C: ...
+    def on_broadcast(self, event: str, callback: Handler[Broadcast]) -> Self: ...
     @overload
     def on_broadcast(self, event: str) -> Callable[[Handler[Broadcast]], Handler[Broadcast]]: ...
     def on_broadcast(self, event: str, callback: Handler[Broadcast] | None = None) -> Any:
@@ -56,23 +55,23 @@ class Callbacks:
 
     @overload
     def on_postgres_changes(
-        self: C,
+        self,
         event: str,
         callback: Handler[PostgresChange],
         *,
-        schema: str = ...,
+        schema: str | None = ...,
         table: str | None = ...,
-        filter: str | None = ...,
+        filter: Filter | str | None = ...,
         select: Sequence[str] | None = ...,
-    ) -> C: ...
+    ) -> Self: ...
     @overload
     def on_postgres_changes(
         self,
         event: str,
         *,
-        schema: str = ...,
+        schema: str | None = ...,
         table: str | None = ...,
-        filter: str | None = ...,
+        filter: Filter | str | None = ...,
         select: Sequence[str] | None = ...,
     ) -> Callable[[Handler[PostgresChange]], Handler[PostgresChange]]: ...
     def on_postgres_changes(
@@ -80,9 +79,9 @@ class Callbacks:
         event: str,
         callback: Handler[PostgresChange] | None = None,
         *,
-        schema: str = "public",
+        schema: str | None = "public",
         table: str | None = None,
-        filter: str | None = None,
+        filter: Filter | str | None = None,
         select: Sequence[str] | None = None,
     ) -> Any:
         """
@@ -93,31 +92,24 @@ class Callbacks:
 
         Args:
             event: ``"INSERT"``, ``"UPDATE"``, ``"DELETE"`` in any case, or ``"*"``.
-            schema, table: ``"*"`` or None (table) for all that are published.
-            filter: the server's grammar, e.g. ``"status=eq.rented"``.
-            select: column names to receive; None for all.
+            schema: ``"*"`` for all; None for ``public``, and then `table` must be given.
+            table: ``"*"`` or None for all that are published.
+            filter: made with `rtpool.filters`, or in the server's grammar, e.g. ``"status=eq.rented"``; blank is none.
+                Of DELETEs the server compares the replica identity, by default the primary key alone.
+            select: names of the columns to receive, of one table; None for all. The primary key always comes.
 
         Returns:
             The Channel; without `callback` a decorator.
 
         Raises:
-            InvalidValue, InvalidType: naming the argument.
+            InvalidValue, InvalidType: naming the argument; for a filter with the position of what is wrong.
         """
         self._require_supabase("on_postgres_changes", "on(event)")
-        check_type("event", event, str)
-        if event.upper() not in CHANGE_EVENTS:
-            raise InvalidValue(f"event must be one of {', '.join(CHANGE_EVENTS)}, not {event!r}")
-        check_name("schema", schema, MAX_NAME_BYTES)
-        for name, value in (("table", table), ("filter", filter)):
-            if value is not None:
-                check_type(name, value, str)
-        if isinstance(select, str) or (select is not None and not all(isinstance(c, str) for c in select)):
-            raise InvalidType("select must be a sequence of column names")
-        change = ChangeBinding(event.upper(), schema, table, filter or None, tuple(select) if select else None)
-        return self._bind("postgres_changes", event.upper(), callback, change)
+        change = ChangeBinding.checked(event, schema, table, filter, select)
+        return self._bind("postgres_changes", change.event, callback, change)
 
     @overload
-    def on_presence_sync(self: C, callback: Handler[Presence]) -> C: ...
+    def on_presence_sync(self, callback: Handler[Presence]) -> Self: ...
     @overload
     def on_presence_sync(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
     def on_presence_sync(self, callback: Handler[Presence] | None = None) -> Any:
@@ -125,7 +117,7 @@ class Callbacks:
         return self._bind("presence", "sync", callback)
 
     @overload
-    def on_presence_join(self: C, callback: Handler[Presence]) -> C: ...
+    def on_presence_join(self, callback: Handler[Presence]) -> Self: ...
     @overload
     def on_presence_join(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
     def on_presence_join(self, callback: Handler[Presence] | None = None) -> Any:
@@ -133,7 +125,7 @@ class Callbacks:
         return self._bind("presence", "join", callback)
 
     @overload
-    def on_presence_leave(self: C, callback: Handler[Presence]) -> C: ...
+    def on_presence_leave(self, callback: Handler[Presence]) -> Self: ...
     @overload
     def on_presence_leave(self) -> Callable[[Handler[Presence]], Handler[Presence]]: ...
     def on_presence_leave(self, callback: Handler[Presence] | None = None) -> Any:
@@ -141,7 +133,7 @@ class Callbacks:
         return self._bind("presence", "leave", callback)
 
     @overload
-    def on_system(self: C, callback: Handler[SystemMessage]) -> C: ...
+    def on_system(self, callback: Handler[SystemMessage]) -> Self: ...
     @overload
     def on_system(self) -> Callable[[Handler[SystemMessage]], Handler[SystemMessage]]: ...
     def on_system(self, callback: Handler[SystemMessage] | None = None) -> Any:
@@ -150,7 +142,7 @@ class Callbacks:
         return self._bind("system", "*", callback)
 
     @overload
-    def on_gap(self: C, callback: Handler[Gap]) -> C: ...
+    def on_gap(self, callback: Handler[Gap]) -> Self: ...
     @overload
     def on_gap(self) -> Callable[[Handler[Gap]], Handler[Gap]]: ...
     def on_gap(self, callback: Handler[Gap] | None = None) -> Any:
@@ -158,7 +150,7 @@ class Callbacks:
         return self._bind("gap", "*", callback)
 
     @overload
-    def on_status(self: C, callback: Handler[StatusChange]) -> C: ...
+    def on_status(self, callback: Handler[StatusChange]) -> Self: ...
     @overload
     def on_status(self) -> Callable[[Handler[StatusChange]], Handler[StatusChange]]: ...
     def on_status(self, callback: Handler[StatusChange] | None = None) -> Any:
@@ -170,7 +162,7 @@ class Callbacks:
         return self._bind("status", "*", callback)
 
     @overload
-    def on(self: C, event: str, callback: Handler[Message]) -> C: ...
+    def on(self, event: str, callback: Handler[Message]) -> Self: ...
     @overload
     def on(self, event: str) -> Callable[[Handler[Message]], Handler[Message]]: ...
     def on(self, event: str, callback: Handler[Message] | None = None) -> Any:

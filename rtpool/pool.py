@@ -28,9 +28,11 @@ from rtpool.engine.mailboxes import make_subscriber_mailbox
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import Heartbeat, PostgresChange, StatusChange
+from rtpool.filters import Filter
 from rtpool.options import PoolOptions, make_options
 from rtpool.protocol.json_engine import json_object
 from rtpool.protocol.messages import MAX_NAME_BYTES
+from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import read_replay
 from rtpool.registry import ShareKey, Subscriber
 from rtpool.rest import RestBroadcasts, RestClient
@@ -203,8 +205,8 @@ class RealtimePool(RestBroadcasts):
         callback: Callable[[PostgresChange], object],
         *,
         event: str = "*",
-        schema: str = "public",
-        filter: str | None = None,
+        schema: str | None = "public",
+        filter: Filter | str | None = None,
         select: Sequence[str] | None = None,
         timeout: float = 10.0,
     ) -> Channel:
@@ -222,10 +224,14 @@ class RealtimePool(RestBroadcasts):
             As `Channel.on_postgres_changes` and `Channel.subscribe`.
         """
         check_type("table", table, str)
-        wish = repr((event, schema, table, filter, tuple(select or ())))
-        digest = hashlib.sha256(wish.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        check_callable(callback)
+        check_timeout(timeout)
+        change = ChangeBinding.checked(event, schema, table, filter, select)
+        digest = hashlib.sha256(repr(change).encode("utf-8")).hexdigest()[:12]
         channel = self.channel(f"changes:{table[:40].encode('ascii', 'replace').decode()}:{digest}")
-        channel.on_postgres_changes(event, callback, schema=schema, table=table, filter=filter, select=select)
+        channel.on_postgres_changes(
+            change.event, callback, schema=change.schema, table=table, filter=change.filter, select=change.select
+        )
         return channel.subscribe(timeout=timeout)
 
     def channels(self) -> list[Channel]:

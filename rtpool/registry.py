@@ -146,12 +146,15 @@ class Attachment:
         ready: done when events really flow, or with the error that says why they never will.
         left: done when the server forgot the channel, or need not because others are on it.
         caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
+        sees_presence: whether it was told who is present, so that changes mean something to it; confined to the I/O
+            thread.
     """
 
     share: Share
     ready: Future[None] = attrs.field(factory=Future)
     left: Future[None] = attrs.field(factory=Future)
     caught_up: bool = False
+    sees_presence: bool = False
 
 
 class Subscriber:

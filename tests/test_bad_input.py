@@ -179,17 +179,67 @@ def test_bad_bindings_are_refused() -> None:
         channel.on_broadcast("", print)
     with pytest.raises(rtpool.InvalidValue, match="256 bytes"):
         channel.on("e" * 256, print)
-    with pytest.raises(rtpool.InvalidValue, match="INSERT"):
-        channel.on_postgres_changes("UPSERT", print, table="cars")
-    with pytest.raises(rtpool.InvalidType, match="table must be str"):
-        channel.on_postgres_changes("*", print, table=3)  # type: ignore[call-overload]
-    with pytest.raises(rtpool.InvalidType, match="select"):
-        channel.on_postgres_changes("*", print, table="cars", select="id")
     with pytest.raises(rtpool.InvalidType, match="callable"):
         pool.on_status(3)  # type: ignore[call-overload]
     with pytest.raises(rtpool.InvalidType, match="callable"):
         pool.on_callback_error(3)  # type: ignore[arg-type]
     assert channel._subscriber.bindings == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"event": "UPSERT"}, rtpool.InvalidValue, "event must be one of .*INSERT.*, not 'UPSERT'"),
+        ({"event": None}, rtpool.InvalidType, "event must be str"),
+        ({"table": 3}, rtpool.InvalidType, "table must be str, not int"),
+        ({"table": ""}, rtpool.InvalidValue, "table must not be empty"),
+        ({"schema": ""}, rtpool.InvalidValue, "schema must not be empty"),
+        ({"schema": 3}, rtpool.InvalidType, "schema must be str, not int"),
+        (
+            {"filter": "status"},
+            rtpool.InvalidValue,
+            "position 0: 'status' names no column; write column=operator.value",
+        ),
+        ({"filter": "id=eq.1,,a=eq.2"}, rtpool.InvalidValue, "position 8: a condition is empty"),
+        ({"filter": "id=in.5"}, rtpool.InvalidValue, "position 6: .*parentheses"),
+        ({"filter": "gone=is.maybe"}, rtpool.InvalidValue, "position 8: .*'maybe'"),
+        ({"filter": 'a=eq."x'}, rtpool.InvalidValue, "position 5: nothing closes the quote"),
+        ({"filter": 5}, rtpool.InvalidType, "filter must be .*, not int"),
+        ({"select": "id"}, rtpool.InvalidType, "list or tuple of column names, not str"),
+        ({"select": []}, rtpool.InvalidValue, "names no column"),
+        ({"select": ["id", ""]}, rtpool.InvalidValue, "column in select must not be empty"),
+        ({"select": [3]}, rtpool.InvalidType, "column in select must be str, not int"),
+        ({"select": ["id"], "table": "*"}, rtpool.InvalidValue, "select needs one table"),
+        ({"select": ["id"], "schema": "*"}, rtpool.InvalidValue, "select needs one table"),
+        ({"callback": 3}, rtpool.InvalidType, "callable, not int"),
+    ],
+)
+def test_a_bad_wish_for_changes_is_refused_at_either_call(
+    settings: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    pool = offline()
+    channel, arguments = pool.channel("room"), {"event": "*", "callback": print, "table": "cars", **settings}
+    with pytest.raises(error, match=words):
+        channel.on_postgres_changes(arguments.pop("event"), arguments.pop("callback"), **arguments)
+    arguments = {"event": "*", "callback": print, "table": "cars", **settings}
+    with pytest.raises(error, match=words):
+        pool.on_changes(arguments.pop("table"), arguments.pop("callback"), **arguments)
+    assert channel._subscriber.bindings == ()
+    assert pool.stats().total_subscriptions == 0
+
+
+def test_changes_of_neither_a_schema_nor_a_table_are_refused() -> None:
+    pool = offline()
+    with pytest.raises(rtpool.InvalidValue, match="both schema and table are missing"):
+        pool.channel("room").on_postgres_changes("*", print, schema=None)
+    with pytest.raises(rtpool.InvalidValue, match="select needs one table, not schema='public', table=None"):
+        pool.channel("room").on_postgres_changes("*", print, select=["id"])
+    with pytest.raises(rtpool.InvalidType, match="table must be str, not NoneType"):
+        pool.on_changes(None, print)  # type: ignore[arg-type]
+    with pytest.raises(rtpool.InvalidType, match="timeout"):
+        pool.on_changes("cars", print, timeout="1")  # type: ignore[arg-type]
+    with pytest.raises(rtpool.InvalidType, match="callable, not NoneType"):
+        pool.on_changes("cars", None)  # type: ignore[arg-type]
 
 
 CIRCLE: dict[str, Any] = {}

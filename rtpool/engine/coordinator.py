@@ -156,6 +156,7 @@ class Coordinator:
             if join.joined:
                 join.replay.joined(self._now_ms(join))
         self._converge(join, added)
+        self.router.introduce(join, tuple(s for s in join.members if s.is_ready))  # a callback may have come late
         self.pushes.say_presence(join)  # who left may have been the one that was present
         self._overflowed(self.router.flush())
 
@@ -280,7 +281,7 @@ class Coordinator:
         join.replay_request = self._replay_request(join)
         join.replaying = False
         join.presence.rejoined()
-        join.presence_calls.rejoined()
+        self.pushes.rejoining(join)
         join.changes_flow, join.changes_message, join.system_error, join.renewing = False, None, "", False
         join.echoes.clear()
         first = join.outage is None and not join.attempts
@@ -294,7 +295,7 @@ class Coordinator:
         self.router.joined(join, response)
         self._publish_state(join)
         if join.replay is not None:
-            if not join.replay.started:
+            if not join.replay.started and join.replay_request is not None:
                 for subscriber in join.members:
                     if subscriber.attachment is not None and subscriber.replay:
                         subscriber.attachment.caught_up = True
@@ -509,15 +510,15 @@ class Coordinator:
         kept = self.pushes.settled(event, keep=not self._stopping)
         if kept is not None:
             unsent.append(kept)
-        if join is not None and replaying and join.ready:
-            self._flow(join)
+        if join is not None and replaying and not join.replaying and join.replay is not None:
+            if join.replay.finished():
+                self.router.announce_cut(join)
+            if join.ready:
+                self._flow(join)
 
     def _received(self, join: Join, event: Received) -> None:
         flowed = join.ready
-        cut = join.replay is not None and join.replay.truncated
         self.router.route(join, event.message)
-        if join.replay is not None and join.replay.truncated and not cut and not join.replaying:
-            self.router.announce_cut(join)
         if join.ready and not flowed:
             self._flow(join)
         elif join.changes_error:

@@ -41,7 +41,8 @@ class Pushes:
     def push(self, join: Join, outgoing: Outgoing) -> None:
         """Send a push now, or keep it until its join is."""
         if outgoing.presence:
-            join.presence_pushes.append(outgoing)
+            telling = join.presence_calls.is_telling(join.share.wish)
+            (join.presence_calling if telling else join.presence_pushes).append(outgoing)
             self._loop.call_at(outgoing.deadline, lambda: self._expire_presence(join, outgoing))
             self.say_presence(join)
         elif join.buffer or not self._hand_over(join, outgoing):
@@ -87,10 +88,10 @@ class Pushes:
         if event.token is None:
             return None
         join: Join
-        outgoing: Outgoing | None
+        outgoing: Outgoing | int
         join, outgoing = event.token
-        if outgoing is None:
-            self._presence_answered(join, event)
+        if isinstance(outgoing, int):
+            self._presence_answered(join, outgoing, event)
             return None
         if event.outcome == "lost" and not event.written and keep and not join.leaving:
             return join, outgoing  # the server cannot have seen it whole: it may be sent again
@@ -155,7 +156,7 @@ class Pushes:
             join.topic,
             PRESENCE,
             UNTRACK if wish is None else track_body(wish),
-            token=(join, None),
+            token=(join, calls.join_number),
             wants_reply=True,
             deadline=now + self._reply_timeout,
             now=now,
@@ -168,13 +169,19 @@ class Pushes:
         join.presence_calling.clear()
         join.presence_pushes.clear()
 
-    def _presence_answered(self, join: Join, event: PushSettled) -> None:
-        pushes, join.presence_calling = join.presence_calling, []
-        if event.outcome == "lost":
-            # Said again after the rejoin, and then they have their answer.
-            join.presence_calls.rejoined()
-            join.presence_pushes = pushes + join.presence_pushes
+    def rejoining(self, join: Join) -> None:
+        """A new join begins: what awaits an answer is said again after it, and answered then."""
+        join.presence_calls.rejoined()
+        join.presence_pushes = join.presence_calling + join.presence_pushes
+        join.presence_calling = []
+
+    def _presence_answered(self, join: Join, join_number: int, event: PushSettled) -> None:
+        if join_number != join.presence_calls.join_number:
             return
+        if event.outcome == "lost":
+            self.rejoining(join)
+            return
+        pushes, join.presence_calling = join.presence_calling, []
         join.presence_calls.answered(self._loop.now, ok=event.outcome == "reply" and event.status == "ok")
         for outgoing in pushes:
             self._budget.settle(outgoing, event.response, outgoing.error_of(event))

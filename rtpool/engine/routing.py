@@ -141,28 +141,41 @@ class Router:
         self._deliver(join.members, Delivery("system", event.status, event, message))
 
     def _presence_state(self, join: Join, message: WireMessage) -> None:
-        self._presence_changed(join, join.members, join.presence.sync_state(message.payload), message)
+        self._presence_changed(join, join.presence.sync_state(message.payload), message)
 
     def _presence_diff(self, join: Join, message: WireMessage) -> None:
         if not join.config.presence:
             return  # public channels get diffs without having asked, and never a state to apply them to
         changes = join.presence.sync_diff(message.payload)
         if changes is not None:
-            self._presence_changed(join, join.members, changes, message)
+            self._presence_changed(join, changes, message)
 
-    def _presence_changed(
-        self,
-        join: Join,
-        members: tuple[Subscriber, ...],
-        changes: list[PresenceChange],
-        message: WireMessage | None,
+    def _presence_changed(self, join: Join, changes: list[PresenceChange], message: WireMessage) -> None:
+        join.share.presence = join.presence.snapshot()
+        seeing = tuple(
+            s for s in join.members if s.config.presence and s.attachment is not None and s.attachment.sees_presence
+        )
+        self._tell_presence(join, seeing, changes, message)
+        self.introduce(join, join.members, message)
+
+    def introduce(self, join: Join, members: tuple[Subscriber, ...], message: WireMessage | None = None) -> None:
+        """Tell members that do not know it yet who is present, as soon as that is known."""
+        if not join.presence.synced:
+            return
+        changes = [PresenceChange("join", key, metas, ()) for key, metas in join.share.presence.items()]
+        for subscriber in members:
+            attachment = subscriber.attachment
+            if attachment is not None and not attachment.sees_presence and subscriber.config.presence:
+                attachment.sees_presence = True
+                self._tell_presence(join, (subscriber,), changes, message)
+
+    def _tell_presence(
+        self, join: Join, members: tuple[Subscriber, ...], changes: list[PresenceChange], message: WireMessage | None
     ) -> None:
-        members = tuple(s for s in members if s.config.presence)
         for change in changes:
             event = Presence(join.name, change.type, change.key, change.metas, change.current)
             self._deliver(members, Delivery("presence", change.type, event))
-        join.share.presence = state = join.presence.snapshot()
-        sync = Presence(join.name, "sync", state=state)
+        sync = Presence(join.name, "sync", state=join.share.presence)
         self._deliver(members, Delivery("presence", "sync", sync, message))
 
     # By what we do
@@ -196,9 +209,7 @@ class Router:
         """Give a Channel that came late what it would have been told on a join of its own."""
         if join.changes_message is not None and subscriber.config.changes:
             self._deliver((subscriber,), Delivery("system", "ok", join.changes_message))
-        if join.presence.synced and subscriber.config.presence:
-            changes = [PresenceChange("join", key, metas, ()) for key, metas in join.presence.snapshot().items()]
-            self._presence_changed(join, (subscriber,), changes, None)
+        self.introduce(join, (subscriber,))
         attachment = subscriber.attachment
         if join.replay is not None and attachment is not None and subscriber.replay and not attachment.caught_up:
             attachment.caught_up = True

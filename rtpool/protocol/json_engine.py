@@ -8,7 +8,6 @@ it is installed; it turns integers beyond 64 bits into floats, so text with such
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -19,10 +18,30 @@ try:
 except ImportError:  # the `speedups` extra is not installed
     orjson = None  # type: ignore[assignment, unused-ignore]
 
-__all__ = ["dumps", "json_object", "loads"]
+__all__ = ["NumberText", "dumps", "json_object", "loads"]
 
-#: Nineteen digits is the shortest run that can leave the range of a signed 64-bit integer.
-_LARGE_NUMBER = re.compile(rb"[0-9]{19}")
+#: Nineteen digits is the shortest run that can leave the range of a signed 64-bit integer. Every digit is made a zero
+#: and searched for, which takes a tenth of a regular expression's time.
+_DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for code in range(256))
+_LARGE_NUMBER = b"0" * 19
+
+
+class NumberText(float):
+    """
+    A float that remembers how it was written, because a float may not hold all its digits.
+
+    Attributes:
+        text: the JSON number.
+    """
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str | float) -> NumberText:
+        number = super().__new__(cls, text)
+        number.text = str(text)
+        return number
+
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -64,15 +83,21 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, *, exact: bool = False) -> Any:
     """
     Decode UTF-8 JSON text. Integers are exact.
+
+    Args:
+        data: the text.
+        exact: give numbers that are no integers as `NumberText`. Several times slower.
 
     Raises:
         ProtocolError: the bytes are no JSON text.
     """
     try:
-        if orjson is not None and _LARGE_NUMBER.search(data) is None:
+        if exact:
+            return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=NumberText)
+        if orjson is not None and _LARGE_NUMBER not in data.translate(_DIGITS_TO_ZERO):
             return orjson.loads(data)
         return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

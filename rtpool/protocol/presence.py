@@ -134,6 +134,8 @@ class PresenceCalls:
         self._answered_at: deque[float] = deque(maxlen=max_calls)
         self._told: bytes | None = None
         self._unsure = False
+        #: Of how many joins this is; an answer to a call of an earlier one means nothing.
+        self.join_number = 0
         #: Whether a call awaits its answer.
         self.in_flight = False
 
@@ -141,6 +143,11 @@ class PresenceCalls:
         """A new join began: the server knows nothing of us, and counts anew."""
         self._answered_at.clear()
         self._told, self._unsure, self.in_flight = None, False, False
+        self.join_number += 1
+
+    def is_telling(self, wish: bytes | None) -> bool:
+        """Whether a call that says just this awaits its answer."""
+        return self.in_flight and self._told == wish
 
     def has_news(self, wish: bytes | None, *, asked: bool) -> bool:
         """

@@ -81,6 +81,9 @@ HANDSHAKE_STATUSES: dict[int, Action] = {
     431: Action.FATAL,
 }
 
+#: A 401 that no other token helps against: none got there, so an option or a gateway is wrong.
+KEY_MISSING = "API key is missing"
+
 #: Statuses of a refused REST broadcast (supabase/realtime, `RealtimeWeb.BroadcastController`); others back off.
 REST_STATUSES: dict[int, Action] = {
     400: Action.FATAL,
@@ -128,7 +131,6 @@ SOCKS_FATAL = frozenset({0x02, 0x07, 0x08, 0x5D})
 
 #: Starts of what python-socks says of an answer without a reply code that another attempt may not meet.
 SOCKS_TRANSIENT = ("Connection closed",)
-
 
 #: Starts of `system` error messages that precede a close; one not listed backs off.
 SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
@@ -182,6 +184,8 @@ def classify_handshake(status: int, body: str) -> Action:
     """What to do about an HTTP answer to the upgrade."""
     if status == 403:
         return Action.FATAL if body.strip() else Action.BACK_OFF
+    if status == 401 and KEY_MISSING in body:
+        return Action.FATAL
     return HANDSHAKE_STATUSES.get(status, Action.BACK_OFF)
 
 

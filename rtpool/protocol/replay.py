@@ -98,7 +98,7 @@ class Replay:
         self._asked: ReplayRequest | None = None
         self._received = 0
         self._overlaps = False
-        #: Whether a join was let in since this began; only then is there something to bridge.
+        #: Whether the first join has had all it asked for; only then is there something to bridge.
         self.started = False
         #: Replayed messages of the present join that were new.
         self.count = 0
@@ -133,15 +133,18 @@ class Replay:
         A join was let in at `now`, milliseconds since the epoch.
 
         Returns:
-            Whether a replay follows that bridges an interruption.
+            Whether a replay follows, which `finished` ends.
         """
-        bridging = self.started and self._asked is not None
-        if not self.started:
-            self.started = True
-            self._floor = self._first.since if self._first else now
+        if self._first is None and not self.started:
+            self.started, self._floor = True, now
         self._received = self.count = 0
         self._overlaps = False
-        return bridging
+        return self._asked is not None
+
+    def finished(self) -> bool:
+        """The replay is over; whether it was a first one and may lack its beginning."""
+        first, self.started = not self.started, True
+        return first and self.truncated
 
     def take(self, message_id: str, *, replayed: bool) -> bool:
         """Note a message with an id; False when it was had before."""

@@ -16,12 +16,14 @@ from rtpool.protocol.messages import (
     BROADCAST,
     MAX_NAME_BYTES,
     PHX_REPLY,
+    POSTGRES_CHANGES,
     BinaryBody,
     Body,
     JsonBody,
     Ref,
     WireMessage,
 )
+from rtpool.protocol.postgres import keep_numerics
 
 __all__ = ["Serializer", "SerializerV1", "SerializerV2", "serializer_for"]
 
@@ -52,6 +54,11 @@ def _checked(join_ref: Any, ref: Any, topic: Any, event: Any, payload: Any) -> W
     return WireMessage(join_ref, ref, topic, event, payload)
 
 
+def _loses_digits(message: WireMessage, data: bytes) -> bool:
+    """Whether a float may not hold what the text of `message` says; a search, so that other frames cost nothing."""
+    return message.event == POSTGRES_CHANGES and b'numeric"' in data
+
+
 class SerializerV1:
     """Version 1.0.0: JSON objects. Servers never send a join_ref and have no binary payloads."""
 
@@ -73,7 +80,10 @@ class SerializerV1:
             topic, event, payload, ref = value["topic"], value["event"], value["payload"], value["ref"]
         except KeyError as error:
             raise ProtocolError(f"a 1.0.0 message lacks the key {error}") from error
-        return _checked(value.get("join_ref"), ref, topic, event, payload)
+        message = _checked(value.get("join_ref"), ref, topic, event, payload)
+        if _loses_digits(message, data):
+            keep_numerics(payload, loads(data, exact=True)["payload"])
+        return message
 
 
 def _fields(data: bytes, header: int, sizes: int) -> tuple[list[str], bytes]:
@@ -133,7 +143,10 @@ class SerializerV2:
             raise ProtocolError(f"a 2.0.0 message must be an array, not {type(value).__name__}")
         if len(value) < 5:
             raise ProtocolError(f"a 2.0.0 message has 5 elements, not {len(value)}")
-        return _checked(*value[:5])
+        message = _checked(*value[:5])
+        if _loses_digits(message, data):
+            keep_numerics(message.payload, loads(data, exact=True)[4])
+        return message
 
     def _decode_binary(self, data: bytes) -> WireMessage:
         kind = data[0] if data else None

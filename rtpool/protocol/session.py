@@ -376,11 +376,14 @@ class Session:
         ref = str(message.ref)
         pending = self._pending.get(ref)
         payload = message.payload
-        if pending is None or pending.topic != message.topic or not isinstance(payload, dict):
+        if not isinstance(payload, dict):
             self.dropped += 1
             return
-        del self._pending[ref]
         status, response = str(payload.get("status")), payload.get("response")
+        if pending is None or pending.topic != message.topic:
+            self._stray_reply(ref, message.topic, status, response)
+            return
+        del self._pending[ref]
         channel = self._topics.get(pending.topic)
         if pending.kind == "heartbeat":
             self._next_heartbeat = now + self._heartbeat_interval
@@ -396,6 +399,21 @@ class Session:
             self._joins_in_flight -= 1
             self._join_answered(ref, pending.topic, channel, status, response)
             self._send_joins(now)
+
+    def _stray_reply(self, ref: str, topic: str, status: str, response: Any) -> None:
+        """Drop a reply that nobody awaits, unless it refuses a push of the present join: then the channel is gone."""
+        channel = self._topics.get(topic)
+        if (
+            channel is not None
+            and channel.state is ChannelState.JOINED
+            and _is_unmatched(status, response)
+            and ref.isdecimal()
+            and len(ref) < 20  # int() takes no string of any length
+            and int(channel.join_ref) < int(ref) <= self._last_ref
+        ):
+            self._lose(topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
+        else:
+            self.dropped += 1
 
     def _join_answered(self, ref: str, topic: str, channel: _Topic | None, status: str, response: Any) -> None:
         if channel is None or channel.join_ref != ref or channel.queued:

@@ -87,7 +87,7 @@ def event_of(binding: dict[str, Any]) -> str:
 
 
 Operator = Callable[[Any, Any], "bool | None"]  # None is SQL's unknown
-_TERM = re.compile(r"([^.=,\s]+)=(not\.)?([a-z]+)\.(.*)\Z", re.DOTALL)
+_TERM = re.compile(r"([^=]+)=(not\.)?([a-z]+)\.(.*)\Z", re.DOTALL)
 
 
 @attrs.frozen
@@ -111,7 +111,7 @@ def terms(text: Any) -> list[Term]:
     """The conditions of a filter, all of which must hold. Raises `BadFilter` with the server's words."""
     if text is None or not str(text).strip():
         return []
-    return [_term(part) for part in _split(str(text))]
+    return [_term(part.strip()) for part in _split(str(text))]
 
 
 def _split(text: str) -> list[str]:
@@ -127,7 +127,7 @@ def _split(text: str) -> list[str]:
         elif char == '"' and (index == 0 or text[index - 1] in ".(,"):
             quoted = True
         elif char in "()":
-            depth += 1 if char == "(" else -1
+            depth = max(0, depth + (1 if char == "(" else -1))
         elif char == "," and depth == 0:
             parts.append(text[start:index])
             start = index + 1
@@ -153,13 +153,12 @@ def _term(text: str) -> Term:
     if name == "in":
         if not (value.startswith("(") and value.endswith(")")):
             raise BadFilter("`in` filter value must be wrapped by parentheses")
-        wanted = [_unquote(part.strip()) for part in _split(value[1:-1])]
+        values = value[1:-1]
+        wanted = [_unquote(part.strip()) for part in _split(values)] if values.strip() else []
         if len(wanted) > MAX_VALUES:
             raise BadFilter(f"too many values for `in` filter. Maximum {MAX_VALUES}")
-    elif name == "is":
-        wanted = value.strip().lower()
-        if wanted not in _IS:
-            raise BadFilter(f"Error parsing `filter` params: {inspect(['is', value])}")
+    elif name == "is" and wanted not in _IS:  # the words are in lower case only
+        raise BadFilter(f"Error parsing `filter` params: {inspect(['is', value])}")
     return Term(column, name, wanted, bool(negated))
 
 
@@ -205,7 +204,7 @@ def _in(cell: Any, values: list[str]) -> bool | None:
 
 
 def _is_distinct(cell: Any, text: str) -> bool:
-    return cell is not None if text == "null" else not _EQ(cell, text)
+    return not _EQ(cell, text)  # "null" is a text like any other
 
 
 _BOOLEANS = {"true": True, "t": True, "false": False, "f": False}

@@ -56,7 +56,10 @@ def test_a_replay_that_means_nothing_is_refused(given_: Any, error: type[Excepti
 def test_the_first_join_asks_for_what_the_user_wants_and_a_rejoin_for_what_was_lost() -> None:
     replay = Replay(ReplayRequest(1_000, 3))
     assert replay.request(None) == ReplayRequest(1_000, 3)
-    assert not replay.joined(50_000)
+    assert replay.joined(50_000)
+    assert replay.request(60_000) == ReplayRequest(1_000, 3), "it was lost before it was over"
+    assert replay.joined(61_000)
+    assert not replay.finished()
     assert replay.request(90_000) == ReplayRequest(90_000 - MARGIN_MS, 25)
     assert replay.joined(95_000)
     assert replay.request(None) is None, "nothing was interrupted"
@@ -74,6 +77,7 @@ def test_since_never_goes_back_beyond_the_users_own() -> None:
     replay = Replay(ReplayRequest(49_000))
     replay.request(None)
     replay.joined(50_000)
+    replay.finished()
     assert replay.request(50_001) == ReplayRequest(49_000, 25)
 
 
@@ -105,6 +109,16 @@ def test_a_full_replay_is_cut_unless_it_reaches_what_was_had() -> None:
     for index in range(MAX_REPLAYED - 1):
         replay.take(f"newer-{index}", replayed=True)
     assert not replay.truncated
+
+
+def test_a_first_replay_that_is_full_is_told_as_cut_once() -> None:
+    replay = Replay(ReplayRequest(0))
+    replay.request(None)
+    replay.joined(50_000)
+    for index in range(MAX_REPLAYED):
+        replay.take(str(index), replayed=True)
+    assert replay.finished()
+    assert not replay.finished()
 
 
 def test_the_newest_are_kept_for_channels_that_come_later_up_to_the_users_limit() -> None:

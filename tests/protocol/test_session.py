@@ -312,6 +312,26 @@ def test_an_unmatched_topic_means_the_channel_is_gone(driver: Driver) -> None:
     assert driver.session.state(TOPIC) is ChannelState.ERRORED
 
 
+def test_an_unmatched_topic_counts_for_a_push_without_reply_too_but_not_for_one_of_an_earlier_join(
+    driver: Driver,
+) -> None:
+    unmatched = {"status": "error", "response": {"reason": "unmatched topic"}}
+    driver.joined()
+    driver.push(wants_reply=False)
+    ((_, old_ref, *_),) = driver.sent()
+    driver.joined()
+    driver.push(wants_reply=False)
+    ((_, ref, *_),) = driver.sent()
+    driver.session.events()
+    for stranger in (old_ref, "99", "\u00b2", "9" * 5_000, "x"):
+        driver.server(None, stranger, TOPIC, "phx_reply", unmatched)
+    assert (driver.session.events(), driver.session.dropped) == ([], 5)
+    driver.server(None, ref, TOPIC, "phx_reply", unmatched)
+    driver.server(None, ref, TOPIC, "phx_reply", unmatched)
+    assert driver.session.events() == [ChannelLost(TOPIC, "unmatched topic", unmatched["response"])]
+    assert (driver.session.state(TOPIC), driver.session.dropped) == (ChannelState.ERRORED, 6)
+
+
 def test_a_disconnect_errors_the_joined_ends_the_leaving_and_loses_the_pushes(driver: Driver) -> None:
     driver.joined("realtime:leaving")
     driver.joined()

@@ -396,7 +396,10 @@ def test_records_are_bounded(connect: Connect) -> None:
         ("id=not.eq.5", {"id": None}, False),
         ("id=not.is.null", {"id": 5}, True),
         ("id=not.in.(1,2)", {"id": None}, False),
-        ("id=isdistinct.null", {"id": None}, False),
+        ("id=in.()", {"id": 1}, False),
+        ("id=not.in.()", {"id": 1}, True),
+        ("name=isdistinct.null", {"name": "null"}, False),
+        ("name=isdistinct.null", {"name": None}, True),
         ("id=isdistinct.5", {"id": None}, True),
         ("id=eq.5.0", {"id": 5}, True),
         ("id=gt.9007199254740992", {"id": 9007199254740993}, True),
@@ -405,7 +408,9 @@ def test_records_are_bounded(connect: Connect) -> None:
         ("name=like.50\\%", {"name": "505"}, False),
         ("name=like.a_c", {"name": "abc"}, True),
         ("name=match.(", {"name": "abc"}, False),
-        ("on=is.FALSE", {"on": False}, True),
+        ("on=is.false", {"on": False}, True),
+        ("on=is.FALSE", {"on": False}, False),
+        ("price (eur)=eq.5, v1.2=eq.6)", {"price (eur)": 5, "v1.2": "6)"}, True),
     ],
 )
 def test_filters_follow_sql(text: str, row: dict[str, Any], matches: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from typing_extensions import assert_type
 
 import rtpool
+from rtpool.filters import Column, Filter, col
 
 
 def heard(message: rtpool.Broadcast) -> None:
@@ -35,6 +37,17 @@ def use(pool: rtpool.RealtimePool) -> None:
     def joined(presence: rtpool.Presence) -> None:
         print(presence.key)
 
+    assert_type(col("status"), Column)
+    wanted = col("status").in_(["rented", 5, True]) & ~col("at").gt(datetime.now()) & col("gone").is_(None)
+    assert_type(wanted, Filter)
+    channel.on_postgres_changes("*", changed, schema=None, table="cars", filter=wanted, select=["id"])
+    assert_type(pool.on_changes("cars", changed, filter=wanted), rtpool.Channel)
+    assert_type(pool.on_changes("cars", changed, filter="id=gt.5", select=("id",), timeout=1), rtpool.Channel)
+
+    @channel.on_postgres_changes("INSERT", table="cars", filter=col("id").eq(1))
+    def inserted(change: rtpool.PostgresChange) -> None:
+        print(change.commit_timestamp)
+
     push = channel.send_broadcast("x", {"a": [1, None]})
     assert_type(push, rtpool.Push)
     assert_type(push.result(timeout=1), Any)
@@ -52,6 +65,9 @@ def use(pool: rtpool.RealtimePool) -> None:
     channel.on_broadcast("x", changed)  # type: ignore[arg-type]
     channel.send_broadcast("x", [1])  # type: ignore[arg-type]
     pool.channel(3)  # type: ignore[arg-type]
+    col("a").lt(None)  # type: ignore[arg-type]
+    col("a").eq(b"x")  # type: ignore[arg-type]
+    channel.on_postgres_changes("*", changed, table="cars", filter=5)  # type: ignore[call-overload]
 
 
 def errors(error: rtpool.JoinRefused) -> None:
