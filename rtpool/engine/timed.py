@@ -18,7 +18,7 @@ import attrs
 
 from rtpool.errors import ProtocolError
 
-__all__ = ["HEAD_LIMIT", "Answer", "TimedSocket", "read_answer", "request_head", "seconds_left"]
+__all__ = ["Answer", "HEAD_LIMIT", "TimedSocket", "read_answer", "request_head", "seconds_left"]
 
 #: Bytes an answer's head may have; servers and proxies send well under 8 KiB.
 HEAD_LIMIT = 64 * 1024
