@@ -10,8 +10,10 @@ import sys
 import threading
 
 import pytest
+import websocket
 
 from rtpool.testing import RealtimeServer
+from rtpool.testing.tokens import make_token
 from tests.support.wait import CAP
 
 RTPOOL = [sys.executable, "-W", "error", "-m", "rtpool"]
@@ -88,6 +90,53 @@ def test_serve_offers_a_server_until_ctrl_c() -> None:
     out, err = interrupt(process)
     assert process.returncode == 0
     assert "Traceback" not in out + err
+
+
+def served(*arguments: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    process = start("serve", *arguments)
+    assert process.stdout is not None
+    said: dict[str, str] = {}
+    while "#" not in said:
+        name, _, value = process.stdout.readline().strip().replace("# ", "#=").partition("=")
+        said[name] = value
+    return process, said
+
+
+def test_any_client_can_use_what_serve_prints_and_the_limits_are_real() -> None:
+    process, said = served("--secret", "for tokens")
+    try:
+        assert (
+            said["#"] == f"ws{said['SUPABASE_URL'][4:]}/realtime/v1/websocket?apikey={said['SUPABASE_KEY']}&vsn=2.0.0"
+        )
+        socket = websocket.create_connection(said["#"], timeout=10)
+        token = make_token("for tokens", {"role": "x", "exp": 4e9})
+        socket.send(json.dumps(["1", "1", "realtime:a", "phx_join", {"config": {}, "access_token": token}]))
+        assert json.loads(socket.recv())[4]["status"] == "ok"
+        for ref in range(6):
+            socket.send(json.dumps(["1", str(ref), "realtime:a", "presence", {"event": "untrack"}]))
+        replies = [json.loads(socket.recv()) for _ in range(6)]
+        assert replies[-1][4]["message"] == "Client presence rate limit exceeded"
+        socket.shutdown()
+        done = run("send", "a", "x", "{}", "--url", said["SUPABASE_URL"], "--key", said["SUPABASE_KEY"])
+        assert done.returncode == 0, done.stderr
+    finally:
+        out, err = interrupt(process)
+    assert process.returncode == 0
+    assert "Traceback" not in out + err
+
+
+def test_a_plain_server_passes_on_what_is_pushed() -> None:
+    process, said = served("--plain", "--no-limits")
+    try:
+        socket = websocket.create_connection(said["#"], timeout=10)
+        socket.send(json.dumps(["1", "1", "room:lobby", "phx_join", {}]))
+        assert json.loads(socket.recv())[4] == {"status": "ok", "response": {}}
+        socket.send(json.dumps(["1", "2", "room:lobby", "hello", {"n": 1}]))
+        assert json.loads(socket.recv()) == [None, None, "room:lobby", "hello", {"n": 1}]
+        assert json.loads(socket.recv())[4] == {"status": "ok", "response": {"n": 1}}
+        socket.shutdown()
+    finally:
+        interrupt(process)
 
 
 def test_serve_on_a_port_that_is_taken_fails_with_its_reason(server: RealtimeServer) -> None:

@@ -14,6 +14,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from rtpool.testing.policy import PolicyRequest, evaluate
+from rtpool.testing.postgres import inspect
 from rtpool.testing.records import JoinRefusal, Refusal, RequestInfo
 from rtpool.testing.rooms import Member, truth
 from rtpool.testing.tokens import claims_of
@@ -51,7 +52,8 @@ def to_response(refusal: Refusal) -> Response:
     body = refusal.body.encode()
     headers = Headers()
     headers["Date"] = formatdate(usegmt=True)
-    headers["Content-Type"] = "application/json; charset=utf-8"
+    if body:
+        headers["Content-Type"] = "application/json; charset=utf-8"
     headers["Content-Length"] = str(len(body))
     headers["Connection"] = "close"
     for name, value in refusal.headers.items():
@@ -78,7 +80,8 @@ def refuse_upgrade(server: RealtimeServer, request: Request) -> tuple[Refusal | 
             return Refusal(500, _error("Error connecting to Realtime")), backoff
         if decision is not None:
             return decision, backoff
-    if info.path.rstrip("/") not in WS_PATHS:
+    plain = server.options.plain_phoenix and info.path.endswith("/websocket")  # an application mounts what it likes
+    if not plain and info.path.rstrip("/") not in WS_PATHS:
         return Refusal(404, "Not Found", {"content-type": "text/html; charset=utf-8"}), 0.0
     if serializer(info.query.get("vsn", "1.0.0")) is None:
         return Refusal(403), 0.0  # protocol: the web server itself refuses, at once and without a body
@@ -133,7 +136,8 @@ def refuse_join(server: RealtimeServer, connection: ServerConnection, message: C
         if decision is not None:
             return decision
     if options.plain_phoenix:
-        return None
+        full = len(connection.members) >= options.max_channels_per_client and topic not in connection.members
+        return JoinRefusal("too many channels joined") if full else None
     return _refuse_tenant(server, message.payload) or _over_a_limit(server, connection, topic)
 
 
@@ -177,6 +181,10 @@ def admit(server: RealtimeServer, member: Member, payload: Any) -> JoinRefusal |
     odd = config is not None and not isinstance(config, dict)
     if odd or (config and any(isinstance(config.get(name), (str, list)) for name in ("broadcast", "presence"))):
         return JoinRefusal("UnknownErrorOnChannel: no function clause matching in Access.get/3")
+    changes = config.get("postgres_changes") if config else None
+    for entry in changes if isinstance(changes, list) else ():
+        if entry is not None and not isinstance(entry, dict):
+            return JoinRefusal(f"UnknownErrorOnChannel: expected a map, got:\n\n    {inspect(entry)}\n")
     member.token = join_token(member.connection, payload)
     error = server.token_error(member.token)
     if error is not None:

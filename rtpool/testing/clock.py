@@ -92,6 +92,10 @@ class Clock:
             await self.settle()
         self._base += max(0.0, end - self.now())
 
+    def skip(self, seconds: float) -> None:
+        """Be later; nothing is due while no loop runs."""
+        self._base += seconds
+
     def forget(self) -> None:
         """Drop every timer: the loop has ended."""
         self._due.clear()

@@ -18,7 +18,7 @@ from rtpool.testing.records import JoinRefusal, JoinReply, PushReply, RequestInf
 from rtpool.testing.rooms import Member
 from rtpool.testing.store import ReplayRefused, StoredMessage
 from rtpool.testing.stream import Stream
-from rtpool.testing.tokens import claims_of
+from rtpool.testing.tokens import claims_of, expiry_of
 from rtpool.testing.wire import ClientMessage, Malformed, ServerMessage, decode, encode, size_of
 
 if TYPE_CHECKING:
@@ -349,8 +349,8 @@ class ServerConnection:
 
     def _watch_token(self, member: Member) -> None:
         """Look at the token when it expires, and every few minutes."""
-        expires = member.claims.get("exp")
-        if not isinstance(expires, (int, float)) or self._server.options.plain_phoenix:
+        expires = expiry_of(member.claims)
+        if expires is None or self._server.options.plain_phoenix:
             return
         clock = self._server.clock
 

@@ -91,10 +91,10 @@ class Controls(Runner):
         What the SQL functions ``realtime.send`` and, for bytes, ``realtime.send_binary`` do: store and deliver.
 
         Args:
-            payload: an object, which gets an ``id`` if it has none, or bytes; anything else is stored and never
-                delivered, as by the real server.
+            payload: an object, which gets an ``id`` if it has none, or bytes; anything else comes to nothing, as with
+                the real server.
             id: of the message; None makes one.
-            inserted_at: seconds since the epoch; None is now, anything else is not delivered but only stored.
+            inserted_at: seconds since the epoch; None is now, anything else is only stored, not delivered.
 
         Returns:
             The row of ``realtime.messages``.
@@ -314,7 +314,17 @@ class Controls(Runner):
         self.call(start)
 
     def track(self, connection: ServerConnection, topic: str, key: str, meta: Mapping[str, Any] | None) -> str | None:
-        """Track a channel's presence from the server's side, as plain Phoenix apps do; None untracks. The phx_ref."""
+        """
+        Track a channel's presence from the server's side, as plain Phoenix applications do.
+
+        Args:
+            connection: the socket that has joined `topic`; `LookupError` when it has not.
+            key: the presence key.
+            meta: None untracks.
+
+        Returns:
+            The phx_ref of the presence, None when there is none any more.
+        """
 
         def track() -> str | None:
             member = connection.members[self.wire_topic(topic)]

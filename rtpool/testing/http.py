@@ -105,11 +105,22 @@ class HttpExchange:
         query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._head.headers}
         request = RestRequest(self._head.method.decode(), parts.path, query, headers, bytes(self._body), too_large)
-        answer = await self._answer(request)
-        body = answer.body.encode()
+        try:
+            self._write(await self._answer(request))
+            if too_large and self._transport.can_write_eof():
+                # closing with unread bytes would reset the connection, and the answer be lost with it
+                self._transport.write_eof()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._gone.wait(), LINGER)
+        finally:
+            self._transport.close()
+
+    def _write(self, answer: Refusal) -> None:
+        assert self._head is not None
+        body = b"" if self._head.method == b"HEAD" else answer.body.encode()
         fields = {
             "date": formatdate(usegmt=True),
-            "content-length": str(len(body)),
+            "content-length": str(len(answer.body.encode())),
             "connection": "close",
             "cache-control": "max-age=0, private, must-revalidate",
             **{name.lower(): value for name, value in answer.headers.items()},
@@ -119,9 +130,3 @@ class HttpExchange:
         head = h11.Response(status_code=answer.status, headers=list(fields.items()))
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self._transport.write(self._http.send(event) or b"")
-        if too_large and self._transport.can_write_eof():
-            # closing with unread bytes would reset the connection, and the answer be lost with it
-            self._transport.write_eof()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), LINGER)
-        self._transport.close()

@@ -65,7 +65,8 @@ class ServerOptions:
         strict_join_ref: a push with a missing or stale join_ref is dropped, as by 2.129.0; 2.128.1 lets it pass.
         disconnect_code: with which a socket is closed over the join limit: 1001, and 1000 by 2.128.1.
         crash_reason: what phx_error says: ``channel_crash`` since Phoenix 1.8.10, None before.
-        record_limit: how many messages, joins, leaves and requests each are kept for looking at; the oldest go first.
+        record_limit: how many messages, joins, leaves and requests each are kept for looking at, and messages of the
+            database for replay; the oldest go first.
         send_queue_limit: bytes waiting for one client; more and it is cut off.
         require_prefix: only topics that begin with ``realtime:`` can be joined; False takes any, and then the
             server's own methods take topics as they are on the wire.

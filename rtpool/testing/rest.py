@@ -45,7 +45,10 @@ async def answer(server: RealtimeServer, request: RestRequest) -> Refusal:
             answered = _say(500, message="RPC error")
     if answered is not None and answered.delay:
         await server.clock.sleep(answered.delay)
-    answered = answered or _route(server, request)
+    try:
+        answered = answered or _route(server, request)
+    except ValueError:  # protocol: a topic of more than 255 bytes goes into no binary frame
+        answered = _say(500, errors={"detail": "Internal Server Error"})
     if "origin" in request.headers:
         answered = attrs.evolve(answered, headers={**_CORS, **answered.headers})
     server.record_request(RestRecord(request.method, request.path, request.headers, request.body, answered.status))

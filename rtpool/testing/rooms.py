@@ -253,4 +253,4 @@ class Rooms:
             return before.get("phx_ref")
         ref = f"F{next(self._refs):08x}"
         self._server.presence_events.count(room.set_meta(member, meta, ref))
-        return ref
+        return None if meta is None else ref

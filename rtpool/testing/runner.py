@@ -130,6 +130,9 @@ class Runner:
 
         What clients have sent until now is answered before. Not from a hook.
         """
+        if not self._open:
+            self.clock.skip(seconds)
+            return
         done: Future[None] = Future()
 
         async def pass_time() -> None:

@@ -108,7 +108,7 @@ class RealtimeServer(Controls):
         self.rooms = Rooms(self)
         self.feed = Feed(self)
         self.tables = Tables()
-        self.store = Store(self.clock.now)
+        self.store = Store(self.clock.now, self.options.record_limit)
         self.reset_rates()
         self._connections: tuple[ServerConnection, ...] = ()
         self.connections_total = 0
@@ -258,7 +258,7 @@ class RealtimeServer(Controls):
         """The response of an ok reply: each binding as it was asked for, with its id."""
         if self.options.plain_phoenix:
             return {}
-        return {"postgres_changes": [{**binding, "id": binding_id(binding)} for binding in member.bindings]}
+        return {"postgres_changes": [{"id": binding_id(binding), **binding} for binding in member.bindings]}
 
     def after_join(self, member: Member, replay: list[StoredMessage]) -> None:
         """What follows the reply."""
@@ -306,6 +306,7 @@ class RealtimeServer(Controls):
         self.clock.call_later(timeout, self._cut_off_channelless)
 
     async def main(self, listening: Callable[[], None], stop: asyncio.Event) -> None:
+        """Listen until `stop` is set; what the server's thread runs."""
         options = self.options
         async with serve(
             self._serve,

@@ -5,6 +5,7 @@ The table ``realtime.messages`` of the embedded server: what the database sent, 
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -50,24 +51,26 @@ class Store:
 
     Args:
         now: the clock, in seconds since the epoch.
+        limit: how many messages are kept; the oldest go first.
 
     Thread-safety: confined to the server's loop.
     """
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float], limit: int) -> None:
         self._now = now
-        self._messages: list[StoredMessage] = []
+        self._messages: deque[StoredMessage] = deque(maxlen=limit)
 
     def add(
         self, topic: str, event: str, payload: Any, *, private: bool, id: str | None, inserted_at: float | None
     ) -> StoredMessage:
-        """Keep a message; without an id it gets one, which an object payload without an ``id`` gets too."""
+        """Keep an object or bytes; without an id it gets one, which an object without an ``id`` gets too."""
         number = id or str(uuid.uuid4())
         if isinstance(payload, dict) and "id" not in payload:
             payload = {**payload, "id": number}
         when = self._now() if inserted_at is None else inserted_at
         message = StoredMessage(number, topic, event, payload, private, when)
-        self._messages.append(message)
+        if isinstance(payload, (dict, bytes)):
+            self._messages.append(message)
         return message
 
     def all(self) -> list[StoredMessage]:

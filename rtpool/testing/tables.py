@@ -74,7 +74,7 @@ class Table:
             data["errors"] = ["Error 413: Payload Too Large"]
             for name in ("record", "old_record"):
                 if name in data:
-                    data[name] = {key: value for key, value in data[name].items() if _weight(value) <= SHORT}
+                    data[name] = {k: v for k, v in data[name].items() if v is not None and _weight(v) <= SHORT}
         return data
 
     def select(self, data: dict[str, Any], columns: Iterable[str]) -> dict[str, Any]:

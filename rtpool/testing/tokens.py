@@ -8,9 +8,13 @@ import base64
 import hashlib
 import hmac
 import json
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["claims_of", "make_token", "token_error"]
+__all__ = ["claims_of", "expiry_of", "make_token", "token_error"]
+
+#: Seconds since the epoch that no clock will show.
+LAST = 1e15
 
 _HASHES = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
 
@@ -48,12 +52,19 @@ def claims_of(token: str | None) -> dict[str, Any]:
         return {"role": "anon"}
 
 
+def expiry_of(claims: Mapping[str, Any]) -> float | None:
+    """When a token ends, in seconds since the epoch; None for what is no such time, which the real server takes too."""
+    expires = claims.get("exp")
+    if isinstance(expires, bool) or not isinstance(expires, (int, float)) or not abs(expires) < LAST:
+        return None
+    return float(expires)
+
+
 def token_error(secret: str, token: str, now: float) -> tuple[str, str] | None:
     """
     Why a token is refused as ``(code, words)``; None when it is good.
 
-    The connection's refusal has the words alone, a join's has both. An ``exp`` that is no number never comes, as in the
-    real server, which accepts such tokens.
+    The connection's refusal has the words alone, a join's has both.
     """
     parts = token.split(".")
     try:
@@ -70,7 +81,7 @@ def token_error(secret: str, token: str, now: float) -> tuple[str, str] | None:
         return "JwtSignatureError", "Failed to validate JWT signature"
     if "role" not in claims or "exp" not in claims:
         return "InvalidJWTToken", "Fields `role` and `exp` are required in JWT"
-    expires = claims["exp"]
-    if isinstance(expires, (int, float)) and expires <= now:
+    expires = expiry_of(claims)
+    if expires is not None and expires <= now:
         return "InvalidJWTToken", f"Token has expired {int(now - expires)} seconds ago"
     return None

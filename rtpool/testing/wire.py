@@ -123,6 +123,8 @@ def encode(vsn: str, message: ServerMessage) -> str | bytes | None:
     payload = message.payload
     has_bytes = isinstance(payload, bytes) or (isinstance(payload, dict) and isinstance(payload.get("payload"), bytes))
     if vsn == "1.0.0":
+        if isinstance(payload, bytes) and message.event == "broadcast":
+            return _relay_bytes(message)
         if has_bytes:
             return None
         frame = {"topic": message.topic, "event": message.event, "payload": payload, "ref": message.ref}
@@ -150,6 +152,13 @@ def _relay_broken(frame: dict[str, Any], payload: dict[str, Any]) -> str:
     hole = "\x00hole\x00"
     text = _dumps({**frame, "payload": {**payload, "payload": hole}})
     return text.replace(_dumps(hole), payload["payload"].data.decode(errors="replace"))
+
+
+def _relay_bytes(message: ServerMessage) -> str:
+    # protocol: of a kind 0 broadcast vsn 1 sockets get a printed Elixir term instead of JSON
+    hole = "\x00hole\x00"
+    text = _dumps({"topic": message.topic, "event": message.event, "payload": hole, "ref": message.ref})
+    return text.replace(_dumps(hole), '%{error: "unable to parse response"}')
 
 
 def _pack(kind: int, names: tuple[str, ...], extra: bytes = b"") -> bytes:

@@ -160,7 +160,20 @@ def test_bad_tokens_are_told_apart(token: str, code: str, words: str) -> None:
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
 def test_tokens_of_three_algorithms_and_with_an_odd_exp_are_good(algorithm: str) -> None:
     assert token_error("s", make_token("s", {"role": "x", "exp": 9}, algorithm), 5.0) is None
-    assert token_error("s", make_token("s", {"role": "x", "exp": "soon"}, algorithm), 5.0) is None
+    for odd in ("soon", True, [], float("nan"), float("inf"), 10**400, -(10**400)):
+        assert token_error("s", make_token("s", {"role": "x", "exp": odd}, algorithm), 5.0) is None, odd
+
+
+def test_a_token_without_a_usable_end_never_expires() -> None:
+    with (
+        RealtimeServer(clock_at=NOW, idle_timeout=1e9) as server,
+        Hand(server, key=server.token(expires_in=1e8)) as hand,
+    ):
+        for number, odd in enumerate(("soon", float("nan"), 10**400)):
+            token = make_token(server.secret, {"role": "x", "exp": odd})
+            assert hand.join(str(number), f"realtime:{number}", token)["status"] == "ok"
+        server.advance(1e6)
+        assert hand.until_heartbeat() == []
 
 
 def test_a_refresh_says_less_of_a_bad_signature_than_a_join(server: RealtimeServer) -> None:

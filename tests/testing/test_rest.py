@@ -169,6 +169,17 @@ def test_an_answer_may_be_held_back_by_the_servers_clock() -> None:
         assert answers == [202]
 
 
+def test_what_fits_no_binary_frame_is_a_server_error_and_a_head_has_no_body(server: RealtimeServer) -> None:
+    long = "x" * 300
+    with Hand(server) as hand:
+        assert hand.join(topic=f"realtime:{long}")["status"] == "ok"
+        assert call(server, single(long), {})[0] == 500
+        assert call(server, BATCH, {"messages": [{**MESSAGE, "topic": long}]})[0] == 202
+        assert hand.receive()[3] == "broadcast"
+    status, body, headers = call(server, "/nothing", method="HEAD")
+    assert (status, body, headers["content-length"]) == (404, "", "9")
+
+
 def test_browsers_are_answered_with_cors_headers(server: RealtimeServer) -> None:
     status, _, headers = call(server, BATCH, method="OPTIONS", origin="http://example.test")
     assert (status, headers["access-control-allow-origin"]) == (204, "*")
