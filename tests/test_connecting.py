@@ -7,7 +7,9 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from tests.conftest import MakePool
 from tests.support.peer import Peer, Serve, answer, dribble, relaying, saying, silence, upgrading
 from tests.support.proxies import proxy
 from tests.support.recorder import Recorder
-from tests.support.ways import SECRET, closed_port, connect, fails, serving, told, trusting, works
+from tests.support.ways import SECRET, closed_port, connect, dialed, fails, serving, told, trusting, works
 
 
 @pytest.fixture(autouse=True)
@@ -323,6 +325,23 @@ def test_what_the_server_says_right_behind_its_answer_is_not_lost() -> None:
     with Peer(upgrading()) as peer, connect(f"http://127.0.0.1:{peer.port}") as sock:
         sock.settimeout(10)
         assert sock.recv(100) == b"\x81\x02hi"
+
+
+@pytest.mark.parametrize("ahead", [-86_400, 0, 3_600])
+def test_the_handshake_tells_how_far_the_servers_clock_is_ahead(ahead: int) -> None:
+    date = formatdate(time.time() + ahead, usegmt=True)
+    with Peer(upgrading(f"Date: {date}")) as peer:
+        opened = dialed(f"http://127.0.0.1:{peer.port}")
+        opened.sock.close()
+    assert abs(opened.clock_skew - ahead) < 60
+
+
+@pytest.mark.parametrize("headers", [(), ("Date: soon",), ("Date:",), ("Date: Mon, 23 Nov 2026 06:40:17 -0000",)])
+def test_a_server_that_does_not_tell_its_time_is_taken_to_have_ours(headers: tuple[str, ...]) -> None:
+    with Peer(upgrading(*headers)) as peer:
+        opened = dialed(f"http://127.0.0.1:{peer.port}")
+        opened.sock.close()
+    assert opened.clock_skew == 0.0
 
 
 def test_a_redirect_is_a_refusal_and_no_connection() -> None:

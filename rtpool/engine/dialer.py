@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import attrs
@@ -23,7 +24,7 @@ from rtpool.engine.upgrade import upgrade
 from rtpool.errors import ConnectionFailed, InvalidValue, PoolClosed, RtpoolError
 from rtpool.options import PoolOptions
 
-__all__ = ["Dialer", "Endpoint", "dial"]
+__all__ = ["Dialed", "Dialer", "Endpoint", "dial"]
 
 Lock = threading.Lock
 
@@ -105,12 +106,22 @@ def _netloc(host: str, port: int | None) -> str:
     return name if port is None else f"{name}:{port}"
 
 
-def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> socket.socket:
+class Dialed(NamedTuple):
+    """
+    A WebSocket that was opened.
+
+    Attributes:
+        sock: connected, through its handshakes; no byte beyond them has been read.
+        clock_skew: seconds that the server's clock is ahead of ours, or a second or so less.
+    """
+
+    sock: socket.socket
+    clock_skew: float
+
+
+def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> Dialed:
     """
     Open one WebSocket. Blocks up to `connection_timeout`.
-
-    Returns:
-        The connected socket, through its handshakes; no byte beyond them has been read.
 
     Raises:
         HandshakeRefused: the server answered with an HTTP status.
@@ -124,8 +135,8 @@ def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> sock
     sock: socket.socket | None = None
     try:
         sock = open_stream(Address.from_url(endpoint.url), options, deadline, cancelled)
-        upgrade(sock, endpoint.url, endpoint.query(options), endpoint.headers(options), where, deadline)
-        return sock
+        skew = upgrade(sock, endpoint.url, endpoint.query(options), endpoint.headers(options), where, deadline)
+        return Dialed(sock, skew)
     except (ConnectionFailed, PoolClosed):
         _close(sock)
         raise
@@ -189,16 +200,16 @@ class Dialer:
         self,
         endpoint: Endpoint,
         options: PoolOptions,
-        done: Callable[[socket.socket | None, RtpoolError | None], bool],
+        done: Callable[[Dialed | None, RtpoolError | None], bool],
     ) -> bool:
         """
-        Dial on a dial thread, then call `done(sock, error)` there; a socket `done` does not accept is closed.
+        Dial on a dial thread, then call `done(dialed, error)` there; a socket `done` does not accept is closed.
         """
 
         def job() -> None:
             try:
                 with self.breakable() as cancelled:
-                    sock = dial(endpoint, options, cancelled)
+                    dialed = dial(endpoint, options, cancelled)
             except RtpoolError as error:
                 done(None, error)
             except BaseException as cause:  # the option dial is user code: even sys.exit() must not leave a dial open
@@ -206,8 +217,8 @@ class Dialer:
                 failed.__cause__ = cause
                 done(None, failed)
             else:
-                if not done(sock, None):
-                    sock.close()
+                if not done(dialed, None):
+                    dialed.sock.close()
 
         return self.submit(job)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import secrets
 import socket
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from websocket import WebSocket
@@ -23,7 +25,7 @@ BODY_LIMIT = 2_000
 
 def upgrade(
     sock: socket.socket, url: str, query: str, headers: list[tuple[str, str]], where: str, deadline: float
-) -> None:
+) -> float:
     """
     Turn a stream into a WebSocket. No byte beyond the server's head is read.
 
@@ -34,6 +36,11 @@ def upgrade(
         where: what errors call the server.
         deadline: monotonic.
 
+    Returns:
+        Seconds that the server's clock is ahead of ours, by its header ``Date``; 0.0 without one. It is cut to whole
+        seconds and takes its time to arrive, so this is never too much: an instant of ours becomes one of theirs that
+        is a little early, and what is asked for since then is rather too much than too little.
+
     Raises:
         HandshakeRefused: the server answered with another HTTP status than 101.
         WebSocketException, OSError, ProtocolError, http.client.HTTPException, ValueError: no answer to be understood.
@@ -43,14 +50,24 @@ def upgrade(
     # websocket-client keeps one jar of cookies for the whole process, and would send whatever it holds for a host. Ours
     # is named by the header alone; the URL's is one that no cookie can be for.
     nowhere = secrets.token_hex(16)
+    handshake = _Handshake(sock, deadline, where)
     WebSocket(skip_utf8_validation=True).connect(  # type: ignore[no-untyped-call, unused-ignore]
         f"ws://{nowhere}{parts.path}?{query}",
-        socket=_Handshake(sock, deadline, where),
+        socket=handshake,
         host=host,
         header=[f"{name}: {value}" for name, value in headers if name.lower() != "host"],
         suppress_origin=True,
         redirect_limit=0,
     )
+    return _ahead(handshake.date)
+
+
+def _ahead(date: str | None) -> float:
+    try:
+        theirs = parsedate_to_datetime(date or "")
+        return (theirs - datetime.now(timezone.utc)).total_seconds()
+    except (TypeError, ValueError, IndexError):  # none, none that can be read, or one without a zone
+        return 0.0
 
 
 class _Handshake(TimedSocket):
@@ -63,6 +80,7 @@ class _Handshake(TimedSocket):
         super().__init__(sock, deadline, HEAD_LIMIT)
         self._where = where
         self._head: io.BytesIO | None = None
+        self.date: str | None = None
 
     def send(self, data: bytes) -> int:
         self.sendall(data)
@@ -73,6 +91,7 @@ class _Handshake(TimedSocket):
             answer = read_answer(self, "GET", expected=(101,), limit=BODY_LIMIT)
             if answer.status != 101:
                 raise _refused(self._where, answer)
+            self.date = answer.headers.get("date")
             lines = [f"{name}: {value}" for name, value in answer.headers.items() if name.lower() != "set-cookie"]
             self._head = io.BytesIO("\r\n".join(["HTTP/1.1 101 OK", *lines, "", ""]).encode("utf-8", "replace"))
         return self._head.read(size)

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 import rtpool
-from rtpool.engine.dialer import Endpoint, dial
+from rtpool.engine.dialer import Dialed, Endpoint, dial
 from rtpool.engine.streams import Cancelled
 from tests.support.recorder import Recorder
 
@@ -48,6 +48,11 @@ def closed_port() -> int:
 
 def connect(url: str, **options: Any) -> socket.socket:
     """What a dial thread does, on this one."""
+    return dialed(url, **options).sock
+
+
+def dialed(url: str, **options: Any) -> Dialed:
+    """The same, with what the handshake told."""
     return dial(Endpoint.from_url(url, SECRET), rtpool.PoolOptions(**options), Cancelled())
 
 
