@@ -8,6 +8,7 @@ import logging
 
 from rtpool.channel import Channel
 from rtpool.errors import (
+    BroadcastRefused,
     ConfigConflict,
     ConnectionFailed,
     HandshakeRefused,
@@ -22,6 +23,7 @@ from rtpool.errors import (
     PoolExhausted,
     PoolForked,
     ProtocolError,
+    ProxyRefused,
     PushRefused,
     PushTimeout,
     ReceiveTimeout,
@@ -42,12 +44,15 @@ from rtpool.events import (
 from rtpool.options import FullJitter, PoolOptions, ReconnectPolicy
 from rtpool.pool import RealtimePool, get_pool
 from rtpool.push import Push
+from rtpool.rest import BroadcastMessage
 from rtpool.stats import ConnectionDetails, Health, PoolStats, SubscriptionDetails
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Broadcast",
+    "BroadcastMessage",
+    "BroadcastRefused",
     "Channel",
     "ChannelState",
     "ConfigConflict",
@@ -74,6 +79,7 @@ __all__ = [
     "PostgresChange",
     "Presence",
     "ProtocolError",
+    "ProxyRefused",
     "Push",
     "PushRefused",
     "PushTimeout",

@@ -9,7 +9,9 @@ RtpoolError
 ├── MessageTooBig (ValueError)         a payload, frame or event over a size limit
 ├── ProtocolError (ValueError)         the peer sent what the protocol forbids
 ├── ConnectionFailed (ConnectionError) no connection, or it was lost
-│   └── HandshakeRefused               the server answered the upgrade with an HTTP status
+│   ├── HandshakeRefused               the server answered the upgrade with an HTTP status
+│   └── ProxyRefused                   the proxy refused to connect to the server
+├── BroadcastRefused                   the server refused a broadcast sent by REST
 ├── JoinRefused                        the server refused the channel
 ├── JoinTimeout (TimeoutError)         no answer to a join in time
 ├── PushRefused                        the server answered a push with an error
@@ -26,9 +28,12 @@ RtpoolError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 __all__ = [
+    "BroadcastRefused",
     "ConfigConflict",
     "ConnectionFailed",
     "HandshakeRefused",
@@ -43,6 +48,7 @@ __all__ = [
     "PoolExhausted",
     "PoolForked",
     "ProtocolError",
+    "ProxyRefused",
     "PushRefused",
     "PushTimeout",
     "ReceiveTimeout",
@@ -159,6 +165,42 @@ class HandshakeRefused(ConnectionFailed):
     __module__ = "rtpool"
     status: int = 0
     body: str = ""
+
+
+class ProxyRefused(ConnectionFailed):
+    """
+    The proxy answered, and did not connect to the server.
+
+    Attributes:
+        status: the HTTP status of an HTTP proxy, the reply code of a SOCKS proxy (RFC 1928 §6), or 0 without one.
+        reason: the proxy's words.
+        retryable: whether a later attempt can succeed; not where it wants other credentials or its rules forbid it.
+    """
+
+    __module__ = "rtpool"
+    status: int = 0
+    reason: str = ""
+
+
+class BroadcastRefused(RtpoolError):
+    """
+    The server refused a broadcast sent by REST; nothing of it was sent on.
+
+    Attributes:
+        status: the HTTP status; 0 when there was no token to ask with.
+        reason: the server's words.
+        body: the start of the response body, at most 2,000 characters.
+        retryable: whether the same call can succeed later.
+        retry_after: seconds the server asks to wait, or None.
+        errors: what a 422 finds wrong: index of the message -> field -> the server's words.
+    """
+
+    __module__ = "rtpool"
+    status: int = 0
+    reason: str = ""
+    body: str = ""
+    retry_after: float | None = None
+    errors: Mapping[int, Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
 
 class JoinRefused(RtpoolError):

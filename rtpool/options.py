@@ -8,10 +8,12 @@ import difflib
 import logging
 import math
 import random
+import re
+import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import attrs
 from tenacity import Future, RetryCallState
@@ -21,10 +23,12 @@ from tenacity.wait import wait_base
 
 from rtpool.errors import InvalidType, InvalidValue, RtpoolError
 
-__all__ = ["FullJitter", "PoolOptions", "ReconnectPolicy", "make_options"]
+__all__ = ["Dial", "FullJitter", "PoolOptions", "ReconnectPolicy", "make_options"]
 
 WaitStrategy = wait_base | Callable[[RetryCallState], float]
 StopStrategy = stop_base | Callable[[RetryCallState], bool]
+#: Host, port and the seconds allowed -> a connected stream socket.
+Dial = Callable[[str, int, float], socket.socket]
 RetryStrategy = retry_base | Callable[[RetryCallState], bool]
 
 
@@ -160,6 +164,8 @@ def _pairs(option: str, value: Any) -> tuple[tuple[str, str], ...]:
     for name, text in pairs:
         if not isinstance(name, str) or not isinstance(text, str):
             raise InvalidType(f"option {option}: {name!r} must be a str with a str value")
+        if any("\ud800" <= c <= "\udfff" for c in name + text):  # an encoder would name all it was given, keys too
+            raise InvalidValue(f"option {option}: {name!r} or its value cannot be written as UTF-8")
     return pairs
 
 
@@ -174,9 +180,26 @@ def _params(value: Any) -> tuple[tuple[str, str], ...]:
 def _headers(value: Any) -> tuple[tuple[str, str], ...]:
     headers = _pairs("headers", value)
     for name, text in headers:
-        if not name or any(c in name + text for c in "\r\n\0") or ":" in name:
+        if not _HEADER_NAME.fullmatch(name) or any(c in text for c in "\r\n\0"):
             raise InvalidValue(f"option headers: {name!r} is not a legal header name, or its value has a line break")
+        if name.lower() in _OWN_HEADERS:
+            raise InvalidValue(f"option headers: {name} belongs to the protocol; rtpool sends it itself")
     return headers
+
+
+#: RFC 9110 §5.6.2.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: Of the upgrade and of REST calls; a second one would break the request.
+_OWN_HEADERS = {
+    "connection",
+    "content-length",
+    "content-type",
+    "sec-websocket-extensions",
+    "sec-websocket-key",
+    "sec-websocket-version",
+    "transfer-encoding",
+    "upgrade",
+}
 
 
 def _proxy(_instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
@@ -192,6 +215,10 @@ def _proxy(_instance: object, attribute: attrs.Attribute[Any], value: str | None
     if not usable:
         # The value may hold credentials: it is not repeated.
         raise InvalidValue(f"option {attribute.name} must look like http://host:port or socks5://host:port")
+    for secret in (unquote(parts.username or ""), unquote(parts.password or "")):
+        # RFC 1929 counts their bytes in one byte; python-socks takes ASCII only, and would name what it cannot encode.
+        if parts.scheme != "http" and not (secret.isascii() and secret.isprintable() and len(secret) < 256):
+            raise InvalidValue(f"option {attribute.name}: a SOCKS user or password is ASCII of at most 255 characters")
 
 
 _POSITIVE = _number(0, exclusive=True)
@@ -231,7 +258,11 @@ class PoolOptions:
         after_fork: ``"close"`` or ``"resubscribe"``.
         ssl_context: an `ssl.SSLContext`, None for the platform's defaults.
         proxy: ``http://[user:password@]host:port``, or ``socks5://…`` where python-socks is installed.
-        headers: extra headers of the upgrade request, a mapping or pairs.
+        dial: opens the sockets in place of rtpool, e.g. to a Unix socket or through a tunnel: called on a dial thread
+            (by `RealtimePool.broadcast` on the caller's) with host, port and the seconds allowed, it returns a
+            connected stream `socket.socket`. TLS, if the URL asks for it, is spoken over that. Not with `proxy`.
+        headers: extra headers of the upgrade request and of REST calls, a mapping or pairs; ``Host`` replaces the
+            URL's.
         api_key_in: ``"query"``, or ``"header"`` (``x-api-key``) which keeps the key out of URLs.
         params: more parameters of the connection's URL, a mapping or pairs; what a plain Phoenix socket is given, or
             Realtime's ``log_level``.
@@ -276,6 +307,7 @@ class PoolOptions:
         default=None, validator=_of_type(ssl.SSLContext, type(None)), repr=False
     )
     proxy: str | None = attrs.field(default=None, validator=_proxy, repr=False)
+    dial: Dial | None = attrs.field(default=None, validator=_callable_or_none, repr=False)
     headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_headers, repr=False)
     api_key_in: str = attrs.field(default="query", validator=_one_of("query", "header"))
     params: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_params, repr=False)
@@ -292,6 +324,8 @@ class PoolOptions:
     def __attrs_post_init__(self) -> None:
         if self.max_delay < self.base_delay:
             raise InvalidValue(f"option max_delay ({self.max_delay}) must be >= base_delay ({self.base_delay})")
+        if self.dial is not None and self.proxy is not None:
+            raise InvalidValue("options dial and proxy exclude each other: the dial function is the way to the server")
 
 
 _NAMES = frozenset(attribute.name for attribute in attrs.fields(PoolOptions))

@@ -35,6 +35,7 @@ from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import read_replay
 from rtpool.registry import ShareKey, Subscriber
+from rtpool.rest import RestBroadcasts, RestClient
 from rtpool.stats import Health, PoolStats, SubscriptionDetails
 
 __all__ = ["RealtimePool", "get_pool"]
@@ -60,7 +61,7 @@ def _forgotten(engine: Engine) -> None:
         )
 
 
-class RealtimePool:
+class RealtimePool(RestBroadcasts):
     """
     Few sockets, many channels: the synchronous way to Supabase Realtime and Phoenix Channels.
 
@@ -97,6 +98,7 @@ class RealtimePool:
         if not self.options.is_supabase:
             _refuse_supabase_only(access_token=access_token)
         self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, access_token)
+        self._rest = RestClient(self._engine, access_token)
         self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         # At exit the engine sees to itself, where locks may be taken.
         self._finalizer = weakref.finalize(self, _forgotten, self._engine)
@@ -292,6 +294,7 @@ class RealtimePool:
         _check_token(token)
         if not self.options.is_supabase:
             _refuse_supabase_only(token=token)
+        self._rest.token = token
         self._engine.start()
         self._engine.post(self._engine.coordinator.set_token, token)
 

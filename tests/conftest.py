@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import trustme
 
 import rtpool
 from rtpool.engine import engine as engine_module
@@ -73,11 +75,25 @@ def pool(make_pool: MakePool) -> rtpool.RealtimePool:
 @pytest.fixture(scope="session")
 def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Contexts of a TLS server for 127.0.0.1 and of a client that trusts it."""
-    import trustme
-
     authority = trustme.CA()
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     return serving, trusting
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """Signs certificates for tests."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def ipv6() -> str:
+    """An IPv6 address of this machine."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 loopback: {error}")
+    return "::1"

@@ -15,7 +15,7 @@ import sys
 import pytest
 
 import rtpool
-from rtpool.testing import RealtimeServer
+from rtpool.testing import PushReply, RealtimeServer
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,13 +50,17 @@ def test_an_example_runs_as_it_is(example: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
 def test_an_example_runs_against_a_given_project(example: pathlib.Path, server: RealtimeServer) -> None:
-    done = run([str(example)], SUPABASE_URL=server.url, SUPABASE_KEY=server.api_key)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert server.connections_total > 0
+    with RealtimeServer(plain_phoenix=True) as phoenix:
+        phoenix.on_push = lambda topic, event, payload, connection: PushReply({})
+        theirs = {"SUPABASE_URL": server.url, "SUPABASE_KEY": server.api_key, "PHOENIX_URL": f"{phoenix.url}/socket"}
+        done = run([str(example)], **theirs)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert server.connections_total + len(server.requests) + phoenix.connections_total > 0
 
 
 def test_there_is_an_example_for_each_thing_promised() -> None:
-    assert {e.stem for e in EXAMPLES} >= {"quickstart", "many_channels", "shared_pool", "iterate", "clean_shutdown"}
+    promised = "quickstart many_channels shared_pool iterate clean_shutdown table_changes who_is_online plain_phoenix"
+    assert {e.stem for e in EXAMPLES} >= {*promised.split(), "private_and_replayed", "without_a_subscription"}
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if "def test_" not in b], ids=lambda b: b.split("\n")[2][:40])

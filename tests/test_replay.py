@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -187,6 +187,20 @@ def test_what_was_stored_before_the_subscription_is_not_replayed_after_it(
     reader = Reader(pool, replay=True)
     drop_and_store(server, 1)
     reader.gaps.wait(1)
+    assert reader.heard.numbers == [1]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_wrong_clock_of_ours_loses_nothing(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    pool = make_pool()
+    monkeypatch.setattr(pool._engine.coordinator, "_wall", lambda: datetime.now(timezone.utc) + timedelta(hours=hours))
+    monkeypatch.setattr("rtpool.engine.upgrade._ahead", lambda date: -3_600.0 * hours)
+    server.database_send("room", "x", {"n": 0}, inserted_at=server.clock.now() - 60)
+    reader = Reader(pool, replay=True)
+    drop_and_store(server, 1)
+    assert reader.gaps.wait(1)[0].replay == 1
     assert reader.heard.numbers == [1]
 
 

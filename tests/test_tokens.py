@@ -212,3 +212,17 @@ def test_a_policy_sees_the_claims_of_the_token_in_force(server: RealtimeServer, 
     pool.channel("room", private=True, access_token=server.token(sub="ann")).subscribe()
     assert seen[0].topic == "room"
     assert seen[0].claims["sub"] == "ann"
+
+
+def test_a_token_set_while_a_join_is_under_way_reaches_it_after_the_reply(make_pool: MakePool) -> None:
+    with RealtimeServer(join_latency=0.2) as server:
+        pool = make_pool(server.url, api_key=server.api_key)
+        old, new = server.token(sub="old"), server.token(sub="new")
+        pool.set_auth(old)
+        channel = pool.channel("room").subscribe(wait=False)
+        server.wait_for(lambda s: s.joins("room"))
+        pool.set_auth(new)
+        channel.subscribe()
+        server.wait_for(lambda s: renewals(s) == [new])
+        assert joined_with(server) == [old]
+        pool.close()

@@ -4,13 +4,12 @@ The pool's sockets: dialled, brought back, retired, and what they are doing now.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
 from rtpool.engine.connection import Connection
-from rtpool.engine.dialer import Dialer, Endpoint
+from rtpool.engine.dialer import Dialed, Dialer, Endpoint
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.errors import ConnectionFailed, RtpoolError
@@ -168,22 +167,21 @@ class Connections:
         epoch = connection.epoch
         loop, dialed = self._loop, self._dialed
 
-        def done(sock: socket.socket | None, error: RtpoolError | None) -> bool:
-            return loop.post(dialed, connection, epoch, sock, error)
+        def done(opened: Dialed | None, error: RtpoolError | None) -> bool:
+            return loop.post(dialed, connection, epoch, opened, error)
 
         self._dialer.dial(self._endpoint, self._options, done)
 
-    def _dialed(
-        self, connection: Connection, epoch: int, sock: socket.socket | None, error: RtpoolError | None
-    ) -> None:
+    def _dialed(self, connection: Connection, epoch: int, dialed: Dialed | None, error: RtpoolError | None) -> None:
         if self._by_id.get(connection.connection_id) is not connection or connection.epoch != epoch or self._stopping:
-            if sock is not None:
-                sock.close()
+            if dialed is not None:
+                dialed.sock.close()
             return
-        if sock is None:
+        if dialed is None:
             self._dial_failed(connection, error or ConnectionFailed("no connection"))
             return
-        connection.open(sock, self._loop.now)
+        connection.open(dialed.sock, self._loop.now)
+        connection.clock_skew = dialed.clock_skew
         connection.last_error = None
         self._loop.add(connection)
         self._log.info(

@@ -300,6 +300,7 @@ class Coordinator:
                     if subscriber.attachment is not None and subscriber.replay:
                         subscriber.attachment.caught_up = True
             join.replaying = join.replay.joined(self._now_ms(join))
+        self._renew_token(join)  # there may be another since the join went out
         # The server forgot who is present with the channel of before; and its answer ends what it replays.
         self.pushes.say_presence(join)
         if join.ready:
@@ -432,6 +433,7 @@ class Coordinator:
         if self.joins.get(join.share.key) is join:
             del self.joins[join.share.key]
             self._homeless.pop(join.share.key, None)
+            self._tokens.release(join.source)
         join.share.state = ChannelState.CLOSED
         self.sync(join.share.key)  # a Channel that came while the leave was under way
 

@@ -5,33 +5,26 @@ DNS, TCP, TLS and the WebSocket upgrade.
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import re
 import socket
-import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
-from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import attrs
-from websocket import (
-    WebSocket,
-    WebSocketBadStatusException,
-    WebSocketException,
-    WebSocketProxyException,
-    WebSocketTimeoutException,
-)
 
+from rtpool.engine.logs import Log
+from rtpool.engine.streams import Address, Cancelled, failure, open_stream
 from rtpool.engine.threads import join_all
-from rtpool.errors import ConnectionFailed, HandshakeRefused, InvalidValue, PoolClosed, RtpoolError
+from rtpool.engine.upgrade import upgrade
+from rtpool.errors import ConnectionFailed, InvalidValue, PoolClosed, RtpoolError
 from rtpool.options import PoolOptions
-from rtpool.protocol.refusals import classify_handshake
 
-__all__ = ["Dialer", "Endpoint", "dial"]
-
-log = logging.getLogger("rtpool.io")
+__all__ = ["Dialed", "Dialer", "Endpoint", "dial"]
 
 Lock = threading.Lock
 
@@ -39,8 +32,9 @@ Lock = threading.Lock
 MAX_THREADS = 8
 #: How long a dial thread without work lives.
 IDLE_SECONDS = 2.0
-#: Characters of a refusal's body an error keeps.
-BODY_LIMIT = 2_000
+
+#: Of a host's name, once it is ASCII; Docker's names have underscores.
+_HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._~-]+)?")
 
 
 @attrs.frozen
@@ -79,179 +73,81 @@ class Endpoint:
             raise InvalidValue("the url has no usable host and port")
         if parts.username or parts.password or parts.fragment or parts.query:
             raise InvalidValue("the url must have no credentials, query or fragment; give the key as api_key")
-        path = parts.path.rstrip("/") or "/realtime/v1"
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise InvalidValue("the api_key has characters no key has, such as a line break; its value is not shown")
+        path = quote(parts.path.rstrip("/") or "/realtime/v1", safe="/%:@!$&'()*+,;=~-._")
         if not path.endswith("/websocket"):
             path += "/websocket"
-        return cls(urlunsplit((scheme, parts.netloc, path, "", "")), api_key)
+        return cls(urlunsplit((scheme, _netloc(parts.hostname, port), path, "", "")), api_key)
 
-    def request_url(self, options: PoolOptions) -> str:
-        """The URL to dial, with version and, unless it goes in a header, the key. Never to be logged."""
+    def query(self, options: PoolOptions) -> str:
+        """The query of the upgrade: the version and, unless it goes in a header, the key. Never to be logged."""
         query = urlencode([("vsn", options.protocol), *options.params])
         if self.api_key and options.api_key_in == "query":
             query = f"apikey={quote(self.api_key, safe='')}&{query}"
-        return f"{self.url}?{query}"
+        return query
+
+    def headers(self, options: PoolOptions) -> list[tuple[str, str]]:
+        """The headers of the upgrade beyond the protocol's own. Never to be logged."""
+        headers = list(options.headers)
+        if self.api_key and options.api_key_in == "header":
+            headers.append(("x-api-key", self.api_key))
+        return headers
 
 
-class Cancelled:
-    """Lets `close()` break off a dial: the socket being dialled is shut down."""
-
-    def __init__(self) -> None:
-        # Guards: _cancelled, _sock
-        self._lock = Lock()
-        self._cancelled = False
-        self._sock: socket.socket | None = None
-
-    def watch(self, sock: socket.socket | None) -> None:
-        """The socket to shut down; raises `PoolClosed` when it is too late already."""
-        with self._lock:
-            self._sock = sock
-            cancelled = self._cancelled
-        if cancelled:
-            raise PoolClosed("the pool was closed while it was connecting")
-
-    def cancel(self) -> None:
-        """Break off."""
-        with self._lock:
-            self._cancelled = True
-            sock = self._sock
-        if sock is not None:
-            try:
-                # Wakes a thread that waits in recv on this socket; closing it would not.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError as error:
-                log.debug("- a dial was over before it could be broken off: %s", error)
+def _netloc(host: str, port: int | None) -> str:
+    try:
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise InvalidValue(f"the url's host {host!r} is no name of a host: {error}") from error
+    if not _HOST.fullmatch(name):
+        raise InvalidValue(f"the url's host {host!r} is no name of a host")
+    name = f"[{name}]" if ":" in name else name
+    return name if port is None else f"{name}:{port}"
 
 
-def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> socket.socket:
+class Dialed(NamedTuple):
+    """
+    A WebSocket that was opened.
+
+    Attributes:
+        sock: connected, through its handshakes; no byte beyond them has been read.
+        clock_skew: seconds that the server's clock is ahead of ours, or a second or so less.
+    """
+
+    sock: socket.socket
+    clock_skew: float
+
+
+def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> Dialed:
     """
     Open one WebSocket. Blocks up to `connection_timeout`.
 
-    Returns:
-        The connected socket, through its handshakes; no byte beyond them has been read.
-
     Raises:
         HandshakeRefused: the server answered with an HTTP status.
+        ProxyRefused: the proxy did.
         ConnectionFailed: DNS, TCP, TLS, proxy or handshake failed; the cause is chained.
+        PoolClosed: it was broken off.
     """
     deadline = time.monotonic() + options.connection_timeout
     parts = urlsplit(endpoint.url)
     where = f"{parts.scheme}://{parts.netloc}"
     sock: socket.socket | None = None
     try:
-        if options.proxy is None:
-            secure = parts.scheme == "wss"
-            sock = _connect_direct(parts.hostname or "", parts.port, secure, options, deadline, cancelled)
-        return _upgrade(endpoint, options, sock, deadline)
-    except RtpoolError:
+        sock = open_stream(Address.from_url(endpoint.url), options, deadline, cancelled)
+        skew = upgrade(sock, endpoint.url, endpoint.query(options), endpoint.headers(options), where, deadline)
+        return Dialed(sock, skew)
+    except (ConnectionFailed, PoolClosed):
         _close(sock)
         raise
-    except WebSocketBadStatusException as error:
+    except Exception as error:  # of four libraries; whoever waits for this dial must hear of every one
         _close(sock)
-        raise _refused(where, error) from error
-    except (OSError, WebSocketException, ValueError) as error:
-        _close(sock)
-        raise _failed(where, error, options) from error
-
-
-def _connect_direct(
-    host: str, port: int | None, secure: bool, options: PoolOptions, deadline: float, cancelled: Cancelled
-) -> socket.socket:
-    sock = socket.create_connection(
-        (host, port or (443 if secure else 80)), timeout=max(0.001, deadline - time.monotonic())
-    )
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        cancelled.watch(sock)
-        if secure:
-            context = options.ssl_context or ssl.create_default_context()
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            plain = sock
-            sock = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-            cancelled.watch(sock)
-            sock.do_handshake()
-        return sock
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _upgrade(endpoint: Endpoint, options: PoolOptions, sock: socket.socket | None, deadline: float) -> socket.socket:
-    header = [f"{name}: {value}" for name, value in options.headers]
-    if endpoint.api_key and options.api_key_in == "header":
-        header.append(f"x-api-key: {endpoint.api_key}")
-    settings: dict[str, Any] = {
-        "header": header,
-        "suppress_origin": True,
-        "redirect_limit": 0,
-        "timeout": max(0.001, deadline - time.monotonic()),
-    }
-    if sock is not None:
-        sock.settimeout(settings["timeout"])
-        settings["socket"] = sock
-    sslopt = {"context": options.ssl_context or ssl.create_default_context()} if endpoint.url.startswith("wss") else {}
-    client = WebSocket(sslopt=sslopt, skip_utf8_validation=True)
-    try:
-        client.connect(  # type: ignore[no-untyped-call, unused-ignore]
-            endpoint.request_url(options), **settings, **_proxy_settings(options)
-        )
-    except BaseException:
-        _close(client.sock)
-        raise
-    connected = client.sock
-    assert connected is not None
-    client.sock = None  # ours from here on: its own close would block and swallow errors
-    return connected
-
-
-def _proxy_settings(options: PoolOptions) -> dict[str, Any]:
-    if options.proxy is None:
-        # Said outright, or websocket-client would look into the environment's http_proxy.
-        return {"http_no_proxy": ["*"]}
-    parts = urlsplit(options.proxy)
-    settings: dict[str, Any] = {
-        "http_proxy_host": parts.hostname,
-        "http_proxy_port": parts.port,
-        "proxy_type": parts.scheme,
-        "http_proxy_timeout": options.connection_timeout,
-        "http_no_proxy": ["none.invalid"],  # an empty list would exempt loopback addresses
-    }
-    if parts.username:
-        settings["http_proxy_auth"] = (unquote(parts.username), unquote(parts.password or ""))
-    return settings
+        raise failure(where, error, options.connection_timeout) from error
 
 
 def _close(sock: socket.socket | None) -> None:
     if sock is not None:
         sock.close()
-
-
-def _refused(where: str, error: WebSocketBadStatusException) -> HandshakeRefused:
-    raw = error.resp_body or b""
-    body = (raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw))[:BODY_LIMIT]
-    action = classify_handshake(error.status_code, body)
-    advice = "" if action.retryable else " It is not tried again with the same key."
-    words = body.strip() or "no body"
-    return HandshakeRefused(
-        f"{where} refused the connection with HTTP {error.status_code}: {words}.{advice}",
-        status=error.status_code,
-        body=body,
-        retryable=action.retryable,
-    )
-
-
-def _failed(where: str, error: Exception, options: PoolOptions) -> ConnectionFailed:
-    if isinstance(error, (WebSocketTimeoutException, TimeoutError)):
-        return ConnectionFailed(f"no connection to {where} within {options.connection_timeout} s")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return ConnectionFailed(
-            f"the certificate of {where} is not trusted: {error.verify_message}; pass ssl_context for a private CA",
-            retryable=False,
-        )
-    if isinstance(error, WebSocketProxyException):
-        return ConnectionFailed(f"the proxy did not connect to {where}: {error}")
-    if isinstance(error, socket.gaierror):
-        return ConnectionFailed(f"the host of {where} cannot be found: {error.strerror}")
-    return ConnectionFailed(f"no connection to {where}: {error}")
 
 
 class Dialer:
@@ -260,12 +156,14 @@ class Dialer:
 
     Args:
         name: the pool's, for thread names.
+        log: where failures outside of a dial are told.
 
     Thread-safety: every method may be called from any thread.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, log: Log) -> None:
         self._name = name
+        self._log = log
         # Guards: _jobs, _threads, _idle, _stopping, _dials
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
@@ -302,30 +200,54 @@ class Dialer:
         self,
         endpoint: Endpoint,
         options: PoolOptions,
-        done: Callable[[socket.socket | None, RtpoolError | None], bool],
+        done: Callable[[Dialed | None, RtpoolError | None], bool],
     ) -> bool:
         """
-        Dial on a dial thread, then call `done(sock, error)` there; a socket `done` does not accept is closed.
+        Dial on a dial thread, then call `done(dialed, error)` there; a socket `done` does not accept is closed.
         """
-        cancelled = Cancelled()
 
         def job() -> None:
-            with self._lock:
-                if self._stopping:
-                    return
-                self._dials.add(cancelled)
             try:
-                sock = dial(endpoint, options, cancelled)
+                with self.breakable() as cancelled:
+                    dialed = dial(endpoint, options, cancelled)
             except RtpoolError as error:
                 done(None, error)
+            except BaseException as cause:  # the option dial is user code: even sys.exit() must not leave a dial open
+                failed = ConnectionFailed(f"the dial of {endpoint.url} was left by {type(cause).__name__}")
+                failed.__cause__ = cause
+                done(None, failed)
             else:
-                if not done(sock, None):
-                    sock.close()
-            finally:
-                with self._lock:
-                    self._dials.discard(cancelled)
+                if not done(dialed, None):
+                    dialed.sock.close()
 
         return self.submit(job)
+
+    @contextlib.contextmanager
+    def breakable(self) -> Iterator[Cancelled]:
+        """
+        What is done within is broken off by `stop`.
+
+        Raises:
+            PoolClosed: the dialer was stopped, before or meanwhile.
+        """
+        cancelled = Cancelled()
+        with self._lock:
+            self._dials.add(cancelled)
+            stopping = self._stopping
+        try:
+            if stopping:
+                cancelled.cancel()
+            cancelled.check()
+            yield cancelled
+        except ConnectionFailed as error:
+            try:
+                cancelled.check()  # a socket that was shut down under it looks like any other trouble
+            except PoolClosed as closed:
+                raise closed from error
+            raise
+        finally:
+            with self._lock:
+                self._dials.discard(cancelled)
 
     def stop(self) -> None:
         """Forget what waits, break off what runs. Does not wait."""
@@ -357,4 +279,4 @@ class Dialer:
             try:
                 job()
             except Exception:
-                log.exception("! a dial thread of pool %s failed outside a dial", self._name)
+                self._log.exception("! a dial thread of pool %s failed outside a dial", self._name)

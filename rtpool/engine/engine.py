@@ -66,7 +66,7 @@ class Engine:
         self._log = logger_for(options, "pool")
         self.registry = Registry()
         self.budget = SendBudget(options.send_buffer_limit)
-        self.dialer = Dialer(name)
+        self.dialer = Dialer(name, log=logger_for(options, "io"))
         self.dispatcher = Dispatcher(
             name, options.num_workers, on_drained=self._drained, log=logger_for(options, "dispatch")
         )
@@ -160,6 +160,7 @@ class Engine:
             before, self._state = self._state, "stopping"
         if before == "new":
             self._launched.set()  # there is nothing to launch any more
+            self.dialer.stop()  # a REST call may be under way
             self.ended.set()
             return True
         self.budget.close()

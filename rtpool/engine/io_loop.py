@@ -22,6 +22,9 @@ __all__ = ["IoLoop", "Pollable", "Timer"]
 
 Lock = threading.Lock
 
+#: Timers below this number are not looked through for cancelled ones.
+MIN_SWEEP = 256
+
 
 class Pollable(Protocol):
     """What the loop needs of a connection. All of it is called on the I/O thread."""
@@ -55,8 +58,13 @@ class Timer:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Never make the call. Harmless when it was made."""
+        """Never make the call, and forget what it refers to. Harmless when it was made."""
         self.cancelled = True
+        self.call = _nothing
+
+
+def _nothing() -> None:
+    """What a cancelled timer would call."""
 
 
 class IoLoop:
@@ -108,6 +116,7 @@ class IoLoop:
         self._registered: dict[int, tuple[int, int]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._sweep_at = MIN_SWEEP
 
     # From any thread
 
@@ -180,6 +189,10 @@ class IoLoop:
     def call_at(self, at: float, call: Callable[[], None]) -> Timer:
         """Make `call` at the instant `at`; a past one means the next turn."""
         timer = Timer(call)
+        if len(self._timers) >= self._sweep_at:  # most are cancelled long before they are due
+            self._timers = [entry for entry in self._timers if not entry[2].cancelled]
+            heapq.heapify(self._timers)
+            self._sweep_at = 2 * len(self._timers) + MIN_SWEEP
         heapq.heappush(self._timers, (at, next(self._order), timer))
         return timer
 

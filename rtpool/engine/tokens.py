@@ -118,6 +118,12 @@ class Tokens:
             self._seek_later(source, token, "the server refused the token")
         return True
 
+    def release(self, source: TokenSource) -> None:
+        """A join that used a source is gone: one that nobody uses is watched no longer."""
+        if source.timer is not None and not self._in_use(source):
+            source.timer.cancel()
+            source.timer, source.seeking = None, False
+
     def expire(self, source: TokenSource) -> None:
         """A callable is asked again before the next join."""
         source.fresh = source.provider is None

@@ -8,7 +8,18 @@ import enum
 import re
 from typing import Any
 
-__all__ = ["Action", "classify_changes", "classify_handshake", "classify_join", "classify_system", "parse_reason"]
+__all__ = [
+    "Action",
+    "classify_changes",
+    "classify_handshake",
+    "classify_join",
+    "classify_proxy",
+    "classify_rest",
+    "classify_socks",
+    "classify_system",
+    "parse_reason",
+    "read_rest_errors",
+]
 
 
 class Action(enum.Enum):
@@ -73,6 +84,54 @@ HANDSHAKE_STATUSES: dict[int, Action] = {
 #: A 401 that no other token helps against: none got there, so an option or a gateway is wrong.
 KEY_MISSING = "API key is missing"
 
+#: Statuses of a refused REST broadcast (supabase/realtime, `RealtimeWeb.BroadcastController`); others back off.
+REST_STATUSES: dict[int, Action] = {
+    400: Action.FATAL,
+    401: Action.NEW_TOKEN,
+    403: Action.NEW_TOKEN,  # row-level security denies
+    404: Action.FATAL,
+    405: Action.FATAL,
+    410: Action.FATAL,
+    413: Action.FATAL,
+    414: Action.FATAL,
+    415: Action.FATAL,
+    422: Action.FATAL,  # validation
+    429: Action.BACK_OFF_LONG,
+    431: Action.FATAL,
+}
+
+#: Words of a REST refusal that say more than its status.
+REST_MESSAGES: dict[str, Action] = {
+    "Tenant not found in database": Action.FATAL,
+    "Tenant is suspended": Action.FATAL,
+    "RLS policy error": Action.BACK_OFF,
+    "Query canceled": Action.BACK_OFF,
+    "Missing messages partition": Action.BACK_OFF,
+    "Tenant database unavailable": Action.BACK_OFF,
+    "Tenant database initializing": Action.BACK_OFF,
+    "Tenant database connection initializing": Action.BACK_OFF,
+    "Tenant database has too many connections": Action.BACK_OFF_LONG,
+    "Connect rate limit reached": Action.BACK_OFF_LONG,
+    "Connection pool exhausted": Action.BACK_OFF,
+}
+
+#: Statuses of a proxy's refusal to tunnel; one not listed backs off.
+PROXY_STATUSES: dict[int, Action] = {
+    400: Action.FATAL,
+    401: Action.FATAL,
+    403: Action.FATAL,
+    404: Action.FATAL,
+    405: Action.FATAL,
+    407: Action.FATAL,
+    501: Action.FATAL,
+}
+
+#: Reply codes of SOCKS proxies that trying again does not change: RFC 1928 §6, and of SOCKS4 the one about other users.
+SOCKS_FATAL = frozenset({0x02, 0x07, 0x08, 0x5D})
+
+#: Starts of what python-socks says of an answer without a reply code that another attempt may not meet.
+SOCKS_TRANSIENT = ("Connection closed",)
+
 #: Starts of `system` error messages that precede a close; one not listed backs off.
 SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
     ("Token has expired", Action.NEW_TOKEN),
@@ -128,6 +187,68 @@ def classify_handshake(status: int, body: str) -> Action:
     if status == 401 and KEY_MISSING in body:
         return Action.FATAL
     return HANDSHAKE_STATUSES.get(status, Action.BACK_OFF)
+
+
+def classify_rest(status: int, body: Any) -> Action:
+    """What to do about an HTTP answer to a REST broadcast; `body` is its decoded JSON, or its text."""
+    message = body.get("message") if isinstance(body, dict) else None
+    known = REST_MESSAGES.get(message) if isinstance(message, str) else None
+    if 200 <= status < 400:
+        return Action.FATAL  # not a Realtime server's answer
+    return known or REST_STATUSES.get(status, Action.BACK_OFF)
+
+
+def read_rest_errors(body: Any, count: int) -> tuple[dict[int, dict[str, tuple[str, ...]]], str]:
+    """
+    What a REST refusal says of each message, and in one line.
+
+    Args:
+        body: its decoded JSON; anything.
+        count: messages that were sent.
+
+    Returns:
+        ``(errors, words)``: index of the message -> field -> the server's words; both empty when it says nothing.
+    """
+    if not isinstance(body, dict):
+        return {}, ""
+    for key in ("message", "error"):
+        if isinstance(body.get(key), str):
+            return {}, body[key]
+    found = body.get("errors")
+    if not isinstance(found, dict):
+        return {}, ""
+    listed = found.get("messages")
+    if isinstance(listed, list) and all(isinstance(item, dict) for item in listed):
+        errors = {index: _fields(item) for index, item in enumerate(listed) if item}
+        named = {f"messages[{index}].": fields for index, fields in errors.items()}
+    else:
+        fields = _fields(found)
+        errors, named = ({0: fields} if count == 1 else {}), {"": fields}
+    words = [
+        f"{where}{field}: {text}"
+        for where, fields in named.items()
+        for field, texts in fields.items()
+        for text in texts
+    ]
+    return errors, "; ".join(words[:5]) + ("; …" if len(words) > 5 else "")
+
+
+def _fields(item: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        field: tuple(map(str, texts)) if isinstance(texts, list) else (str(texts),) for field, texts in item.items()
+    }
+
+
+def classify_proxy(status: int) -> Action:
+    """What to do about a proxy's HTTP answer to CONNECT."""
+    return PROXY_STATUSES.get(status, Action.BACK_OFF)
+
+
+def classify_socks(code: int, words: str) -> Action:
+    """What to do about a SOCKS proxy's refusal; code 0 is none, as when it refuses the credentials."""
+    if code:
+        return Action.FATAL if code in SOCKS_FATAL else Action.BACK_OFF
+    return Action.BACK_OFF if words.startswith(SOCKS_TRANSIENT) else Action.FATAL
 
 
 def classify_changes(message: str) -> Action:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -115,4 +116,32 @@ def test_joining_from_the_io_thread_does_not_wait_for_itself(parts: Parts) -> No
     outcome = Recorder()
     loop.post(lambda: outcome(loop.join(time.monotonic() + CAP)))
     assert outcome.wait(1) == [[]]
+    finish(loop)
+
+
+def test_cancelled_timers_are_forgotten_long_before_they_are_due(parts: Parts) -> None:
+    loop, _ = parts
+    done, fired = Recorder(), Recorder()
+
+    class Payload:
+        def fire(self) -> None:
+            fired(self)
+
+    def arm() -> None:
+        loop.call_later(0.01, lambda: fired("the one that stays"))
+        first = Payload()
+        memory = weakref.ref(first)
+        timer = loop.call_later(3_600.0, first.fire)
+        for _ in range(10_000):
+            loop.call_later(3_600.0, Payload().fire).cancel()
+        timer.cancel()
+        del first
+        done((len(loop._timers), memory()))
+
+    loop.post(arm)
+    loop.start()
+    ((timers, payload),) = done.wait(1)
+    assert timers < 1_000
+    assert payload is None
+    assert fired.wait(1) == ["the one that stays"]
     finish(loop)

@@ -222,3 +222,15 @@ def test_a_callable_that_raises_or_returns_rubbish_becomes_a_typed_error_without
     assert error.code == "TokenUnavailable"
     assert error.retryable
     assert "secret" not in str(error)
+
+
+def test_the_token_of_a_channel_that_is_gone_is_watched_no_longer() -> None:
+    world = World()
+    source = TokenSource(Callables(jwt(4_600)))
+    world.resolve(source)
+    world.answer()
+    world.tokens.release(source)
+    assert len(world.due) == 1, "another Channel still uses it"
+    world.in_use = False
+    world.tokens.release(source)
+    assert world.due == []

@@ -1,0 +1,289 @@
+"""
+Opening byte streams: TCP, proxies, a dial function of the user's, and TLS over any of them. The WebSocket dial and REST
+calls both go this way.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import socket
+import ssl
+import threading
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from websocket import WebSocketTimeoutException
+
+from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, request_head, seconds_left
+from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
+from rtpool.options import Dial, PoolOptions
+from rtpool.protocol.refusals import classify_proxy, classify_socks
+
+__all__ = ["Address", "Cancelled", "failure", "open_stream"]
+
+Lock = threading.Lock
+
+#: OpenSSL's names of the alerts by which a server refuses our certificate, or the lack of one.
+CLIENT_REFUSED = ("CERTIFICATE_REQUIRED", "ALERT_UNKNOWN_CA", "ALERT_BAD_CERTIFICATE", "ALERT_HANDSHAKE_FAILURE")
+
+
+class Address(NamedTuple):
+    """
+    Where a stream goes.
+
+    Attributes:
+        host: a name or an IP address, an IPv6 one without brackets.
+        port: 1 to 65535.
+        secure: whether TLS is spoken.
+    """
+
+    host: str
+    port: int
+    secure: bool
+
+    @classmethod
+    def from_url(cls, url: str) -> Address:
+        """Of a checked URL; ports default to the scheme's."""
+        parts = urlsplit(url)
+        secure = parts.scheme in ("wss", "https")
+        return cls(parts.hostname or "", parts.port or (443 if secure else 80), secure)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Cancelled:
+    """Lets `close()` break off whoever waits on a socket in the making: the socket is shut down."""
+
+    def __init__(self) -> None:
+        # Guards: _cancelled, _sock
+        self._lock = Lock()
+        self._cancelled = False
+        self._sock: socket.socket | None = None
+
+    def watch(self, sock: socket.socket | None) -> None:
+        """The socket to shut down; raises `PoolClosed` when it is too late already."""
+        with self._lock:
+            self._sock = sock
+        self.check()
+
+    def check(self) -> None:
+        """Raise `PoolClosed` when it was broken off."""
+        with self._lock:
+            cancelled = self._cancelled
+        if cancelled:
+            raise PoolClosed("the pool was closed meanwhile")
+
+    def cancel(self) -> None:
+        """Break off."""
+        with self._lock:
+            self._cancelled = True
+            sock = self._sock
+        if sock is not None:
+            # Wakes a thread that waits in recv on this socket; closing it would not. An error says that it was over.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def open_stream(address: Address, options: PoolOptions, deadline: float, cancelled: Cancelled) -> socket.socket:
+    """
+    Open a byte stream to `address` the way the options say: directly, through a proxy, or by their dial function; then
+    TLS where the address wants it.
+
+    Args:
+        deadline: monotonic, for all of it. A name's look-up is the system's and may take longer; then it is over.
+        cancelled: breaks it off.
+
+    Raises:
+        ConnectionFailed: a proxy refused, or the dial function raised or returned no usable socket.
+        PoolClosed: it was broken off.
+        OSError: anything else; `failure` words it.
+    """
+    sock: socket.socket | None = None
+    try:
+        if options.dial is not None:
+            sock = _by_users_dial(options.dial, address, seconds_left(deadline))
+        elif options.proxy is not None:
+            sock = _through_proxy(options.proxy, address, deadline, cancelled)
+        else:
+            sock = _connect(address.host, address.port, deadline, cancelled)
+        cancelled.watch(sock)
+        if address.secure:
+            if isinstance(sock, ssl.SSLSocket):
+                raise ConnectionFailed(
+                    "the option dial returned a TLS socket, and the url asks for TLS as well: return a plain socket, "
+                    "or give the url as http:// or ws://",
+                    retryable=False,
+                )
+            context = options.ssl_context or ssl.create_default_context()
+            sock = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
+            cancelled.watch(sock)
+            sock.settimeout(seconds_left(deadline))
+            sock.do_handshake()
+        return sock
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        raise
+
+
+def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> socket.socket:
+    """TCP to the first address of `host` that answers; each gets a fair share of the time that is left."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    trouble = OSError(f"{host} has no address")
+    for index, (family, kind, protocol, _, address) in enumerate(found):
+        share = seconds_left(deadline) / (len(found) - index)
+        sock: socket.socket | None = None
+        try:
+            sock = socket.socket(family, kind, protocol)
+            cancelled.watch(sock)
+            sock.settimeout(share)
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if not isinstance(error, OSError):
+                raise
+            trouble = error
+    raise trouble
+
+
+def _by_users_dial(dial: Dial, address: Address, seconds: float) -> socket.socket:
+    try:
+        sock = dial(address.host, address.port, seconds)
+    except Exception as error:  # user code: whatever it raises is told in our words
+        raise ConnectionFailed(
+            f"the option dial failed to reach {address}: {type(error).__name__}; the cause is chained"
+        ) from error
+    trouble = None
+    if not isinstance(sock, socket.socket):
+        raise ConnectionFailed(
+            f"the option dial returned {type(sock).__name__} for {address}, not a connected socket.socket",
+            retryable=False,
+        )
+    try:
+        sock.getpeername()
+        if sock.type != socket.SOCK_STREAM:
+            trouble = f"a socket of type {sock.type!r}"
+    except OSError as error:
+        trouble = f"a socket that is not connected ({error})"
+    if trouble:
+        sock.close()
+        raise ConnectionFailed(
+            f"the option dial returned {trouble} for {address}, not a connected stream socket", retryable=False
+        )
+    return sock
+
+
+def _through_proxy(proxy: str, address: Address, deadline: float, cancelled: Cancelled) -> socket.socket:
+    parts = urlsplit(proxy)
+    at = Address(parts.hostname or "", parts.port or 0, secure=False)
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    try:
+        sock = _connect(at.host, at.port, deadline, cancelled)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        raise failure(f"the proxy {at}", error, 0.0) from error
+    try:
+        stream = TimedSocket(sock, deadline, HEAD_LIMIT)
+        if parts.scheme == "http":
+            _http_tunnel(stream, at, address, user, password)
+        else:
+            _socks_tunnel(stream, parts.scheme, at, address, user, password)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _http_tunnel(stream: TimedSocket, at: Address, address: Address, user: str, password: str) -> None:
+    headers = [("Host", str(address))]
+    if user:
+        secret = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
+        headers.append(("Proxy-Authorization", f"Basic {secret}"))
+    stream.sendall(request_head("CONNECT", str(address), headers))
+    answer = read_answer(stream, "CONNECT", expected=range(200, 300), limit=0)
+    if 200 <= answer.status < 300:
+        return
+    hint = "; check the user and password in the option proxy" if answer.status in (401, 407) else ""
+    raise ProxyRefused(
+        f"the proxy {at} refused to connect to {address} with HTTP {answer.status}: {answer.reason or 'no reason'}"
+        f"{hint}",
+        status=answer.status,
+        reason=answer.reason,
+        retryable=classify_proxy(answer.status).retryable,
+    )
+
+
+class _Reached:
+    """Gives python-socks the stream to the proxy that is open already, so that our deadline and `close` hold."""
+
+    def __init__(self, stream: TimedSocket) -> None:
+        self._stream = stream
+
+    def connect(self, dest_host: str, dest_port: int, timeout: float | None = None) -> TimedSocket:
+        return self._stream
+
+
+def _socks_tunnel(stream: TimedSocket, scheme: str, at: Address, address: Address, user: str, password: str) -> None:
+    try:
+        from python_socks import ProxyError, ProxyType
+        from python_socks.sync import Proxy
+    except ImportError as error:
+        raise ConnectionFailed(
+            f"a {scheme} proxy needs the package python-socks; install it with: pip install 'rtpool[socks]'",
+            retryable=False,
+        ) from error
+    if scheme.startswith("socks4") and ":" in address.host:
+        raise ConnectionFailed(f"a SOCKS4 proxy cannot reach the IPv6 address {address}; use socks5", retryable=False)
+    version = ProxyType.SOCKS5 if scheme.startswith("socks5") else ProxyType.SOCKS4
+    by_proxy = scheme in ("socks4a", "socks5h")
+    proxy = Proxy(
+        version,
+        at.host,
+        at.port,
+        user or None,
+        password or None,
+        by_proxy,
+        forward=_Reached(stream),  # type: ignore[arg-type]
+    )
+    try:
+        proxy.connect(address.host, address.port)
+    except ProxyError as error:
+        code = error.error_code or 0
+        raise ProxyRefused(
+            f"the {scheme} proxy {at} did not connect to {address}: {error}",
+            status=code,
+            reason=str(error),
+            retryable=classify_socks(code, str(error)).retryable,
+        ) from error
+
+
+def failure(where: str, error: Exception, seconds: float) -> ConnectionFailed:
+    """
+    Trouble on the way to `where`, in our words; to be raised from `error`.
+
+    Args:
+        where: safe to show.
+        seconds: that were allowed.
+    """
+    if isinstance(error, (WebSocketTimeoutException, TimeoutError)):
+        return ConnectionFailed(f"no connection to {where} within {seconds:g} s")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectionFailed(
+            f"the certificate of {where} is not trusted: {error.verify_message}; pass ssl_context for a private CA",
+            retryable=False,
+        )
+    if isinstance(error, ssl.SSLError) and any(name in (error.reason or "") for name in CLIENT_REFUSED):
+        return ConnectionFailed(
+            f"{where} refused our side of TLS: {error.reason}; if it wants a client certificate, pass an ssl_context "
+            "with load_cert_chain",
+            retryable=False,
+        )
+    if isinstance(error, socket.gaierror):
+        return ConnectionFailed(f"the host of {where} cannot be found: {error.strerror}")
+    return ConnectionFailed(f"no connection to {where}: {str(error)[:300] or type(error).__name__}")

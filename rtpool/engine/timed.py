@@ -1,0 +1,155 @@
+"""
+A connected socket under one deadline, and HTTP/1.1 over it: what the WebSocket upgrade, a proxy's CONNECT and a REST
+call have in common.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import socket
+import time
+from collections.abc import Container, Iterable
+from email.message import Message
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+
+import attrs
+
+from rtpool.errors import ProtocolError
+
+__all__ = ["Answer", "HEAD_LIMIT", "TimedSocket", "read_answer", "request_head", "seconds_left"]
+
+#: Bytes an answer's head may have; servers and proxies send well under 8 KiB.
+HEAD_LIMIT = 64 * 1024
+#: Bytes offered to the kernel at once, so that the deadline is looked at in between.
+SEND_SIZE = 256 * 1024
+
+
+def seconds_left(deadline: float) -> float:
+    """
+    Seconds until `deadline`, monotonic; more than 0.
+
+    Raises:
+        TimeoutError: it has passed.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time allowed is over")
+    return left
+
+
+class TimedSocket(io.RawIOBase):
+    """
+    A connected socket that ends all its reads and writes together at one deadline, and reads no more than it may.
+
+    A socket's own time-out starts anew with every byte, so a peer that dribbles would hold a caller for ever. It reads
+    no byte that it was not asked for, so the socket can be handed on at any moment. Closing it leaves the socket open.
+
+    Args:
+        sock: connected; its time-out is changed.
+        deadline: monotonic.
+        limit: bytes that may be read.
+
+    Thread-safety: none.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float, limit: int) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._left = self._limit = limit
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """
+        Fill `buffer` with what one read of the socket gives; 0 is the end of the stream.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            ProtocolError: the limit is used up.
+        """
+        if not self._left:
+            raise ProtocolError(f"the answer has more than {self._limit} bytes")
+        self._sock.settimeout(seconds_left(self._deadline))
+        count = self._sock.recv_into(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        """All of `size` bytes, fewer only at the end of the stream: what http.client expects of a file."""
+        data = bytearray()
+        while size < 0 or len(data) < size:
+            part = super().read(4096 if size < 0 else min(size - len(data), 65_536))
+            if not part:
+                break
+            data += part
+        return bytes(data)
+
+    def recv(self, size: int) -> bytes:
+        """What one read of the socket gives, at most `size` bytes."""
+        return super().read(size) or b""
+
+    def sendall(self, data: Any) -> None:
+        """
+        Hand all of `data` to the kernel.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        view = memoryview(data)
+        while view:
+            self._sock.settimeout(seconds_left(self._deadline))
+            view = view[self._sock.send(view[:SEND_SIZE]) :]
+
+    def makefile(self, mode: str = "rb") -> TimedSocket:
+        """Itself, as the file http.client reads."""
+        return self
+
+
+def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head of an HTTP/1.1 request. Names and values are known to have no line breaks."""
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
+    return "\r\n".join(lines).encode("utf-8")
+
+
+@attrs.frozen
+class Answer:
+    """
+    An HTTP answer.
+
+    Attributes:
+        status: of HTTP.
+        reason: the words beside it.
+        headers: names in any case.
+        body: its start, where it was read at all.
+    """
+
+    status: int
+    reason: str
+    headers: Message
+    body: bytes = b""
+
+
+def read_answer(stream: TimedSocket, method: str, *, expected: Container[int], limit: int) -> Answer:
+    """
+    Read the answer to a request of `method`. Nothing is read from `stream` afterwards.
+
+    Args:
+        expected: statuses with nothing to say; the body of any other is read, up to `limit` bytes. What came of it is
+            enough where it breaks off or takes too long: the status is known, and says more.
+
+    Raises:
+        OSError, ProtocolError, http.client.HTTPException, ValueError: there is none that can be read.
+    """
+    with contextlib.closing(HTTPResponse(stream, method=method)) as answer:  # type: ignore[arg-type]
+        answer.begin()
+        body = b""
+        if answer.status not in expected:
+            try:
+                body = answer.read(limit)
+            except (OSError, HTTPException, ProtocolError, ValueError) as error:
+                body = getattr(error, "partial", b"")
+        return Answer(answer.status, answer.reason, answer.msg, body)

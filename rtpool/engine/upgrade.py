@@ -1,0 +1,116 @@
+"""
+The WebSocket upgrade of an open stream, by websocket-client's handshake.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import socket
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from websocket import WebSocket
+
+from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer
+from rtpool.errors import HandshakeRefused
+from rtpool.protocol.refusals import classify_handshake
+
+__all__ = ["BODY_LIMIT", "upgrade"]
+
+#: Characters of a refusal's body an error keeps.
+BODY_LIMIT = 2_000
+
+
+def upgrade(
+    sock: socket.socket, url: str, query: str, headers: list[tuple[str, str]], where: str, deadline: float
+) -> float:
+    """
+    Turn a stream into a WebSocket. No byte beyond the server's head is read.
+
+    Args:
+        url: ``ws://`` or ``wss://``, without a query.
+        query: put behind it; may hold a key.
+        headers: more headers; a ``Host`` among them replaces the URL's.
+        where: what errors call the server.
+        deadline: monotonic.
+
+    Returns:
+        Seconds that the server's clock is ahead of ours, by its header ``Date``; 0.0 without one. It is cut to whole
+        seconds and takes its time to arrive, so this is never too much: an instant of ours becomes one of theirs that
+        is a little early, and what is asked for since then is rather too much than too little.
+
+    Raises:
+        HandshakeRefused: the server answered with another HTTP status than 101.
+        WebSocketException, OSError, ProtocolError, http.client.HTTPException, ValueError: no answer to be understood.
+    """
+    parts = urlsplit(url)
+    host = next((value for name, value in headers if name.lower() == "host"), parts.netloc)
+    # websocket-client keeps one jar of cookies for the whole process, and would send whatever it holds for a host. Ours
+    # is named by the header alone; the URL's is one that no cookie can be for.
+    nowhere = secrets.token_hex(16)
+    handshake = _Handshake(sock, deadline, where)
+    WebSocket(skip_utf8_validation=True).connect(  # type: ignore[no-untyped-call, unused-ignore]
+        f"ws://{nowhere}{parts.path}?{query}",
+        socket=handshake,
+        host=host,
+        header=[f"{name}: {value}" for name, value in headers if name.lower() != "host"],
+        suppress_origin=True,
+        redirect_limit=0,
+    )
+    return _ahead(handshake.date)
+
+
+def _ahead(date: str | None) -> float:
+    try:
+        theirs = parsedate_to_datetime(date or "")
+        return (theirs - datetime.now(timezone.utc)).total_seconds()
+    except (TypeError, ValueError, IndexError):  # none, none that can be read, or one without a zone
+        return 0.0
+
+
+class _Handshake(TimedSocket):
+    """
+    What websocket-client gets for a socket. It sees the server's answer only when that is a 101, and no cookie of it:
+    its own reading of a refusal has no bound and knows no chunks, and its jar would keep the cookie for others.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float, where: str) -> None:
+        super().__init__(sock, deadline, HEAD_LIMIT)
+        self._where = where
+        self._head: io.BytesIO | None = None
+        self.date: str | None = None
+
+    def send(self, data: bytes) -> int:
+        self.sendall(data)
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        if self._head is None:
+            answer = read_answer(self, "GET", expected=(101,), limit=BODY_LIMIT)
+            if answer.status != 101:
+                raise _refused(self._where, answer)
+            self.date = answer.headers.get("date")
+            lines = [f"{name}: {value}" for name, value in answer.headers.items() if name.lower() != "set-cookie"]
+            self._head = io.BytesIO("\r\n".join(["HTTP/1.1 101 OK", *lines, "", ""]).encode("utf-8", "replace"))
+        return self._head.read(size)
+
+    def gettimeout(self) -> float | None:
+        return None
+
+    def settimeout(self, timeout: float | None) -> None:
+        """The deadline alone counts."""
+
+
+def _refused(where: str, answer: Answer) -> HandshakeRefused:
+    body = answer.body.decode("utf-8", "replace")
+    action = classify_handshake(answer.status, body)
+    advice = "" if action.retryable else " It is not tried again with the same key."
+    words = body.strip() or "no body"
+    return HandshakeRefused(
+        f"{where} refused the connection with HTTP {answer.status}: {words}.{advice}",
+        status=answer.status,
+        body=body,
+        retryable=action.retryable,
+    )
