@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -116,16 +117,14 @@ class Channel(Callbacks):
         engine.dispatcher.open(subscriber.mailbox)
         if subscriber.stream is not None:
             engine.dispatcher.open(subscriber.stream)
-        attachment = engine.registry.attach(subscriber)
-        if attachment is not None:
+        attachment = engine.registry.attach(subscriber) or engine.registry.ask_again(subscriber)
+        if attachment is not None and not attachment.ready.done():
             try:
                 engine.post(engine.coordinator.sync, subscriber.key)
             except PoolClosed:
                 engine.registry.detach(subscriber)
                 engine.registry.left(subscriber)
                 raise
-        else:
-            attachment = subscriber.attachment
         if wait and attachment is not None:
             self._wait(attachment, timeout)
         return self
@@ -134,11 +133,11 @@ class Channel(Callbacks):
         try:
             outcome_of(attachment.ready, timeout)
         except RtpoolError as error:
-            self.unsubscribe(timeout=0)
+            self._leave(0, only=attachment)
             raise error.again() from error
         except FutureTimeout:
             last = attachment.share.last_error
-            self.unsubscribe(timeout=0)
+            self._leave(0, only=attachment)
             if isinstance(last, (ConnectionFailed, JoinRefused)):
                 raise last.again() from last
             because = f"; the last trouble was: {last}" if last else ""
@@ -157,8 +156,11 @@ class Channel(Callbacks):
                 closed on our side all the same.
         """
         check_timeout(timeout)
+        self._leave(timeout)
+
+    def _leave(self, timeout: float, *, only: Attachment | None = None) -> None:
         engine, subscriber = self._engine, self._subscriber
-        attachment = engine.registry.detach(subscriber)
+        attachment = engine.registry.detach(subscriber, only=only)
         if attachment is None:
             return
         for sink in (subscriber.mailbox, subscriber.stream):
@@ -241,7 +243,7 @@ class Channel(Callbacks):
             As `send_broadcast`.
         """
         check_name("event", event, MAX_NAME_BYTES)
-        if event in RESERVED_EVENTS:
+        if event in RESERVED_EVENTS and (self._engine.options.is_supabase or event.startswith("phx_")):
             raise InvalidValue(f"event {event!r} belongs to the protocol; rtpool sends it itself")
         if event in SUPABASE_EVENTS and self._engine.options.is_supabase:
             raise InvalidValue(f"event {event!r} has a method of its own: {SUPABASE_EVENTS[event]}")
@@ -253,7 +255,7 @@ class Channel(Callbacks):
             body = JsonBody(json_object(payload))
         return self._push(event, body, wants_reply=True, timeout=timeout)
 
-    def track(self, payload: Mapping[str, Any]) -> Push:
+    def track(self, payload: Mapping[str, Any], *, timeout: float | None = None) -> Push:
         """
         Be present on the topic with `payload`, and again after every reconnect, until `untrack` or `unsubscribe`.
 
@@ -263,6 +265,7 @@ class Channel(Callbacks):
 
         Args:
             payload: a JSON object; it replaces the one before.
+            timeout: seconds until the `Push` ends with `PushTimeout`; None is 10 more than the `presence_window`.
 
         Returns:
             A `Push`. Its `PushTimeout` does not take the wish back.
@@ -274,12 +277,11 @@ class Channel(Callbacks):
         self._require_supabase("track", "your application's own event")
         data = json_object(payload)
         body = track_body(data)
-        self._check_size(body)
-        if not self._engine.registry.track(self._subscriber, data):
-            raise self._not_subscribed()
-        return self._push(PRESENCE, body, wants_reply=True, timeout=PUSH_TIMEOUT, presence=True)
+        registry, subscriber = self._engine.registry, self._subscriber
+        wish = partial(registry.track, subscriber, data)
+        return self._push(PRESENCE, body, wants_reply=True, timeout=self._presence_timeout(timeout), wish=wish)
 
-    def untrack(self) -> Push:
+    def untrack(self, *, timeout: float | None = None) -> Push:
         """
         Be present no more. A Channel that shares the join and is present with the same payload stays so.
 
@@ -287,8 +289,11 @@ class Channel(Callbacks):
             NotSubscribed: `subscribe` first.
         """
         self._require_supabase("untrack", "your application's own event")
-        self._engine.registry.untrack(self._subscriber)
-        return self._push(PRESENCE, UNTRACK, wants_reply=True, timeout=PUSH_TIMEOUT, presence=True)
+        wish = partial(self._engine.registry.untrack, self._subscriber)
+        return self._push(PRESENCE, UNTRACK, wants_reply=True, timeout=self._presence_timeout(timeout), wish=wish)
+
+    def _presence_timeout(self, timeout: float | None) -> float:
+        return PUSH_TIMEOUT + self._engine.options.presence_window if timeout is None else timeout
 
     def presence_state(self) -> dict[str, tuple[Mapping[str, Any], ...]]:
         """
@@ -305,7 +310,7 @@ class Channel(Callbacks):
         wants_reply: bool,
         timeout: float | None,
         broadcast: SentBroadcast | None = None,
-        presence: bool = False,
+        wish: Callable[[], object] | None = None,
     ) -> Push:
         timeout = PUSH_TIMEOUT if timeout is None else timeout
         check_timeout(timeout)
@@ -316,11 +321,13 @@ class Channel(Callbacks):
         if subscriber.attachment is None:
             raise self._not_subscribed()
         deadline = time.monotonic() + timeout
-        outgoing = Outgoing(subscriber, event, body, wants_reply, timeout, deadline, broadcast, presence)
+        outgoing = Outgoing(subscriber, event, body, wants_reply, timeout, deadline, broadcast, wish is not None)
         engine.budget.acquire(outgoing, joined=subscriber.state is ChannelState.JOINED)
         try:
+            if wish is not None:
+                wish()  # only what is accepted is wished
             engine.post(engine.coordinator.push, outgoing)
-        except PoolClosed as error:
+        except RtpoolError as error:
             engine.budget.settle(outgoing, None, error)
             raise
         return Push(engine, outgoing)

@@ -4,11 +4,12 @@ Refusing bad arguments at the call, in one voice.
 
 from __future__ import annotations
 
-import math
-
 from rtpool.errors import InvalidType, InvalidValue
 
-__all__ = ["check_callable", "check_name", "check_timeout", "check_type"]
+__all__ = ["check_callable", "check_name", "check_timeout", "check_token", "check_type"]
+
+#: Seconds; more no lock or selector waits.
+LONGEST = 1_000_000_000
 
 
 def check_type(name: str, value: object, kind: type) -> None:
@@ -37,9 +38,20 @@ def check_name(name: str, value: object, limit: int) -> None:
         raise InvalidValue(f"{name} has {size} bytes of UTF-8, at most {limit} are possible: {value[:40]!r}…")
 
 
+def check_token(token: object) -> None:
+    """Refuse what is no access token: no str, or one with characters no token has; its value is never shown."""
+    if not isinstance(token, str):
+        raise InvalidType(f"access_token must be a str or a callable that returns one, not {type(token).__name__}")
+    bare = token.strip()
+    if not bare or not (bare.isascii() and bare.isprintable()):
+        raise InvalidValue("access_token is empty, or has characters no token has, such as a line break")
+
+
 def check_timeout(timeout: object) -> None:
-    """Refuse what is no number of seconds >= 0."""
+    """Refuse what is no number of seconds from 0 to `LONGEST`."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise InvalidType(f"timeout must be a number of seconds, not {type(timeout).__name__}")
-    if not (timeout >= 0 and math.isfinite(timeout)):
+    if not -LONGEST <= timeout <= LONGEST:
+        raise InvalidValue(f"timeout must be a finite number of seconds, at most {LONGEST}")
+    if timeout < 0:
         raise InvalidValue(f"timeout must be a finite number of seconds >= 0, not {timeout!r}")

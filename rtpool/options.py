@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import random
 import re
 import socket
@@ -24,6 +23,9 @@ from tenacity.wait import wait_base
 from rtpool.errors import InvalidType, InvalidValue, RtpoolError
 
 __all__ = ["Dial", "FullJitter", "PoolOptions", "ReconnectPolicy", "make_options"]
+
+#: No option is larger: seconds beyond this no clock or selector takes.
+LARGEST = 1_000_000_000
 
 WaitStrategy = wait_base | Callable[[RetryCallState], float]
 StopStrategy = stop_base | Callable[[RetryCallState], bool]
@@ -126,13 +128,15 @@ class ReconnectPolicy:
 
 def _number(low: float, *, exclusive: bool = False, integer: bool = False) -> Any:
     kind = "an integer" if integer else "a number"
-    bound = f"> {low}" if exclusive else f">= {low}"
+    bound = f"{'>' if exclusive else '>='} {low}"
 
     def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         allowed = (int,) if integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, allowed):
             raise InvalidType(f"option {attribute.name} must be {kind} {bound}, not {value!r}")
-        if not math.isfinite(value) or value < low or (exclusive and value <= low):
+        if not -LARGEST <= value <= LARGEST:
+            raise InvalidValue(f"option {attribute.name} must be {kind} {bound}, and finite: at most {LARGEST}")
+        if value < low or (exclusive and value == low):
             raise InvalidValue(f"option {attribute.name} must be {kind} {bound}, not {value!r}")
 
     return check

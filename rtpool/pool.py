@@ -21,7 +21,7 @@ from typing import Any, overload
 import attrs
 
 from rtpool.channel import Channel
-from rtpool.checks import check_callable, check_name, check_timeout, check_type
+from rtpool.checks import check_callable, check_name, check_timeout, check_token, check_type
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
 from rtpool.engine.mailboxes import make_subscriber_mailbox
@@ -34,7 +34,7 @@ from rtpool.protocol.json_engine import json_object
 from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import read_replay
-from rtpool.registry import ShareKey, Subscriber
+from rtpool.registry import ShareKey, Subscriber, identity_of
 from rtpool.rest import RestBroadcasts, RestClient
 from rtpool.stats import Health, PoolStats, SubscriptionDetails
 
@@ -184,7 +184,14 @@ class RealtimePool(RestBroadcasts):
             raise PoolClosed(f"the pool {engine.name} is closed; make a new one")
         subscriber = Subscriber(
             topic,
-            ShareKey(prefix + topic, private, access_token, presence_key, first, json_object(params or {}, "params")),
+            ShareKey(
+                prefix + topic,
+                private,
+                identity_of(access_token),
+                presence_key,
+                first,
+                json_object(params or {}, "params"),
+            ),
             receive_own=receive_own,
             ack=ack,
             replay=wanted,
@@ -512,7 +519,7 @@ def _endpoint(url: str, api_key: str | None, options: PoolOptions) -> Endpoint:
     if api_key is not None:
         check_type("api_key", api_key, str)
     in_header = any(name.lower() == "x-api-key" for name, _ in options.headers)
-    if not api_key and options.topic_prefix and not in_header:
+    if not api_key and options.is_supabase and not in_header:
         raise InvalidValue(
             "api_key is missing: pass the project's key, use RealtimePool.from_env(), or set topic_prefix='' for a "
             "plain Phoenix server"
@@ -520,15 +527,15 @@ def _endpoint(url: str, api_key: str | None, options: PoolOptions) -> Endpoint:
     return Endpoint.from_url(url, api_key)
 
 
+def _check_token(token: object) -> None:
+    if token is not None and not callable(token):
+        check_token(token)
+
+
 def _refuse_supabase_only(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value:
             raise InvalidValue(f"{name} is for Supabase Realtime; give a plain Phoenix server params")
-
-
-def _check_token(token: object) -> None:
-    if token is not None and not callable(token) and not (isinstance(token, str) and token):
-        raise InvalidType(f"access_token must be a str or a callable that returns one, not {type(token).__name__}")
 
 
 def _details(subscriber: Subscriber) -> SubscriptionDetails:

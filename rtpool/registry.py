@@ -8,6 +8,7 @@ only. What the engine reads (`Share.subscribers`, `Subscriber.bindings`) are imm
 from __future__ import annotations
 
 import threading
+import types
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import attrs
 
 from rtpool.errors import ConfigConflict, RtpoolError
 from rtpool.events import ChannelState, Event
+from rtpool.protocol.json_engine import canonical, loads
 from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import ReplayRequest
@@ -29,11 +31,35 @@ __all__ = [
     "Share",
     "ShareKey",
     "Subscriber",
+    "identity_of",
     "merge_configs",
 ]
 
 Lock = threading.Lock
 Callback = Callable[[Any], object]
+
+
+class _Identity:
+    """A callable as itself: its `__eq__` and `__hash__`, which are user code and may be missing, are never called."""
+
+    __slots__ = ("_ids", "given")
+
+    def __init__(self, given: Callable[..., Any]) -> None:
+        self.given = given
+        # A bound method is made anew at each look-up; it is the same when its object and its function are.
+        parts = (given.__self__, given.__func__) if isinstance(given, types.MethodType) else (given,)
+        self._ids = tuple(map(id, parts))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other._ids == self._ids
+
+    def __hash__(self) -> int:
+        return hash(self._ids)
+
+
+def identity_of(given: Any) -> Any:
+    """What stands for a value in a comparison: a callable's identity, anything else itself."""
+    return _Identity(given) if callable(given) else given
 
 
 @attrs.frozen
@@ -44,7 +70,7 @@ class ShareKey:
     Attributes:
         topic: the wire topic.
         private: a private and a public channel of one name are different rooms on the server.
-        token: the identity whose row-level security applies; None is the pool's own. Never shown.
+        token: the identity whose row-level security applies, see `identity_of`; None is the pool's own. Never shown.
         presence_key: the key under which the join is present; None lets the server choose.
         replay: the stored broadcasts its first join asks for. Two Channels that want different ones cannot share it:
             the server's messages do not tell which was meant for whom.
@@ -146,6 +172,8 @@ class Attachment:
         ready: done when events really flow, or with the error that says why they never will.
         left: done when the server forgot the channel, or need not because others are on it.
         caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
+        flowing: whether events flow to it in the present join; confined to the I/O thread, read anywhere.
+        outage: the interruption it is still to be told of, once events flow again; confined to the I/O thread.
         sees_presence: whether it was told who is present, so that changes mean something to it; confined to the I/O
             thread.
     """
@@ -154,6 +182,8 @@ class Attachment:
     ready: Future[None] = attrs.field(factory=Future)
     left: Future[None] = attrs.field(factory=Future)
     caught_up: bool = False
+    flowing: bool = False
+    outage: Any = None
     sees_presence: bool = False
 
 
@@ -218,7 +248,7 @@ class Subscriber:
         return JoinConfig(
             receive_own=self._receive_own,
             ack=self.ack,
-            presence=any(b.kind == "presence" for b in bindings),
+            presence=self.key.presence_key is not None or any(b.kind == "presence" for b in bindings),
             changes=tuple(dict.fromkeys(b.change for b in bindings if b.change is not None)),
         )
 
@@ -234,9 +264,7 @@ class Subscriber:
     def is_ready(self) -> bool:
         """Whether events really flow to it now."""
         attachment = self.attachment
-        if attachment is None or attachment.share.state is not ChannelState.JOINED:
-            return False
-        return attachment.ready.done() and attachment.ready.exception() is None
+        return attachment is not None and attachment.flowing and attachment.share.state is ChannelState.JOINED
 
 
 class Share:
@@ -289,11 +317,27 @@ class Registry:
             subscriber.attachment = attachment = Attachment(share)
             return attachment
 
-    def detach(self, subscriber: Subscriber) -> Attachment | None:
-        """Detach a Channel and forget a share without Channels; None when it was not attached."""
+    def ask_again(self, subscriber: Subscriber) -> Attachment | None:
+        """Let a Channel whose subscription was refused wait for it anew; its attachment, None when it has none."""
         with self._lock:
             attachment = subscriber.attachment
-            if attachment is None:
+            if attachment is not None and attachment.ready.done() and attachment.ready.exception() is not None:
+                attachment.ready = Future()
+            return attachment
+
+    def detach(self, subscriber: Subscriber, *, only: Attachment | None = None) -> Attachment | None:
+        """
+        Detach a Channel and forget a share without Channels.
+
+        Args:
+            only: the attachment that is meant; another thread may have attached it anew since.
+
+        Returns:
+            What it was attached by, None when it was not, or not by that.
+        """
+        with self._lock:
+            attachment = subscriber.attachment
+            if attachment is None or (only is not None and attachment is not only):
                 return None
             share = attachment.share
             share.subscribers = tuple(s for s in share.subscribers if s is not subscriber)
@@ -330,21 +374,21 @@ class Registry:
 
     def unbind(self, subscriber: Subscriber, callback: Callback) -> bool:
         """Remove every registration of `callback`; False when there was none."""
+        removed_callback = identity_of(callback)
         with self._lock:
-            kept = tuple(b for b in subscriber.bindings if b.callback != callback)
+            kept = tuple(b for b in subscriber.bindings if identity_of(b.callback) != removed_callback)
             removed = len(kept) != len(subscriber.bindings)
             subscriber.bindings = kept
             return removed
 
-    def track(self, subscriber: Subscriber, data: bytes) -> bool:
+    def track(self, subscriber: Subscriber, data: bytes) -> None:
         """
         Make `subscriber` one of those that are present for its join.
 
         Args:
             data: the encoded payload to be present with.
 
-        Returns:
-            False when it is not attached.
+        One that is not attached has nothing to be present on.
 
         Raises:
             ConfigConflict: another Channel of the join is present with another payload.
@@ -352,12 +396,14 @@ class Registry:
         with self._lock:
             attachment = subscriber.attachment
             if attachment is None:
-                return False
+                return
             share = attachment.share
             others = tuple(s for s in share.trackers if s is not subscriber)
-            if not others or share.wish == data:
-                share.wish, share.trackers = data, (*others, subscriber)
-                return True
+            present = share.wish
+            same = present == data or (present is not None and canonical(loads(present)) == canonical(loads(data)))
+            if not others or same:
+                share.wish, share.trackers = present if same else data, (*others, subscriber)
+                return
         raise ConfigConflict(
             f"another Channel on {subscriber.topic!r} shares this join and is present with another payload; pass "
             "presence_key to pool.channel() to be present separately"

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import attrs
 
-from rtpool.checks import check_name, check_timeout, check_type
+from rtpool.checks import check_name, check_timeout, check_token, check_type
 from rtpool.engine.engine import Engine
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
 from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer, request_head
@@ -262,13 +262,10 @@ class RestClient:
         try:
             if callable(token):
                 token = token()
-                if not isinstance(token, str) or not token:
-                    raise InvalidType(f"access_token returned {type(token).__name__}, not a token")
+                check_token(token)
             if isinstance(token, str):
-                token = token.strip()
-                if not (token.isascii() and token.isprintable()):
-                    raise InvalidValue("the access token has characters no token has, such as a line break")
-                return token
+                check_token(token)
+                return token.strip()
         except Exception as error:  # the callable is user code
             reason = str(error) if isinstance(error, RtpoolError) else type(error).__name__
             raise BroadcastRefused(

@@ -53,14 +53,13 @@ def test_sustained_tracking_is_slowed_down_instead_of_being_thrown_out(make_pool
 
 
 def test_a_push_that_the_budget_keeps_too_long_times_out_and_its_wish_is_told_all_the_same(
-    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    server: RealtimeServer, make_pool: MakePool
 ) -> None:
     pool = make_pool(max_presence_calls=1, presence_window=1.0)
     channel = pool.channel("lobby").subscribe()
     channel.track({"n": 1}).result()
-    monkeypatch.setattr("rtpool.channel.PUSH_TIMEOUT", 0.05)
     with pytest.raises(rtpool.PushTimeout, match="goes out by itself") as caught:
-        channel.track({"n": 2}).result()
+        channel.track({"n": 2}, timeout=0.05).result()
     assert not caught.value.sent
     server.wait_for(lambda s: metas(s) == [{"n": 2}])
 

@@ -226,3 +226,134 @@ def test_a_token_set_while_a_join_is_under_way_reaches_it_after_the_reply(make_p
         server.wait_for(lambda s: renewals(s) == [new])
         assert joined_with(server) == [old]
         pool.close()
+
+
+@pytest.mark.parametrize("token", ["\ud800.x.y", "a\nb.c.d", " ", "é.é.é"])
+def test_what_can_be_no_token_is_refused_at_the_call_and_harms_nobody(
+    server: RealtimeServer, pool: rtpool.RealtimePool, token: str
+) -> None:
+    channel = pool.channel("room").subscribe()
+    for use in (
+        lambda: pool.set_auth(token),
+        lambda: pool.channel("hall", access_token=token),
+        lambda: rtpool.RealtimePool(server.url, api_key="k", access_token=token),
+    ):
+        with pytest.raises(rtpool.InvalidValue, match="access_token") as caught:
+            use()
+        assert token.strip() == "" or token not in str(caught.value)
+    assert channel.is_subscribed
+
+
+def test_a_pool_whose_only_timer_is_years_away_lives_on(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool = make_pool(access_token=lambda: server.token(expires_in=3e8), cleanup_interval=0.0)
+    pool.channel("room").subscribe().unsubscribe()
+    server.wait_for(lambda s: not s.connections)
+    assert pool.channel("room").subscribe().is_subscribed
+
+
+def test_a_callable_that_hangs_holds_up_neither_a_new_token_nor_anybodys_dial(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    release = threading.Event()
+
+    def hang() -> str:
+        release.wait(60)
+        return server.token()
+
+    pool = make_pool()
+    try:
+        healthy = pool.channel("room").subscribe()
+        for number in range(9):  # more than there are threads to call them
+            pool.channel(f"stuck-{number}", access_token=lambda: hang()).subscribe(wait=False)
+        server.connections[0].abort()
+        server.wait_for(lambda s: s.connections_total == 2 and s.members("room"))
+        wait_until(lambda: healthy.is_subscribed)
+        pool.set_auth(hang)
+        late = pool.channel("hall").subscribe(wait=False)
+        pool.set_auth(server.token(sub="new"))
+        late.subscribe(timeout=10)
+    finally:
+        release.set()
+
+
+def test_a_callable_that_would_end_the_process_is_told_and_asked_again(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    asked = []
+
+    def ask() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            raise SystemExit
+        return server.token()
+
+    statuses = Recorder()
+    channel = make_pool(access_token=ask).channel("room").on_status(statuses).subscribe()
+    assert channel.is_subscribed
+    assert any(getattr(s.error, "code", "") == "TokenUnavailable" for s in statuses.events)
+
+
+def test_a_new_callable_that_fails_once_reaches_live_joins_all_the_same(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    answers = iter([OSError("net"), server.token(sub="new")])
+
+    def ask() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+    pool.channel("room").subscribe()
+    pool.set_auth(ask)
+    server.wait_for(lambda s: len(renewals(s)) == 1)
+
+
+def test_many_channels_of_one_callable_are_one_call_and_share_their_joins(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    class Auth:
+        __hash__ = None  # type: ignore[assignment]
+        asked = 0
+
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("user code under a lock")
+
+        def token(self) -> str:
+            self.asked += 1
+            return server.token()
+
+        def __call__(self) -> str:
+            return self.token()
+
+    auth = Auth()
+    for _ in range(5):
+        pool.channel("room", access_token=auth.token).subscribe()
+        pool.channel("hall", access_token=auth.token).subscribe()
+    assert auth.asked == 1
+    assert pool.stats().total_joins == 2
+    pool.channel("room", access_token=auth).subscribe()
+    assert pool.stats().total_joins == 3
+
+
+def test_a_refusal_that_no_token_helps_is_not_tried_with_the_next_one(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    server.configure(private_only=True)
+    statuses = Recorder()
+    pool.channel("room").on_status(statuses).subscribe(wait=False)
+    statuses.wait_for(lambda events: [e for e in events if e.status == "refused"])
+    pool.set_auth(server.token())
+    pool.channel("vault", private=True).subscribe()
+    assert len(server.joins("room")) == 1
+
+
+def test_a_refused_channel_that_subscribes_again_is_asked_about_again(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    server.policy = lambda request: False
+    channel, statuses = pool.channel("room", private=True, access_token=lambda: server.token()), Recorder()
+    channel.on_status(statuses).subscribe(wait=False)
+    statuses.wait_for(lambda events: [e for e in events if e.status == "refused"])
+    server.policy = None
+    assert channel.subscribe(timeout=10).is_subscribed

@@ -34,6 +34,7 @@ from rtpool.protocol.session import HeartbeatLost, HeartbeatReplied, Session, Se
 from rtpool.stats import ConnectionDetails
 
 if TYPE_CHECKING:
+    from rtpool.engine.io_loop import Timer
     from rtpool.engine.joins import Join
 
 __all__ = ["Connection"]
@@ -79,6 +80,7 @@ class Connection:
         self.epoch = 0
         self.capacity = options.max_channels_per_connection
         self.joins: dict[str, Join] = {}
+        self.idle_timer: Timer | None = None
         self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
         # Of the present outage.
         self.attempts = 0
@@ -162,6 +164,8 @@ class Connection:
         self.epoch += 1
         self.opened_at = self.proof_of_life = self._wrote_at = now
         self.session.connected(now)
+        if self.capacity < 1:  # the server was going away; this is another
+            self.capacity = self._options.max_channels_per_connection
 
     def close_socket(self) -> None:
         """Close the socket, keep the identity. The loop must have let go of it."""

@@ -240,7 +240,7 @@ class Connections:
         def job() -> None:  # the strategies are user code
             try:
                 verdict, delay = policy.next_delay(attempt_number=attempt, first_at=first_at, now=clock(), error=error)
-            except Exception:
+            except BaseException:  # even sys.exit() in one must not end the attempts
                 log.exception("! a reconnect strategy failed; the default delay is used")
                 verdict, delay = "retry", 1.0
             loop.post(decided, connection, epoch, attempt, error, verdict, delay, was_open)
@@ -297,8 +297,10 @@ class Connections:
             if not connection.joins and self._by_id.get(connection.connection_id) is connection:
                 self._retire(connection)
 
+        if connection.idle_timer is not None:
+            connection.idle_timer.cancel()
         if connection.state == "open":
-            self._loop.call_later(self._options.cleanup_interval, close_if_idle)
+            connection.idle_timer = self._loop.call_later(self._options.cleanup_interval, close_if_idle)
         else:
             self._loop.post(close_if_idle)  # nobody needs it dialled
 

@@ -17,7 +17,7 @@ from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.join_queue import JoinQueue
-from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of, refused, was_ready
+from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of, interrupt, refused
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.pushes import Pushes
@@ -26,6 +26,7 @@ from rtpool.engine.tokens import Tokens, TokenSource
 from rtpool.errors import (
     ConnectionFailed,
     JoinTimeout,
+    NotSubscribed,
     PoolClosed,
     PoolExhausted,
     RtpoolError,
@@ -54,6 +55,10 @@ from rtpool.registry import Attachment, Registry, ShareKey, Subscriber, merge_co
 
 __all__ = ["Coordinator"]
 
+#: Sockets tried one after the other when each is said to be full; then the join backs off.
+MAX_MOVES = 3
+#: Seconds in which the server says that changes flow anew under a token it was given; it takes 1 to 3 (protocol 9.1).
+RENEWAL_SECONDS = 6.0
 #: The server's word when it ends a channel for a presence over its limit (protocol 8.2).
 TRACK_TOO_BIG = "Track message size exceeded"
 #: Seconds before a join is tried again after "too many …": sooner only makes it worse.
@@ -67,7 +72,7 @@ class Coordinator:
     Args:
         name: the pool's.
         registry: what users want.
-        dispatcher, loop, dialer, budget: the engine's other parts.
+        dispatcher, loop, dialer, callers, budget: the engine's other parts; `callers` are threads for token callables.
         announce, tell_heartbeat: hand a pool-level `StatusChange`, a `Heartbeat`, to listeners.
         rng: source of jitter.
         wall: aware wall-clock time, for the bounds of gaps.
@@ -86,6 +91,7 @@ class Coordinator:
         dispatcher: Dispatcher,
         loop: IoLoop,
         dialer: Dialer,
+        callers: Dialer,
         budget: SendBudget,
         announce: Callable[[StatusChange], None],
         tell_heartbeat: Callable[[Heartbeat], None],
@@ -105,18 +111,21 @@ class Coordinator:
         self._log = logger_for(options, "io")
         self._tokens = Tokens(
             loop,
-            dialer,
+            callers,
+            patience=options.connection_timeout,
+            base_delay=options.base_delay,
+            max_delay=options.max_delay,
             in_use=lambda source: any(join.source is source for join in self.joins.values()),
             renewed=self._renewed,
             rng=self._rng,
             wall=wall,
             log=self._log,
         )
-        self._pool_source = TokenSource(pool_token)
+        self._sources: dict[Any, TokenSource] = {None: TokenSource(pool_token)}  # by the token of share keys
         self.router = Router(dispatcher, wall, supabase=self._supabase)
         self.pushes = Pushes(loop, budget, self.router, reply_timeout=options.join_timeout)
         self.joins: dict[ShareKey, Join] = {}
-        self._queue = JoinQueue(loop, options.max_joins_per_second, self._take_turn)
+        self._queue = JoinQueue(loop, options.max_joins_per_second, self._send_join)
         self._homeless: dict[ShareKey, None] = {}  # joins without a place, oldest first; tried when one is free
         self._stopping = False
         self.connections = Connections(
@@ -142,12 +151,14 @@ class Coordinator:
             share.state = ChannelState.LEAVING
             return  # `Left` comes back here
         if join is None:
-            token = share.subscribers[0].token
-            source = self._pool_source if token is None else TokenSource(token)
+            source = self._sources.get(key.token)
+            if source is None:
+                source = self._sources[key.token] = TokenSource(share.subscribers[0].token)
             calls = PresenceCalls(self._options.max_presence_calls, self._options.presence_window)
             join = self.joins[key] = Join(share, source, calls)
         elif join.share is not share:
             join.share = share  # everybody left and somebody came before the I/O thread looked
+            share.presence = join.presence.snapshot()
         # By what they wait for, not by who they are: one may have left and come back before this thread looked.
         added = [s for s in share.subscribers if (a := s.attachment) is not None and not a.ready.done()]
         join.members = share.subscribers
@@ -155,7 +166,9 @@ class Coordinator:
             join.replay = Replay(key.replay)
             if join.joined:
                 join.replay.joined(self._now_ms(join))
-        self._converge(join, added)
+        if join.replay is not None and join.replay.has_joined:
+            self.router.catch_up(join)
+        self._converge(join, asking=bool(added))
         self.router.introduce(join, tuple(s for s in join.members if s.is_ready))  # a callback may have come late
         self.pushes.say_presence(join)  # who left may have been the one that was present
         self._overflowed(self.router.flush())
@@ -163,6 +176,8 @@ class Coordinator:
     def detached(self, attachment: Attachment) -> None:
         """A Channel left; `attachment.left` is done when the server knows, or need not because others stay."""
         key = attachment.share.key
+        if not attachment.ready.done():  # somebody on another thread waits for what was just given up
+            attachment.ready.set_exception(NotSubscribed(f"{key.topic!r} was unsubscribed before it was ready"))
         self.sync(key)
         join = self.joins.get(key)
         if join is not None and join.leaving:
@@ -180,8 +195,7 @@ class Coordinator:
 
     def set_token(self, token: str | Callable[[], str]) -> None:
         """Use a new pool-wide token: on live joins now, on every later join too."""
-        self._pool_source.replace(token)
-        self._renewed(self._pool_source)
+        self._tokens.replace(self._sources[None], token)
 
     def resume(self, mailbox: Any) -> None:
         """A full mailbox has room again: read on."""
@@ -215,26 +229,28 @@ class Coordinator:
 
     # Joins
 
-    def _converge(self, join: Join, added: list[Subscriber]) -> None:
+    def _converge(self, join: Join, *, asking: bool) -> None:
         if join.connection is None and not self._place(join):
             return
         state = join.connection.session.state(join.topic) if join.connection else ChannelState.CLOSED
         if join.requested:
             pass
         elif state in (ChannelState.JOINED, ChannelState.JOINING):
-            if not join.config.covers(merge_configs(s.config for s in join.members)):
-                # Only who was ready has something to lose by the new join.
+            wanted = merge_configs(s.config for s in join.members)
+            # Bindings the server refused hold up the others: without them it is asked again.
+            freed = join.changes_refused and wanted.changes != join.config.changes
+            if freed or not join.config.covers(wanted):
                 if state is ChannelState.JOINED:
-                    join.outage = join.outage or Outage("rejoin", self._wall())
-                self._queue.request(join)
-            elif join.ready:
-                self._admit(join, added)
+                    self._interrupt(join, Outage("rejoin", self._wall()))
+                self._request(join)
+            else:
+                self._flow(join)
         elif join.blocked is not None:
-            if added:  # a new Channel is a new wish: it is asked once more
-                join.blocked, join.attempts = None, 0
-                self._queue.request(join)
+            if asking:  # a new Channel is a new wish: it is asked once more
+                join.blocked, join.second_chance, join.attempts = None, None, 0
+                self._request(join)
         elif join.retry is None:
-            self._queue.request(join)
+            self._request(join)
         self._publish_state(join)
 
     def _place(self, join: Join) -> bool:
@@ -260,51 +276,58 @@ class Coordinator:
             self.connections.dial(connection)
         return True
 
-    def _take_turn(self, join: Join) -> None:
-        self._tokens.resolve(join.source, lambda token, error: self._send_join(join, token, error))
+    def _request(self, join: Join) -> None:
+        """Ask for a join: it waits for its token, then for its turn, then for its connection."""
+        if join.retry is not None:
+            join.retry.cancel()
+            join.retry = None
+        if not join.requested:
+            join.requested = True
+            self._tokens.resolve(join.source, lambda token, error: self._has_token(join, error))
 
-    def _send_join(self, join: Join, token: str | None, error: RtpoolError | None) -> None:
-        connection = join.connection
-        if not join.requested or connection is None or self.joins.get(join.share.key) is not join:
+    def _has_token(self, join: Join, error: RtpoolError | None) -> None:
+        if not join.requested or self.joins.get(join.share.key) is not join:
             return
-        join.requested = False
-        if error is not None:
+        if error is None:
+            self._queue.add(join)
+        else:
+            join.requested = False
             self._join_failed(join, error, Action.BACK_OFF)
+
+    def _send_join(self, join: Join) -> None:
+        connection = join.connection
+        join.requested = False
+        if connection is None or self.joins.get(join.share.key) is not join:
             return
-        if connection.state != "open":
-            return  # the reconnect asks again
+        token = join.source.value
         if join.second_chance is not None and token == join.token:
             self._join_failed(join, join.second_chance, Action.NEW_TOKEN)
             return
         join.token = token
         join.config = merge_configs(s.config for s in join.members)
         join.replay_request = self._replay_request(join)
-        join.replaying = False
+        join.answered = join.replaying = join.changes_refused = join.changes_flow = False
+        join.changes_message, join.system_error = None, ""
         join.presence.rejoined()
         self.pushes.rejoining(join)
-        join.changes_flow, join.changes_message, join.system_error, join.renewing = False, None, "", False
-        join.echoes.clear()
         first = join.outage is None and not join.attempts
         connection.session.join(join.topic, join.body(supabase=self._supabase), self._loop.now)
         self._publish_state(join)
         self._tell_members(join, "joining" if first else "rejoining", None)
 
     def _joined(self, join: Join, response: Any) -> None:
-        join.attempts, join.share.last_error, join.blocked, join.second_chance = 0, None, None, None
-        join.source.attempts = 0
+        join.answered, join.attempts, join.source.attempts = True, 0, 0
+        join.share.last_error, join.blocked, join.second_chance = None, None, None
         self.router.joined(join, response)
         self._publish_state(join)
         if join.replay is not None:
-            if not join.replay.started and join.replay_request is not None:
-                for subscriber in join.members:
-                    if subscriber.attachment is not None and subscriber.replay:
-                        subscriber.attachment.caught_up = True
             join.replaying = join.replay.joined(self._now_ms(join))
-        self._renew_token(join)  # there may be another since the join went out
+            self.router.catch_up(join)
+        if join.source.fresh:  # there may be another token since the join went out
+            self._send_token(join, join.source.value)
         # The server forgot who is present with the channel of before; and its answer ends what it replays.
         self.pushes.say_presence(join)
-        if join.ready:
-            self._flow(join)
+        self._flow(join)
         self.pushes.flush(join)
         # Somebody may have come, gone or changed while the join was under way.
         self._loop.post(self.sync, join.share.key)
@@ -325,25 +348,31 @@ class Coordinator:
     def _now_ms(self, join: Join) -> int:
         return self._ms(join, self._wall())
 
-    def _flow(self, join: Join) -> None:
-        """Events really flow: announce what may have been lost, and let everybody know."""
-        if join.outage is not None:
-            self.router.announce_gap(join, join.outage)
-            join.outage = None
-        self._admit(join, list(join.members))
+    def _interrupt(self, join: Join, outage: Outage) -> None:
+        """Events flow no more: remember since when, for the join and for each member that has something to lose."""
+        if interrupt(join.members, join.outage or outage):
+            join.outage = join.outage or outage
 
-    def _admit(self, join: Join, members: list[Subscriber]) -> None:
-        """Members whose events flow from now on: tell them, and give latecomers what the server said before."""
-        for subscriber in members:
+    def _flow(self, join: Join) -> None:
+        """Let everybody know whose events really flow from now on, and announce to each what may have been lost."""
+        if not join.flows:
+            return
+        join.outage = None
+        for subscriber in join.members:
             attachment = subscriber.attachment
-            if attachment is None or attachment.share is not join.share:
+            if attachment is None or attachment.share is not join.share or attachment.flowing:
                 continue
+            if not join.flows_to(subscriber):
+                continue
+            attachment.flowing = True
             if attachment.ready.done() and attachment.ready.exception() is not None:
                 attachment.ready = Future()  # refused before, let in now: a new token, or a healed server
-            late = not attachment.ready.done()
+            if attachment.outage is not None:
+                self.router.announce_gap(join, subscriber, attachment.outage)
+                attachment.outage = None
             self.router.tell(subscriber, StatusChange(subscriber.topic, "joined"))
-            if late:
-                self.router.catch_up(join, subscriber)
+            if not attachment.ready.done():
+                self.router.welcome(join, subscriber)
                 attachment.ready.set_result(None)
 
     def _join_failed(self, join: Join, error: RtpoolError, action: Action) -> None:
@@ -351,25 +380,28 @@ class Coordinator:
         self._publish_state(join)
         if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
             join.second_chance = error
-            self._tokens.expire(join.source)
-            self._queue.request(join)
+            if join.source.value == join.token:
+                self._tokens.expire(join.source)
+            self._request(join)
             return
         if not action.retryable:
+            join.needs_token = action is Action.NEW_TOKEN
             self._refuse(join, error)
-            if action is Action.NEW_TOKEN:
+            if join.needs_token:
                 self._tokens.refused(join.source, join.token)
             return
         timed_out = isinstance(error, JoinTimeout)
         self._tell_members(join, "timed_out" if timed_out else "refused", error)
         connection = join.connection
+        join.attempts += 1
         may_open = len(self.connections.all) < self._options.max_connections
-        if action is Action.OTHER_SOCKET and connection is not None and may_open:
-            connection.capacity = max(1, min(connection.capacity, len(connection.joins) - 1))
+        # The first of the pool's sockets may be the one that is full or going away, and so may the next.
+        if action is Action.OTHER_SOCKET and connection is not None and may_open and join.attempts <= MAX_MOVES:
+            connection.capacity = min(connection.capacity, len(connection.joins) - 1)
             self._unplace(join)
             if self._place(join):
-                self._queue.request(join)
+                self._request(join)
             return
-        join.attempts += 1
         delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
         if action is Action.BACK_OFF_LONG:
             delay = max(delay, LONG_BACK_OFF)
@@ -378,7 +410,7 @@ class Coordinator:
     def _retry(self, join: Join) -> None:
         join.retry = None
         if self.joins.get(join.share.key) is join and not join.leaving:
-            self._queue.request(join)
+            self._request(join)
 
     def _refuse(self, join: Join, error: RtpoolError) -> None:
         """Trying again cannot help: say so once, and wait for a new token or a new wish."""
@@ -395,17 +427,21 @@ class Coordinator:
                 self._renew_token(join)
 
     def _renew_token(self, join: Join) -> None:
-        if join.blocked is not None and join.connection is not None:
-            join.blocked = None
-            self._queue.request(join)
+        if join.blocked is not None:
+            if join.needs_token and join.connection is not None:
+                join.blocked = None
+                self._request(join)
         elif join.joined:
-            self._tokens.resolve(join.source, lambda token, error: self._send_token(join, token))
+            self._send_token(join, join.source.value)
 
     def _send_token(self, join: Join, token: str | None) -> None:
         if token is not None and token != join.token and join.joined and self._supabase:
             join.token = token
-            join.renewing = bool(join.config.changes)
+            if not token.startswith("sb_"):  # the server ignores those
+                join.renewals, join.renewed_at = join.renewals + 1, self._loop.now
             self.pushes.say(join, ACCESS_TOKEN, JsonBody(dumps({"access_token": token})))
+            join.presence_calls.permission_changed()
+            self.pushes.say_presence(join)
 
     def _end(self, join: Join) -> None:
         """Nobody wants it any more."""
@@ -434,6 +470,8 @@ class Coordinator:
             del self.joins[join.share.key]
             self._homeless.pop(join.share.key, None)
             self._tokens.release(join.source)
+            if join.share.key.token is not None and not any(j.source is join.source for j in self.joins.values()):
+                self._sources.pop(join.share.key.token, None)
         join.share.state = ChannelState.CLOSED
         self.sync(join.share.key)  # a Channel that came while the leave was under way
 
@@ -453,15 +491,16 @@ class Coordinator:
         """Join all that live there."""
         for join in list(connection.joins.values()):
             if join.blocked is None and join.retry is None and not join.leaving:
-                self._queue.request(join)
+                self._request(join)
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
         silence = max(0.0, self._loop.now - connection.proof_of_life)
         last_life = self._wall() - timedelta(seconds=silence)
         for join in list(connection.joins.values()):
-            if join.outage is None and any(was_ready(s) for s in join.members):
-                join.outage = Outage(error.cause, last_life)
+            self._interrupt(join, Outage(error.cause, last_life))
+            join.echoes.clear()  # what the server had not sent back is lost
+            join.answered = False
             self._tokens.expire(join.source)
             self._publish_state(join)
 
@@ -515,21 +554,42 @@ class Coordinator:
         if join is not None and replaying and not join.replaying and join.replay is not None:
             if join.replay.finished():
                 self.router.announce_cut(join)
-            if join.ready:
-                self._flow(join)
+            self._flow(join)
 
     def _received(self, join: Join, event: Received) -> None:
-        flowed = join.ready
-        self.router.route(join, event.message)
-        if join.ready and not flowed:
+        flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
+        try:
+            self.router.route(join, event.message)
+        except Exception:  # whatever a server sends: one frame costs one frame, never the pool
+            self._log.exception("! a message %r on %r could not be understood", event.message.event, join.name)
+            return
+        if join.changes_restarted:
+            join.changes_restarted = False
+            if join.renewals and self._loop.now - join.renewed_at < RENEWAL_SECONDS:
+                join.renewals -= 1
+            else:
+                join.renewals = 0
+                for subscriber in join.members:
+                    if subscriber.is_ready and subscriber.config.changes:
+                        self.router.announce_gap(join, subscriber, Outage("feed restart", alive_at))
+        if join.changes_flow and not flowed:
             self._flow(join)
         elif join.changes_error:
-            words, join.changes_error = join.changes_error, ""
-            action = classify_changes(words)
-            join.share.last_error = error = refused(join.name, words, action)
-            self._tell_members(join, "refused", error)
-            if action is Action.FATAL:
-                fail_waiting(join.share, error)
+            self._changes_failed(join, alive_at)
+
+    def _changes_failed(self, join: Join, alive_at: datetime) -> None:
+        """The changes feed is in trouble; what else the join carries is not."""
+        words, join.changes_error = join.changes_error, ""
+        action = classify_changes(words)
+        error = refused(join.name, words, action)
+        concerned = [s for s in join.members if s.config.changes]
+        interrupt(concerned, Outage("feed restart", alive_at))
+        for subscriber in concerned:
+            self.router.tell(subscriber, StatusChange(subscriber.topic, "refused", error))
+        join.share.last_error = error
+        if action is Action.FATAL:
+            join.changes_refused = True
+            fail_waiting(join.share, error, changes_only=True)
 
     def _channel_event(self, join: Join, event: Joined | JoinFailed | ChannelLost | Left) -> None:
         if isinstance(event, Left):
@@ -543,9 +603,9 @@ class Coordinator:
             self._channel_lost(join, event)
 
     def _channel_lost(self, join: Join, event: ChannelLost) -> None:
-        if join.outage is None:
-            join.outage = Outage("token" if join.system_error.startswith("Token") else "rejoin", self._wall())
         action = classify_system(join.system_error)
+        self._interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", self._wall()))
+        join.answered = False
         words = join.system_error or f"the server ended the channel ({event.cause})"
         join.system_error = ""
         if words == TRACK_TOO_BIG:

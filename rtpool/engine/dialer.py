@@ -24,7 +24,7 @@ from rtpool.engine.upgrade import upgrade
 from rtpool.errors import ConnectionFailed, InvalidValue, PoolClosed, RtpoolError
 from rtpool.options import PoolOptions
 
-__all__ = ["Dialed", "Dialer", "Endpoint", "dial"]
+__all__ = ["Dialed", "Dialer", "Endpoint", "MAX_THREADS", "dial"]
 
 Lock = threading.Lock
 
@@ -156,13 +156,15 @@ class Dialer:
 
     Args:
         name: the pool's, for thread names.
+        first: the number of the first thread.
         log: where failures outside of a dial are told.
 
     Thread-safety: every method may be called from any thread.
     """
 
-    def __init__(self, name: str, log: Log) -> None:
+    def __init__(self, name: str, log: Log, *, first: int = 0) -> None:
         self._name = name
+        self._first = first
         self._log = log
         # Guards: _jobs, _threads, _idle, _stopping, _dials
         self._lock = Lock()
@@ -190,7 +192,10 @@ class Dialer:
             elif len(self._threads) < MAX_THREADS:
                 index = next(i for i in range(MAX_THREADS) if i not in self._threads)
                 thread = self._threads[index] = threading.Thread(
-                    target=self._work, args=(index,), name=f"rtpool-{self._name}-dial-{index}", daemon=True
+                    target=self._work,
+                    args=(index,),
+                    name=f"rtpool-{self._name}-dial-{self._first + index}",
+                    daemon=True,
                 )
         if thread is not None:
             thread.start()

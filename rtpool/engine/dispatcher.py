@@ -134,7 +134,7 @@ class Dispatcher:
         log: Log | None = None,
     ) -> None:
         self._name = name
-        self._log = log or logging.getLogger("rtpool.dispatch")
+        self._log = log or Log(logging.getLogger("rtpool.dispatch"))
         self._num_workers = num_workers
         self._on_drained = on_drained
         self._wall = wall

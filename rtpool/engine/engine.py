@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from rtpool.engine.coordinator import Coordinator
-from rtpool.engine.dialer import Dialer, Endpoint
+from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
@@ -32,6 +32,8 @@ Lock = threading.Lock
 #: Engines that run, to be stopped before the interpreter ends.
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()
 
+#: Heartbeats that wait for a listener that is busy; more are not told.
+MAX_HEARTBEATS = 100
 #: Seconds a pool gets to say goodbye when it is forgotten, or at the end of the process.
 ABANDON_SECONDS = 1.0
 
@@ -67,6 +69,8 @@ class Engine:
         self.registry = Registry()
         self.budget = SendBudget(options.send_buffer_limit)
         self.dialer = Dialer(name, log=logger_for(options, "io"))
+        # Token callables have threads of their own: one that hangs holds up nobody's dial.
+        self.callers = Dialer(name, log=logger_for(options, "io"), first=MAX_THREADS)
         self.dispatcher = Dispatcher(
             name, options.num_workers, on_drained=self._drained, log=logger_for(options, "dispatch")
         )
@@ -81,6 +85,7 @@ class Engine:
         self.listeners: tuple[Callback, ...] = ()
         self.heartbeat_listeners: tuple[Callback, ...] = ()
         self.callback_errors = 0
+        self._heartbeats_waiting = 0
         self.overflow_gaps = 0
         #: Called on a worker with (error, callback, event) after a callback raised.
         self.on_callback_error: Callable[[BaseException, Callback, Any], object] | None = None
@@ -101,11 +106,12 @@ class Engine:
             dispatcher=self.dispatcher,
             loop=self.loop,
             dialer=self.dialer,
+            callers=self.callers,
             budget=self.budget,
             announce=self._announce,
             tell_heartbeat=self._tell_heartbeat,
         )
-        # Guards: _state, listeners, heartbeat_listeners, callback_errors, overflow_gaps
+        # Guards: _state, listeners, heartbeat_listeners, callback_errors, overflow_gaps, _heartbeats_waiting
         self._lock = Lock()
         self._state = "new"  # new running stopping
 
@@ -160,7 +166,7 @@ class Engine:
             before, self._state = self._state, "stopping"
         if before == "new":
             self._launched.set()  # there is nothing to launch any more
-            self.dialer.stop()  # a REST call may be under way
+            self._stop_dialling()  # a REST call may be under way
             self.ended.set()
             return True
         self.budget.close()
@@ -168,9 +174,9 @@ class Engine:
         self._launched.wait(max(0.0, deadline - time.monotonic()))
         if before == "running":
             self.loop.post(self.coordinator.shutdown, deadline)
-            self.dialer.stop()
+            self._stop_dialling()
         alive = self.loop.join(deadline)
-        alive += self.dialer.join(deadline)
+        alive += self.dialer.join(deadline) + self.callers.join(deadline)
         alive += self.dispatcher.join(deadline)
         _running.discard(self)
         for name in alive:
@@ -233,18 +239,27 @@ class Engine:
             self.run_user_code(callback, change, f"pool {self.name}")
 
     def _tell_heartbeat(self, heartbeat: Heartbeat) -> None:
-        if self.heartbeat_listeners:
+        with self._lock:
+            listened_to = bool(self.heartbeat_listeners) and self._heartbeats_waiting < MAX_HEARTBEATS
+            self._heartbeats_waiting += listened_to
+        if listened_to:
             self.dispatcher.deliver_essential(self._pool_mailbox, self._run_heartbeat_listeners, heartbeat)
 
     def _run_heartbeat_listeners(self, heartbeat: Heartbeat) -> None:
+        with self._lock:
+            self._heartbeats_waiting -= 1
         for callback in self.heartbeat_listeners:
             self.run_user_code(callback, heartbeat, f"heartbeats of pool {self.name}")
+
+    def _stop_dialling(self) -> None:
+        self.dialer.stop()
+        self.callers.stop()
 
     def _drained(self, mailbox: Mailbox) -> None:
         self.loop.post(self.coordinator.resume, mailbox)
 
     def _interrupted(self) -> None:
-        self.dialer.stop()
+        self._stop_dialling()
         self.coordinator.shutdown(self.loop.now + ABANDON_SECONDS)
 
     def _failed(self, error: BaseException) -> None:
@@ -259,7 +274,7 @@ class Engine:
         with self._lock:
             self._state = "stopping"
         self.budget.close()
-        self.dialer.stop()
+        self._stop_dialling()
         self.dispatcher.stop()
         self.ended.set()
 

@@ -22,6 +22,8 @@ __all__ = ["IoLoop", "Pollable", "Timer"]
 
 Lock = threading.Lock
 
+#: Seconds of one wait, however far the next deadline.
+MAX_WAIT = 3_600.0
 #: Timers below this number are not looked through for cancelled ones.
 MIN_SWEEP = 256
 
@@ -94,7 +96,7 @@ class IoLoop:
         log: Log | None = None,
     ) -> None:
         self._name = name
-        self._log = log or logging.getLogger("rtpool.io")
+        self._log = log or Log(logging.getLogger("rtpool.io"))
         self._on_interrupt = on_interrupt
         self._on_failure = on_failure
         self._on_end = on_end
@@ -248,7 +250,8 @@ class IoLoop:
         deadlines = [at for p, _ in self._pollables.values() if (at := p.next_deadline()) is not None]
         if self._timers:
             deadlines.append(self._timers[0][0])
-        return max(0.0, min(deadlines) - self.clock()) if deadlines else None
+        # No selector waits for ever: epoll takes 24 days at the most.
+        return min(MAX_WAIT, max(0.0, min(deadlines) - self.clock())) if deadlines else None
 
     def _update_interest(self, selector: selectors.BaseSelector) -> None:
         for key, (pollable, fd) in self._pollables.items():

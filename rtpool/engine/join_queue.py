@@ -33,16 +33,12 @@ class JoinQueue:
         self._pace = Pace(max_per_second)
         self._waiting: deque[Join] = deque()
         self._timer: Timer | None = None
-        self._stopped = False
+        self._stopped = self._running = False
 
-    def request(self, join: Join) -> None:
-        """Queue a join, once; it is sent when its connection is open and the pace allows."""
-        if join.retry is not None:
-            join.retry.cancel()
-            join.retry = None
-        if not join.requested:
-            join.requested = True
-            self._waiting.append(join)
+    def add(self, join: Join) -> None:
+        """Queue a join; it is sent when the pace allows, and its turn is lost when its connection is not open then."""
+        self._waiting.append(join)
+        if not self._running:
             self.run()
 
     def stop(self) -> None:
@@ -55,8 +51,15 @@ class JoinQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._stopped:
+        if self._stopped or self._running:
             return
+        self._running = True
+        try:
+            self._waiting = self._send_some()
+        finally:
+            self._running = False
+
+    def _send_some(self) -> deque[Join]:
         waiting: deque[Join] = deque()
         room: dict[Connection, int] = {}
         while self._waiting:
@@ -80,4 +83,4 @@ class JoinQueue:
                 break
             room[connection] = free - 1
             self._send(join)
-        self._waiting = waiting
+        return waiting

@@ -4,7 +4,9 @@ One join as the I/O thread sees it: who shares it, where it lives, what it still
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +16,7 @@ from rtpool.engine.outgoing import Outgoing
 from rtpool.engine.tokens import TokenSource
 from rtpool.errors import JoinRefused, JoinTimeout, RtpoolError
 from rtpool.events import ChannelState, SystemMessage
-from rtpool.protocol.json_engine import dumps, loads
+from rtpool.protocol.json_engine import canonical, dumps
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls, PresenceState
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from rtpool.engine.connection import Connection
     from rtpool.engine.io_loop import Timer
 
-__all__ = ["Echo", "Join", "Outage", "fail_waiting", "failure_of", "refused", "was_ready"]
+__all__ = ["Echo", "Join", "Outage", "content_of", "fail_waiting", "failure_of", "interrupt", "refused"]
 
+#: Seconds within which an echo comes, if it comes at all.
+ECHO_SECONDS = 30.0
 #: Broadcasts of our own whose echo is awaited, per join; beyond it the oldest is taken for lost.
 MAX_ECHOES = 1_000
 
@@ -45,8 +49,8 @@ class Echo(NamedTuple):
 
     sender: Subscriber
     event: str
-    data: bytes
-    is_binary: bool
+    content: bytes
+    sent_at: float
 
 
 @attrs.define(eq=False)
@@ -60,15 +64,21 @@ class Join:
         config: what was asked of the server last.
         leaving, leavers: a leave awaits the server's word, and who awaits it with us.
         requested: whether it stands in the queue for its join, or waits for a token.
+        answered: whether the server has let in the join sent last; on version 1 frames of the one before look alike.
         changes_flow: whether the server said that Postgres changes flow since the last join.
+        changes_restarted: whether it just said so once more, without having been in trouble before.
+        changes_refused: whether it said that these bindings never will.
+        changes_alive_at: when the changes feed last gave a sign of life.
         system_error, changes_error: the server's latest words of trouble with the channel, with its changes feed.
-        renewing: the server subscribes to changes anew because of a token it was given, and will say so.
+        renewals, renewed_at: tokens the server was given, the last one when, monotonic; it then subscribes to changes
+            anew, and says so.
         replay: stored broadcasts, as soon as a member wants them; None before.
         replaying: the server replays what an interruption cost; the answer to a presence call ends it.
         presence_calls, presence_pushes, presence_calling, presence_timer: when the server may be told who is present;
             who waits for that to be said, who for its answer; when the budget allows the next call.
-        outage: set from the loss of the channel until events flow again.
-        blocked: refused for good, until a new token or a new Channel.
+        outage: set from the loss of the channel until it is back; each member has its own until it is told.
+        blocked: refused for good, until a new Channel, or a new token when that may help.
+        needs_token: whether it may.
         token: what the server was given last.
         second_chance: the server refused the token, and the callable is asked for another before anybody is told.
     """
@@ -83,16 +93,21 @@ class Join:
     leaving: bool = False
     leavers: list[Attachment] = attrs.field(factory=list)
     ids: dict[int, tuple[ChangeBinding, ...]] = attrs.field(factory=dict)
+    answered: bool = False
     changes_flow: bool = False
+    changes_restarted: bool = False
+    changes_refused: bool = False
+    changes_alive_at: datetime | None = None
     changes_message: SystemMessage | None = None
     system_error: str = ""
     changes_error: str = ""
-    renewing: bool = False
+    renewals: int = 0
+    renewed_at: float = -math.inf
     replay: Replay | None = None
     replay_request: ReplayRequest | None = None
     replaying: bool = False
-    presence_pushes: list[Outgoing] = attrs.field(factory=list)
-    presence_calling: list[Outgoing] = attrs.field(factory=list)
+    presence_pushes: dict[Outgoing, None] = attrs.field(factory=dict)
+    presence_calling: dict[Outgoing, None] = attrs.field(factory=dict)
     presence_timer: Timer | None = None
     presence: PresenceState = attrs.field(factory=PresenceState)
     echoes: deque[Echo] = attrs.field(factory=lambda: deque(maxlen=MAX_ECHOES))
@@ -101,6 +116,7 @@ class Join:
     retry: Timer | None = None
     outage: Outage | None = None
     blocked: RtpoolError | None = None
+    needs_token: bool = False
     second_chance: RtpoolError | None = None
     token: str | None = None
 
@@ -124,16 +140,21 @@ class Join:
         )
 
     @property
-    def ready(self) -> bool:
-        """Whether everything it asks for flows."""
-        return self.joined and not self.replaying and (self.changes_flow or not self.config.changes)
+    def flows(self) -> bool:
+        """Whether what it carries beside changes flows, all that was missed included."""
+        return self.joined and self.answered and not self.replaying
+
+    def flows_to(self, subscriber: Subscriber) -> bool:
+        """Whether all that `subscriber` asks for flows; a sibling's changes feed is no business of its own."""
+        return self.flows and (self.changes_flow or not subscriber.config.changes)
 
     def body(self, *, supabase: bool) -> JsonBody:
         """The payload of its `phx_join`; a plain Phoenix server gets what its application wants."""
         if not supabase:
             return JsonBody(self.share.key.params)
         config, key = self.config, self.share.key
-        broadcast: dict[str, Any] = {"ack": config.ack, "self": config.receive_own}
+        # On a private channel siblings are to hear only what the server let through, and its answer alone tells.
+        broadcast: dict[str, Any] = {"ack": config.ack or key.private, "self": config.receive_own}
         if self.replay_request is not None:  # the mere presence of the key is an error on public channels
             broadcast["replay"] = self.replay_request.to_wire()
         payload: dict[str, Any] = {
@@ -148,33 +169,52 @@ class Join:
             payload["access_token"] = self.token
         return JsonBody(dumps(payload))
 
-    def claim_echo(self, event: str, payload: Any) -> Subscriber | None:
+    def claim_echo(self, event: str, payload: Any, now: float) -> Subscriber | None:
         """
         Whose broadcast an incoming one is, when the server echoes ours.
 
-        Echoes come in the order of sending, so a match means that earlier ones will not come any more. A stranger's
-        message of equal name and content is indistinguishable from ours, and so is who of the two is served which.
+        A stranger's message of equal name and content is indistinguishable from ours, and so is who of the two is
+        served which. An echo that does not come (the broadcast was refused) is forgotten after `ECHO_SECONDS`.
         """
+        while self.echoes and now - self.echoes[0].sent_at > ECHO_SECONDS:
+            self.echoes.popleft()
+        content = content_of(payload)
         for index, echo in enumerate(self.echoes):
-            if echo.event == event and payload == (echo.data if echo.is_binary else loads(echo.data)):
-                for _ in range(index + 1):
-                    self.echoes.popleft()
+            if echo.event == event and echo.content == content:
+                del self.echoes[index]
                 return echo.sender
         return None
 
 
-def fail_waiting(share: Share, error: RtpoolError) -> None:
-    """Give everybody who waits for a share to be ready the reason why it will not be."""
+def content_of(payload: Any) -> bytes:
+    """A payload as it compares: a server writes JSON objects anew, in another order of keys, and 1 is not true."""
+    if isinstance(payload, bytes):
+        return b"\0" + payload
+    return canonical(payload)
+
+
+def fail_waiting(share: Share, error: RtpoolError, *, changes_only: bool = False) -> None:
+    """Give everybody who waits for a share to be ready, or for its changes alone, the reason why it will not be."""
     for subscriber in share.subscribers:
         attachment = subscriber.attachment
-        if attachment is not None and attachment.share is share and not attachment.ready.done():
+        if attachment is None or attachment.share is not share or attachment.ready.done():
+            continue
+        if subscriber.config.changes or not changes_only:
             attachment.ready.set_exception(error.again())
 
 
-def was_ready(subscriber: Subscriber) -> bool:
-    """Whether events flowed to it before, so that it has something to lose."""
-    attachment = subscriber.attachment
-    return attachment is not None and attachment.ready.done() and attachment.ready.exception() is None
+def interrupt(members: Iterable[Subscriber], outage: Outage) -> bool:
+    """Events flow to `members` no more: who had something to lose is to be told, once. Whether there are any."""
+    lost = False
+    for subscriber in members:
+        attachment = subscriber.attachment
+        if attachment is None:
+            continue
+        if attachment.flowing and attachment.outage is None:
+            attachment.outage = outage
+        attachment.flowing = False
+        lost = lost or attachment.outage is not None
+    return lost
 
 
 def refused(topic: str, response: Any, action: Action) -> JoinRefused:

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import attrs
 
 from rtpool.errors import ConnectionFailed, PushRefused, PushTimeout, RtpoolError, SendBufferFull
+from rtpool.events import ChannelState
 from rtpool.protocol.messages import Body
+from rtpool.protocol.refusals import words_of
 from rtpool.protocol.session import PushSettled
 from rtpool.registry import Subscriber
 
@@ -62,6 +64,11 @@ class Outgoing:
         return self.broadcast.event if self.broadcast else self.event
 
     @property
+    def needs_answer(self) -> bool:
+        """Whether siblings hear it only once the server let it through, which on a private channel it may not."""
+        return self.broadcast is not None and self.subscriber.key.private
+
+    @property
     def size(self) -> int:
         """Bytes of payload."""
         return len(self.body.data)
@@ -76,7 +83,7 @@ class Outgoing:
                 "; on a private channel the server is also silent when the write policy denies the broadcast, or when "
                 "it could not ask the database"
             )
-        elif not written and self.presence:
+        elif not written and self.presence and self.subscriber.state is ChannelState.JOINED:
             why = "; the server allows few presence calls, so the newest one goes out by itself as soon as it may"
         return PushTimeout(
             f"{waited} push {self.name!r} on {self.subscriber.topic!r} within {self.timeout} s{why}",
@@ -99,7 +106,7 @@ class Outgoing:
             return self.timed_out(written=event.written)
         if event.outcome == "reply" and event.status != "ok":
             return PushRefused(
-                f"the server answered push {self.name!r} on {topic!r} with {event.status}: {event.response!r}",
+                f"the server answered push {self.name!r} on {topic!r} with {event.status}: {words_of(event.response)}",
                 topic=topic,
                 event=self.name,
                 status=event.status,

@@ -5,6 +5,8 @@ presence of each join. Everything here runs on the I/O thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joins import Join
 from rtpool.engine.outgoing import Outgoing, SendBudget
@@ -42,8 +44,8 @@ class Pushes:
         """Send a push now, or keep it until its join is."""
         if outgoing.presence:
             telling = join.presence_calls.is_telling(join.share.wish)
-            (join.presence_calling if telling else join.presence_pushes).append(outgoing)
-            self._loop.call_at(outgoing.deadline, lambda: self._expire_presence(join, outgoing))
+            (join.presence_calling if telling else join.presence_pushes)[outgoing] = None
+            self._expire_at_deadline(outgoing, lambda: self._expire_presence(join, outgoing))
             self.say_presence(join)
         elif join.buffer or not self._hand_over(join, outgoing):
             self._keep(join, outgoing, first=False)
@@ -83,9 +85,8 @@ class Pushes:
         Returns:
             What is to be kept, for `keep_unsent`; the frames of one loss come in the order of sending.
         """
-        if event.written:
-            self.sent += 1
         if event.token is None:
+            self.sent += event.written
             return None
         join: Join
         outgoing: Outgoing | int
@@ -96,9 +97,10 @@ class Pushes:
         if event.outcome == "lost" and not event.written and keep and not join.leaving:
             return join, outgoing  # the server cannot have seen it whole: it may be sent again
         error = outgoing.error_of(event)
-        if error is None:
+        if error is None and (event.outcome == "reply" or not outgoing.needs_answer):
             self._router.loop_back(join, outgoing)
-        self._budget.settle(outgoing, event.response, error)
+        if self._budget.settle(outgoing, event.response, error):
+            self.sent += event.written
         return None
 
     def keep_unsent(self, unsent: list[tuple[Join, Outgoing]]) -> None:
@@ -114,7 +116,8 @@ class Pushes:
             outgoing.event,
             outgoing.body,
             token=(join, outgoing),
-            wants_reply=outgoing.wants_reply,
+            wants_reply=outgoing.wants_reply or outgoing.needs_answer,
+            tells_sent=not outgoing.wants_reply,
             deadline=outgoing.deadline,
             now=self._loop.now,
         )
@@ -127,7 +130,11 @@ class Pushes:
             join.buffer.appendleft(outgoing)
         else:
             join.buffer.append(outgoing)
-        self._loop.call_at(outgoing.deadline, lambda: self._expire(join, outgoing))
+        self._expire_at_deadline(outgoing, lambda: self._expire(join, outgoing))
+
+    def _expire_at_deadline(self, outgoing: Outgoing, expire: Callable[[], None]) -> None:
+        timer = self._loop.call_at(outgoing.deadline, expire)
+        outgoing.future.add_done_callback(lambda _: timer.cancel())
 
     def _expire(self, join: Join, outgoing: Outgoing) -> None:
         if outgoing in join.buffer:
@@ -142,7 +149,7 @@ class Pushes:
         if calls.in_flight or not join.joined or join.connection is None:
             return
         if not calls.has_news(wish, asked=bool(join.presence_pushes)) and not join.replaying:
-            pushes, join.presence_pushes = join.presence_pushes, []
+            pushes, join.presence_pushes = join.presence_pushes, {}
             for outgoing in pushes:  # a sibling has said it already
                 self._budget.settle(outgoing, {}, None)
             return
@@ -150,7 +157,7 @@ class Pushes:
             if join.presence_timer is None or join.presence_timer.cancelled:
                 join.presence_timer = self._loop.call_at(calls.next_at(), lambda: self.say_presence(join))
             return
-        join.presence_calling, join.presence_pushes = join.presence_pushes, []
+        join.presence_calling, join.presence_pushes = join.presence_pushes, {}
         calls.called(wish)
         join.connection.session.push(
             join.topic,
@@ -164,16 +171,16 @@ class Pushes:
 
     def fail_presence(self, join: Join, error: RtpoolError | None = None) -> None:
         """Nobody is to wait for its presence any longer."""
-        for outgoing in (*join.presence_calling, *join.presence_pushes):
+        pushes = (*join.presence_calling, *join.presence_pushes)
+        join.presence_calling, join.presence_pushes = {}, {}
+        for outgoing in pushes:
             self._budget.settle(outgoing, None, error.again() if error else outgoing.unsubscribed())
-        join.presence_calling.clear()
-        join.presence_pushes.clear()
 
     def rejoining(self, join: Join) -> None:
         """A new join begins: what awaits an answer is said again after it, and answered then."""
         join.presence_calls.rejoined()
-        join.presence_pushes = join.presence_calling + join.presence_pushes
-        join.presence_calling = []
+        join.presence_pushes = {**join.presence_calling, **join.presence_pushes}
+        join.presence_calling = {}
 
     def _presence_answered(self, join: Join, join_number: int, event: PushSettled) -> None:
         if join_number != join.presence_calls.join_number:
@@ -181,7 +188,7 @@ class Pushes:
         if event.outcome == "lost":
             self.rejoining(join)
             return
-        pushes, join.presence_calling = join.presence_calling, []
+        pushes, join.presence_calling = join.presence_calling, {}
         join.presence_calls.answered(self._loop.now, ok=event.outcome == "reply" and event.status == "ok")
         for outgoing in pushes:
             self._budget.settle(outgoing, event.response, outgoing.error_of(event))
@@ -191,4 +198,4 @@ class Pushes:
     def _expire_presence(self, join: Join, outgoing: Outgoing) -> None:
         if not outgoing.future.done():
             self._budget.settle(outgoing, None, outgoing.timed_out(written=outgoing in join.presence_calling))
-            join.presence_pushes = [o for o in join.presence_pushes if o is not outgoing]
+            join.presence_pushes.pop(outgoing, None)

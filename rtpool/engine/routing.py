@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
-from rtpool.engine.joins import Echo, Join, Outage
+from rtpool.engine.joins import Echo, Join, Outage, content_of
 from rtpool.engine.outgoing import Outgoing
 from rtpool.errors import MailboxOverflow
 from rtpool.events import Broadcast, Gap, Message, Presence, StatusChange, SystemMessage
@@ -26,12 +26,10 @@ from rtpool.protocol.messages import (
 )
 from rtpool.protocol.postgres import index_ids, matching, parse_change
 from rtpool.protocol.presence import PresenceChange
+from rtpool.protocol.refusals import words_of
 from rtpool.registry import Delivery, Subscriber
 
 __all__ = ["Router"]
-
-#: The server's word that changes flow from now on.
-SUBSCRIBED_TO_POSTGRES = "Subscribed to PostgreSQL"
 
 
 class Router:
@@ -48,6 +46,7 @@ class Router:
     def __init__(self, dispatcher: Dispatcher, wall: Callable[[], datetime], *, supabase: bool) -> None:
         self._dispatcher = dispatcher
         self._wall = wall
+        self._supabase = supabase
         self._batch: list[tuple[Mailbox, Delivery]] = []
         self._full: list[Mailbox] = []
         self._handlers: dict[str, Callable[[Join, WireMessage], None]] = {
@@ -99,7 +98,7 @@ class Router:
         event = Broadcast(join.name, payload["event"], payload.get("payload"), message_id, meta.get("replayed") is True)
         members = join.members
         if join.echoes and message_id is None:
-            sender = join.claim_echo(event.event, event.payload)
+            sender = join.claim_echo(event.event, event.payload, self._wall().timestamp())
             if sender is not None and not sender.receive_own:
                 members = tuple(s for s in members if s is not sender)
         delivery = Delivery("broadcast", event.event, event, message)
@@ -116,6 +115,7 @@ class Router:
         if change is None:
             self._raw(join, message)
             return
+        join.changes_alive_at = self._wall()
         changes = matching(join.ids, message.payload, change.type)
         delivery = Delivery("postgres_changes", change.type, change, message, changes)
         self._deliver(tuple(s for s in join.members if not changes.isdisjoint(s.config.changes)), delivery)
@@ -124,59 +124,75 @@ class Router:
         payload = message.payload if isinstance(message.payload, dict) else {}
         event = SystemMessage(
             join.name,
-            str(payload.get("extension", "")),
-            str(payload.get("status", "")),
-            str(payload.get("message", "")),
+            words_of(payload.get("extension", "")),
+            words_of(payload.get("status", "")),
+            words_of(payload.get("message", "")),
         )
-        if event.extension == POSTGRES_CHANGES and event.status == "ok":
-            if join.changes_flow and join.outage is None and not join.renewing:
-                # A second one on a healthy join: the server restarted the feed and told nobody what it missed.
-                self.announce_gap(join, Outage("feed restart", self._wall()))
+        if event.extension == POSTGRES_CHANGES and not join.answered:
+            pass  # of the join before this one
+        elif event.extension == POSTGRES_CHANGES and event.status == "ok":
+            # A second one on a healthy join: the server restarted the feed and told nobody what it missed.
+            join.changes_restarted = join.changes_flow
             join.changes_flow, join.changes_message, join.changes_error = True, event, ""
-            join.renewing = False
+            join.changes_alive_at = self._wall()
         elif event.extension == POSTGRES_CHANGES:
-            join.changes_error = event.message
+            join.changes_flow, join.changes_error = False, event.message
         elif event.extension == SYSTEM and event.status == "error":
             join.system_error = event.message
         self._deliver(join.members, Delivery("system", event.status, event, message))
 
     def _presence_state(self, join: Join, message: WireMessage) -> None:
-        self._presence_changed(join, join.presence.sync_state(message.payload), message)
+        self._raw_presence(join, message)
+        if join.answered:
+            self._presence_changed(join, join.presence.sync_state(message.payload))
 
     def _presence_diff(self, join: Join, message: WireMessage) -> None:
+        self._raw_presence(join, message)
         if not join.config.presence:
             return  # public channels get diffs without having asked, and never a state to apply them to
         changes = join.presence.sync_diff(message.payload)
         if changes is not None:
-            self._presence_changed(join, changes, message)
+            self._presence_changed(join, changes)
 
-    def _presence_changed(self, join: Join, changes: list[PresenceChange], message: WireMessage) -> None:
+    def _raw_presence(self, join: Join, message: WireMessage) -> None:
+        """For who listens to the Phoenix event itself; on plain Phoenix also for who reads a Channel in a loop."""
+        delivery = Delivery("raw", message.event, Message(join.name, message.event, message.payload), message)
+        for subscriber in join.members:
+            if any(b.kind == "raw" and b.name in ("*", message.event) for b in subscriber.bindings):
+                self._batch.append((subscriber.mailbox, delivery))
+            elif not self._supabase and not subscriber.config.presence:
+                self._deliver((subscriber,), delivery)
+
+    def _presence_changed(self, join: Join, changes: list[PresenceChange]) -> None:
         join.share.presence = join.presence.snapshot()
         seeing = tuple(
             s for s in join.members if s.config.presence and s.attachment is not None and s.attachment.sees_presence
         )
-        self._tell_presence(join, seeing, changes, message)
-        self.introduce(join, join.members, message)
+        self._tell_presence(join, seeing, changes)
+        self.introduce(join, join.members)
 
-    def introduce(self, join: Join, members: tuple[Subscriber, ...], message: WireMessage | None = None) -> None:
+    def introduce(self, join: Join, members: tuple[Subscriber, ...]) -> None:
         """Tell members that do not know it yet who is present, as soon as that is known."""
         if not join.presence.synced:
             return
-        changes = [PresenceChange("join", key, metas, ()) for key, metas in join.share.presence.items()]
         for subscriber in members:
             attachment = subscriber.attachment
-            if attachment is not None and not attachment.sees_presence and subscriber.config.presence:
-                attachment.sees_presence = True
-                self._tell_presence(join, (subscriber,), changes, message)
+            if attachment is None:
+                continue
+            wants = subscriber.config.presence
+            if wants and not attachment.sees_presence:
+                changes = [PresenceChange("join", key, metas, ()) for key, metas in join.share.presence.items()]
+                self._tell_presence(join, (subscriber,), changes)
+            attachment.sees_presence = wants
 
-    def _tell_presence(
-        self, join: Join, members: tuple[Subscriber, ...], changes: list[PresenceChange], message: WireMessage | None
-    ) -> None:
+    def _tell_presence(self, join: Join, members: tuple[Subscriber, ...], changes: list[PresenceChange]) -> None:
+        if not members:
+            return
         for change in changes:
             event = Presence(join.name, change.type, change.key, change.metas, change.current)
             self._deliver(members, Delivery("presence", change.type, event))
         sync = Presence(join.name, "sync", state=join.share.presence)
-        self._deliver(members, Delivery("presence", "sync", sync, message))
+        self._deliver(members, Delivery("presence", "sync", sync))
 
     # By what we do
 
@@ -188,7 +204,8 @@ class Router:
         """A push is on its way; when the server echoes broadcasts, remember whose it is."""
         broadcast = outgoing.broadcast
         if broadcast is not None and join.config.receive_own:
-            join.echoes.append(Echo(outgoing.subscriber, broadcast.event, broadcast.data, broadcast.is_binary))
+            content = content_of(broadcast.data if broadcast.is_binary else loads(broadcast.data))
+            join.echoes.append(Echo(outgoing.subscriber, broadcast.event, content, self._wall().timestamp()))
 
     def loop_back(self, join: Join, outgoing: Outgoing) -> None:
         """Siblings hear a broadcast that the server does not send back to the socket it came from."""
@@ -205,27 +222,30 @@ class Router:
         event = Broadcast(join.name, broadcast.event, payload)
         self._deliver(siblings, Delivery("broadcast", broadcast.event, event, wire))
 
-    def catch_up(self, join: Join, subscriber: Subscriber) -> None:
-        """Give a Channel that came late what it would have been told on a join of its own."""
-        if join.changes_message is not None and subscriber.config.changes:
-            self._deliver((subscriber,), Delivery("system", "ok", join.changes_message))
-        self.introduce(join, (subscriber,))
-        attachment = subscriber.attachment
-        if join.replay is not None and attachment is not None and subscriber.replay and not attachment.caught_up:
+    def catch_up(self, join: Join) -> None:
+        """Give members that came since what was stored before; from now on they get what is replayed."""
+        for subscriber in join.members:
+            attachment = subscriber.attachment
+            if join.replay is None or attachment is None or attachment.caught_up or not subscriber.replay:
+                continue
             attachment.caught_up = True
             for delivery in join.replay.recent:
                 event = attrs.evolve(delivery.event, replayed=True)
                 self._deliver((subscriber,), delivery._replace(event=event))
 
-    def announce_gap(self, join: Join, outage: Outage) -> None:
-        """Tell every Channel that was served before the outage."""
-        gap = replayed = Gap(join.name, outage.cause, outage.lost_from, self._wall())
-        if join.replay is not None and join.replay_request is not None:
-            replayed = attrs.evolve(gap, replay=join.replay.count, truncated=join.replay.truncated)
-        for subscriber in join.members:
-            attachment = subscriber.attachment
-            if attachment is not None and attachment.ready.done():
-                self._gap(subscriber, replayed if attachment.caught_up else gap)
+    def welcome(self, join: Join, subscriber: Subscriber) -> None:
+        """Give a Channel that came late what it would have been told on a join of its own."""
+        if join.changes_message is not None and subscriber.config.changes:
+            self._deliver((subscriber,), Delivery("system", "ok", join.changes_message))
+        self.introduce(join, (subscriber,))
+
+    def announce_gap(self, join: Join, subscriber: Subscriber, outage: Outage) -> None:
+        """Tell a Channel in which time it may have lost messages."""
+        gap = Gap(join.name, outage.cause, outage.lost_from, self._wall())
+        attachment = subscriber.attachment
+        if join.replay is not None and join.replay_request is not None and attachment and attachment.caught_up:
+            gap = attrs.evolve(gap, replay=join.replay.count, truncated=join.replay.truncated)
+        self._gap(subscriber, gap)
 
     def announce_cut(self, join: Join) -> None:
         """The first replay of a join may lack its beginning: tell those it was for."""

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from datetime import datetime
 
+from rtpool.checks import check_token
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop, Timer
 from rtpool.engine.logs import Log
@@ -17,17 +18,19 @@ from rtpool.protocol.jwt import expiry_of
 __all__ = ["TokenSource", "Tokens"]
 
 Waiter = Callable[[str | None, RtpoolError | None], None]
+Provider = Callable[[], str]
 
 #: A token is renewed this part of its remaining life before it expires, and at the most so many seconds; jitter doubles
 #: both. The official JavaScript client asks every 25 s instead (protocol 9.2).
 LEAD_PART, LEAD_SECONDS = 0.1, 60.0
-#: Seconds between attempts to get a better token, doubling from the first to the last.
-FIRST_RETRY, LAST_RETRY = 1.0, 60.0
+#: Seconds between attempts to get another token after the server refused what the callable gives, at the most: policies
+#: change in minutes at best (protocol 8.1).
+LAST_RETRY_REFUSED = 300.0
 
 
 class TokenSource:
     """
-    Where the token of one identity comes from.
+    Where the token of one identity comes from; shared by every join of that identity.
 
     Args:
         given: a JWT, a callable that returns one, or None for the connection's own key.
@@ -35,30 +38,43 @@ class TokenSource:
     Thread-safety: confined to the I/O thread, except for construction.
     """
 
-    def __init__(self, given: str | Callable[[], str] | None) -> None:
+    def __init__(self, given: str | Provider | None) -> None:
         self.waiters: list[Waiter] = []
-        self.timer: Timer | None = None
+        self.renewal: Timer | None = None  # due shortly before the token expires
+        self.search: Timer | None = None  # due when another token is looked for again
+        self.deadline: Timer | None = None  # of the call under way
+        self.pause: Timer | None = None  # until a callable that failed is asked again
         self.replace(given)
 
-    def replace(self, given: str | Callable[[], str] | None) -> None:
+    def replace(self, given: str | Provider | None) -> None:
         """Take the token from elsewhere from now on."""
-        if self.timer is not None:
-            self.timer.cancel()
+        self.cancel()
         self.provider = given if callable(given) else None
         self.value = None if callable(given) else given
-        #: Whether `value` may be used without asking again.
+        #: Whether `value` may be used without asking again, and until when, seconds since the epoch.
         self.fresh = self.provider is None
-        #: Whether another token is looked for, and how often that was so since a join was let in.
-        self.seeking = False
+        self.expires: float | None = None
+        #: Asked in vain so often since a join was let in, and until when it is not asked again.
         self.attempts = 0
+        self.failed_until = 0.0
+
+    def cancel(self) -> None:
+        """Watch and look for nothing any longer."""
+        for timer in (self.renewal, self.search, self.pause):
+            if timer is not None:
+                timer.cancel()
+        self.renewal = self.search = self.pause = None
 
 
 class Tokens:
     """
-    Resolves token sources; a callable is user code and runs on a dial thread, once for all who wait.
+    Resolves token sources; a callable is user code and runs on a thread for such, once for all who wait.
 
     Args:
-        loop, dialer: the engine's.
+        loop: the engine's.
+        callers: threads for user code; not those that dial, which a callable that hangs must not keep busy.
+        patience: seconds a callable may take.
+        base_delay, max_delay: seconds between attempts when it fails or has no other token, doubling.
         in_use: whether any join takes its token from a source; what nobody uses is not renewed.
         renewed: called with a source that has a token other than before.
         rng: source of jitter.
@@ -71,8 +87,11 @@ class Tokens:
     def __init__(
         self,
         loop: IoLoop,
-        dialer: Dialer,
+        callers: Dialer,
         *,
+        patience: float,
+        base_delay: float,
+        max_delay: float,
         in_use: Callable[[TokenSource], bool],
         renewed: Callable[[TokenSource], None],
         rng: random.Random,
@@ -80,7 +99,10 @@ class Tokens:
         log: Log,
     ) -> None:
         self._loop = loop
-        self._dialer = dialer
+        self._callers = callers
+        self._patience = patience
+        self._base_delay = base_delay
+        self._max_delay = max_delay
         self._in_use = in_use
         self._renewed = renewed
         self._rng = rng
@@ -89,122 +111,169 @@ class Tokens:
 
     def resolve(self, source: TokenSource, waiter: Waiter) -> None:
         """Call `waiter(token, error)` on the I/O thread, at once when the token is known and fresh."""
-        if source.provider is None or (source.fresh and not self._has_expired(source)):
-            waiter(source.value, None)
-            return
-        source.waiters.append(waiter)
-        if len(source.waiters) > 1:
-            return
         provider = source.provider
+        if provider is None or (source.fresh and not self._has_expired(source)):
+            waiter(source.value, None)
+        else:
+            source.waiters.append(waiter)
+            if source.deadline is None and source.pause is None:
+                # A hundred joins that try again are not a hundred calls.
+                pause = source.failed_until - self._loop.now
+                if pause > 0:
+                    source.pause = self._loop.call_later(pause, lambda: self._ask(source, provider))
+                else:
+                    self._ask(source, provider)
 
-        def job() -> None:
-            token, error = _ask(provider)
-            self._loop.post(self._resolved, source, provider, token, error)
-
-        self._dialer.submit(job)
-
-    def refused(self, source: TokenSource, token: str | None) -> bool:
-        """
-        The server refused `token`: look for another, now and then ever more slowly.
-
-        Returns:
-            Whether another can come by itself.
-        """
+    def replace(self, source: TokenSource, given: str | Provider) -> None:
+        """Give a source another token: told as soon as it is known, however often its callable has to be asked."""
+        source.replace(given)
+        self._settle_replaced(source)  # whoever waits for the one before, which may never come
         if source.provider is None:
-            return False
+            self._renewed(source)
+        else:
+            self._seek(source, None)
+
+    def refused(self, source: TokenSource, token: str | None) -> None:
+        """The server refused `token`: look for another, ever more slowly, if it comes from a callable."""
+        if source.provider is None:
+            return
         if source.value != token:
             self._loop.post(self._renewed, source)  # there is another already
-        elif not source.seeking:
-            self._seek_later(source, token, "the server refused the token")
-        return True
-
-    def release(self, source: TokenSource) -> None:
-        """A join that used a source is gone: one that nobody uses is watched no longer."""
-        if source.timer is not None and not self._in_use(source):
-            source.timer.cancel()
-            source.timer, source.seeking = None, False
+        elif source.search is None:
+            self._seek_later(source, token, "the server refused the token", LAST_RETRY_REFUSED)
 
     def expire(self, source: TokenSource) -> None:
         """A callable is asked again before the next join."""
         source.fresh = source.provider is None
 
-    def _has_expired(self, source: TokenSource) -> bool:
-        expires = expiry_of(source.value) if source.value else None
-        return expires is not None and expires <= self._wall().timestamp()
+    def release(self, source: TokenSource) -> None:
+        """A join that used a source is gone: one that nobody uses is watched no longer."""
+        if not self._in_use(source):
+            source.cancel()
 
-    def _resolved(
-        self, source: TokenSource, provider: Callable[[], str], token: str | None, error: RtpoolError | None
-    ) -> None:
-        waiters, source.waiters = source.waiters, []
-        if source.provider is not provider:  # replaced while it was asked
-            for waiter in waiters:
-                self.resolve(source, waiter)
-            return
+    def _has_expired(self, source: TokenSource) -> bool:
+        return source.expires is not None and source.expires <= self._wall().timestamp()
+
+    # Asking
+
+    def _ask(self, source: TokenSource, provider: Provider) -> None:
+        source.pause = None
+
+        def job() -> None:
+            token, error = _call(provider)
+            self._loop.post(self._answered, source, provider, token, error)
+
+        def too_late() -> None:
+            words = f"the access_token callable gave no token within {self._patience} s; it is asked again"
+            self._answered(source, provider, None, _unavailable(words, "timeout"))
+
+        source.deadline = self._loop.call_later(self._patience, too_late)
+        self._callers.submit(job)
+
+    def _answered(self, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None) -> None:
+        if source.provider is not provider:
+            return  # replaced while it was asked
+        if source.deadline is None and error is not None:
+            return  # it was given up before
+        if source.pause is not None:
+            source.pause.cancel()
+            source.pause = None
+        if source.deadline is not None:
+            source.deadline.cancel()
+            source.deadline = None
+        changed = error is None and token != source.value
         if error is None:
             source.value, source.fresh = token, True
             self._watch(source)
+        else:
+            source.failed_until = self._loop.now + self._retry_delay(source, self._max_delay)
+            self._log.warning("! no access token: %s", error)
+        waiters, source.waiters = source.waiters, []
         for waiter in waiters:
             waiter(source.value, error)
+        if changed:
+            if source.search is not None:
+                source.search.cancel()
+                source.search = None
+            self._renewed(source)  # joins that live with an older one, and those that wait for a better
+
+    def _settle_replaced(self, source: TokenSource) -> None:
+        if source.deadline is not None:
+            source.deadline.cancel()
+            source.deadline = None
+        waiters, source.waiters = source.waiters, []
+        for waiter in waiters:
+            self.resolve(source, waiter)
 
     # Renewal
 
     def _watch(self, source: TokenSource) -> None:
         """Be there before the token expires."""
+        if source.renewal is not None:
+            source.renewal.cancel()
+            source.renewal = None
         expires = expiry_of(source.value) if source.value else None
-        if expires is None:
+        left = expires - self._wall().timestamp() if expires is not None else 0.0
+        # One that has expired on arrival tells of a wrong clock, perhaps ours: the server judges it, nobody asks again.
+        source.expires = expires if left > 0 else None
+        if source.expires is None:
             return
-        left = expires - self._wall().timestamp()
-        lead = min(LEAD_SECONDS, max(0.0, left) * LEAD_PART) * self._rng.uniform(1.0, 2.0)
-        self._at(source, max(0.0, left - lead), source.value)
+        lead = min(LEAD_SECONDS, left * LEAD_PART) * self._rng.uniform(1.0, 2.0)
+        value = source.value
+
+        def due() -> None:
+            source.renewal = None
+            source.fresh = source.provider is None
+            if self._in_use(source):
+                self._seek(source, value)
+
+        source.renewal = self._loop.call_later(max(0.0, left - lead), due)
 
     def _seek(self, source: TokenSource, than: str | None) -> None:
         """Ask until there is another token than `than`."""
 
-        source.seeking = True
-
         def answered(token: str | None, error: RtpoolError | None) -> None:
-            if error is None and token != than:
-                source.seeking = False
-                self._renewed(source)
-            else:
-                self._seek_later(source, than, str(error) if error else "the callable returns the same token as before")
+            if error is not None:
+                if self._in_use(source):
+                    self._seek(source, than)
+            elif token == than:
+                self._seek_later(source, than, "the callable returns the same token as before", self._max_delay)
 
         self.resolve(source, answered)
 
-    def _seek_later(self, source: TokenSource, than: str | None, why: str) -> None:
-        source.seeking, source.fresh = True, False
-        source.attempts += 1
-        delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(source.attempts - 1, 16)) * self._rng.uniform(0.5, 1.0)
-        self._log.warning("! no good access token: %s; asked again in %.1f s", why, delay)
-        self._at(source, delay, than)
-
-    def _at(self, source: TokenSource, delay: float, than: str | None) -> None:
-        if source.timer is not None:
-            source.timer.cancel()
+    def _seek_later(self, source: TokenSource, than: str | None, why: str, limit: float) -> None:
+        source.fresh = source.provider is None
+        delay = self._retry_delay(source, limit)
+        self._log.warning("! no better access token: %s; asked again in %.1f s", why, delay)
 
         def due() -> None:
-            source.timer = None
-            if source.provider is None:
-                return
-            source.fresh = source.seeking = False
+            source.search = None
+            source.fresh = source.provider is None
             if self._in_use(source):
                 self._seek(source, than)
 
-        source.timer = self._loop.call_later(delay, due)
+        if source.search is not None:
+            source.search.cancel()
+        source.search = self._loop.call_later(delay, due)
+
+    def _retry_delay(self, source: TokenSource, limit: float) -> float:
+        source.attempts += 1
+        return min(limit, self._base_delay * 2.0 ** min(source.attempts - 1, 32)) * self._rng.uniform(0.5, 1.0)
 
 
-def _ask(provider: Callable[[], str]) -> tuple[str | None, RtpoolError | None]:
+def _call(provider: Provider) -> tuple[str | None, RtpoolError | None]:
     try:
         token = provider()
-        if not isinstance(token, str) or not token:
-            raise InvalidType(f"access_token returned {type(token).__name__}, not a token")
-    except Exception as cause:  # user code: whatever it raises becomes a typed, retried refusal
-        error = JoinRefused(
-            f"the access_token callable failed: {type(cause).__name__}; it is asked again",
-            code="TokenUnavailable",
-            reason=type(cause).__name__,
-            retryable=True,
-        )
+        if token is None:
+            raise InvalidType("access_token returned None, not a token")
+        check_token(token)
+    except BaseException as cause:  # user code, sys.exit() included: those who wait must hear of it
+        name = type(cause).__name__
+        error = _unavailable(f"the access_token callable failed: {name}; it is asked again", name)
         error.__cause__ = cause
         return None, error
     return token, None
+
+
+def _unavailable(words: str, reason: str) -> JoinRefused:
+    return JoinRefused(words, code="TokenUnavailable", reason=reason, retryable=True)

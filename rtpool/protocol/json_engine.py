@@ -18,7 +18,7 @@ try:
 except ImportError:  # the `speedups` extra is not installed
     orjson = None  # type: ignore[assignment, unused-ignore]
 
-__all__ = ["NumberText", "dumps", "json_object", "loads"]
+__all__ = ["NumberText", "canonical", "dumps", "json_object", "loads"]
 
 #: Nineteen digits is the shortest run that can leave the range of a signed 64-bit integer. Every digit is made a zero
 #: and searched for, which takes a tenth of a regular expression's time.
@@ -64,6 +64,11 @@ def dumps(value: Any, what: str = "the payload") -> bytes:
         raise InvalidType(f"{what} cannot be written as JSON: {error}") from error
     except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
         raise InvalidValue(f"{what} cannot be written as JSON: {error}") from error
+
+
+def canonical(value: Any) -> bytes:
+    """A JSON value as bytes that are equal when the values are: in one order of keys, and 1 is not true."""
+    return json.dumps(value, sort_keys=True, default=repr).encode("utf-8", "surrogatepass")
 
 
 def json_object(value: object, what: str = "the payload") -> bytes:

@@ -7,9 +7,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 
 __all__ = ["expiry_of"]
+
+#: Seconds since the epoch beyond which no clock goes; more is no expiry.
+LATEST = 1e12
 
 
 def expiry_of(token: str) -> float | None:
@@ -24,6 +26,6 @@ def expiry_of(token: str) -> float | None:
     except (ValueError, binascii.Error, RecursionError):
         return None
     expires = claims.get("exp") if isinstance(claims, dict) else None
-    if isinstance(expires, bool) or not isinstance(expires, (int, float)) or not math.isfinite(expires):
+    if isinstance(expires, bool) or not isinstance(expires, (int, float)) or not abs(expires) < LATEST:
         return None
     return float(expires)

@@ -72,8 +72,8 @@ class PresenceState:
         for key, metas in new.items():
             old = self._metas.get(key, ())
             old_refs, new_refs = _refs(old), _refs(metas)
-            joined = tuple(m for m in metas if m.get("phx_ref") not in old_refs)
-            left = tuple(m for m in old if m.get("phx_ref") not in new_refs)
+            joined = tuple(m for m in metas if m["phx_ref"] not in old_refs)
+            left = tuple(m for m in old if m["phx_ref"] not in new_refs)
             if joined:
                 joins[key] = joined
             if left:
@@ -99,13 +99,13 @@ class PresenceState:
         for key, metas in joins.items():
             current = self._metas.get(key, ())
             refs = _refs(metas)
-            self._metas[key] = tuple(m for m in current if m.get("phx_ref") not in refs) + metas
+            self._metas[key] = tuple(m for m in current if m["phx_ref"] not in refs) + metas
             changes.append(PresenceChange("join", key, metas, current))
         for key, metas in leaves.items():
             if key not in self._metas:
                 continue
             refs = _refs(metas)
-            remaining = tuple(m for m in self._metas[key] if m.get("phx_ref") not in refs)
+            remaining = tuple(m for m in self._metas[key] if m["phx_ref"] not in refs)
             if remaining:
                 self._metas[key] = remaining
             else:
@@ -159,6 +159,11 @@ class PresenceCalls:
         """
         return self._told != wish or (self._unsure and asked)
 
+    def permission_changed(self) -> None:
+        """Another token is in force: what was refused may be said again."""
+        if self._unsure:
+            self._told, self._unsure = None, False
+
     def may_call(self, now: float) -> bool:
         """Whether a call may go out now."""
         times = self._answered_at
@@ -179,14 +184,14 @@ class PresenceCalls:
 
 
 def _refs(metas: Metas) -> set[Any]:
-    return {meta.get("phx_ref") for meta in metas}
+    return {meta["phx_ref"] for meta in metas}
 
 
 def _metas_by_key(payload: Any) -> dict[str, Metas]:
     if not isinstance(payload, dict):
         return {}
     return {
-        key: tuple(meta for meta in entry["metas"] if isinstance(meta, dict))
+        key: tuple(meta for meta in entry["metas"] if isinstance(meta, dict) and isinstance(meta.get("phx_ref"), str))
         for key, entry in payload.items()
         if isinstance(entry, dict) and isinstance(entry.get("metas"), list)
     }

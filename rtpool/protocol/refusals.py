@@ -19,6 +19,7 @@ __all__ = [
     "classify_system",
     "parse_reason",
     "read_rest_errors",
+    "words_of",
 ]
 
 
@@ -37,6 +38,9 @@ class Action(enum.Enum):
         """Whether rtpool goes on by itself."""
         return self not in (Action.NEW_TOKEN, Action.FATAL)
 
+
+#: Characters of a server's words that an error keeps.
+MAX_WORDS = 2_000
 
 _CODE = re.compile(r"([A-Z][A-Za-z0-9]*): (.*)\Z", re.DOTALL)
 
@@ -160,6 +164,15 @@ CHANGES_GIVEN_UP = (
 )
 
 
+def words_of(value: Any) -> str:
+    """A server's value in words, of bounded length, however large or deep it is."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply to show"
+    return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}… ({len(text)} characters)"
+
+
 def parse_reason(response: Any) -> tuple[str | None, str]:
     """
     The code and the words of an error response, which may be an object with a reason, a string, or anything.
@@ -168,7 +181,7 @@ def parse_reason(response: Any) -> tuple[str | None, str]:
         ``(code, reason)``; the code is None when the server sent none.
     """
     reason = response.get("reason", "") if isinstance(response, dict) else response
-    text = reason if isinstance(reason, str) else repr(reason)
+    text = words_of(reason)
     match = _CODE.match(text)
     return (match.group(1), match.group(2)) if match else (None, text)
 

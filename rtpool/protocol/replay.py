@@ -20,6 +20,8 @@ __all__ = ["MAX_REPLAYED", "Replay", "ReplayRequest", "read_replay"]
 
 #: The most a server replays at a join, and its default (supabase/realtime `Realtime.Messages`, protocol 6.2).
 MAX_REPLAYED = 25
+#: The end of the year 9999.
+LATEST_MS = 253_402_300_799_999
 #: Ids kept to know a message again. A replay holds the newest `MAX_REPLAYED`, so what comes twice is among the last of
 #: those we had; the rest is for servers that keep more.
 MAX_SEEN = 1_000
@@ -73,8 +75,8 @@ def read_replay(replay: object) -> tuple[bool, ReplayRequest | None]:
     for name, value in (("since", since), ("limit", limit)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidType(f"replay[{name!r}] must be a whole number, not {type(value).__name__}")
-    if since < 0:
-        raise InvalidValue(f"replay['since'] must be milliseconds since the epoch, not {since}")
+    if not 0 <= since <= LATEST_MS:
+        raise InvalidValue(f"replay['since'] must be milliseconds since the epoch, 0 to {LATEST_MS}")
     if not 1 <= limit <= MAX_REPLAYED:
         raise InvalidValue(f"replay['limit'] must be 1 to {MAX_REPLAYED}, not {limit}")
     return True, ReplayRequest(since, limit)
@@ -100,6 +102,8 @@ class Replay:
         self._overlaps = False
         #: Whether the first join has had all it asked for; only then is there something to bridge.
         self.started = False
+        #: Whether a join was let in at all.
+        self.has_joined = False
         #: Replayed messages of the present join that were new.
         self.count = 0
 
@@ -135,6 +139,7 @@ class Replay:
         Returns:
             Whether a replay follows, which `finished` ends.
         """
+        self.has_joined = True
         if self._first is None and not self.started:
             self.started, self._floor = True, now
         self._received = self.count = 0
@@ -147,7 +152,11 @@ class Replay:
         return first and self.truncated
 
     def take(self, message_id: str, *, replayed: bool) -> bool:
-        """Note a message with an id; False when it was had before."""
+        """
+        Note a message with an id; False when it is a replay of one that was had before.
+
+        What comes live is always new: senders choose ids too, and may choose one twice.
+        """
         known = message_id in self._seen
         if replayed:
             self._overlaps = self._overlaps or (known and not self._received)
@@ -157,7 +166,7 @@ class Replay:
             if len(self._seen) >= MAX_SEEN:
                 del self._seen[next(iter(self._seen))]
             self._seen[message_id] = None
-        return not known
+        return not (known and replayed)
 
     def remember(self, message: Any) -> None:
         """Keep a message for Channels that come later."""

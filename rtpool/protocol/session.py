@@ -93,8 +93,9 @@ class Left(NamedTuple):
 
 class PushSettled(NamedTuple):
     """
-    A push is done. `outcome`: ``reply`` (with status and response), ``sent`` (handed to the kernel, no reply wanted),
-    ``timeout`` or ``lost`` (the connection or channel went away first). `written`: whether the kernel had it.
+    A push is done. `outcome`: ``reply`` (with status and response), ``sent`` (handed to the kernel; another follows
+    when the reply was to be told too), ``timeout`` or ``lost`` (the connection or channel went away first). `written`:
+    whether the kernel had it.
     """
 
     token: Any
@@ -153,6 +154,7 @@ class _Pending:
     deadline: float | None  # joins, leaves and heartbeats: None until written
     token: Any = None
     wants_reply: bool = True
+    tells_sent: bool = False
     written: bool = False
 
 
@@ -309,7 +311,16 @@ class Session:
         self._send("leave", topic, PHX_LEAVE, EMPTY_OBJECT, channel.join_ref, now, self._join_timeout)
 
     def push(
-        self, topic: str, event: str, body: Body, *, token: Any, wants_reply: bool, deadline: float, now: float
+        self,
+        topic: str,
+        event: str,
+        body: Body,
+        *,
+        token: Any,
+        wants_reply: bool,
+        deadline: float,
+        now: float,
+        tells_sent: bool = False,
     ) -> bool:
         """
         Send a push on a joined topic.
@@ -317,6 +328,7 @@ class Session:
         Args:
             token: comes back in `PushSettled`.
             wants_reply: False settles it as soon as the kernel has the frame.
+            tells_sent: settle it so as well as by its reply.
             deadline: when it times out.
 
         Returns:
@@ -327,6 +339,7 @@ class Session:
             return False
         pending = self._send("push", topic, event, body, channel.join_ref, now, 0.0)
         pending.token, pending.wants_reply, pending.deadline = token, wants_reply, deadline
+        pending.tells_sent = tells_sent
         self._arm(pending, str(self._last_ref))
         return True
 
@@ -341,6 +354,8 @@ class Session:
             self._arm(pending, ref)
         elif not pending.wants_reply:
             del self._pending[ref]
+            self._settle(pending, "sent")
+        elif pending.tells_sent:
             self._settle(pending, "sent")
 
     def tick(self, now: float) -> None:

@@ -150,7 +150,8 @@ class RealtimeServer(Controls):
     @property
     def url(self) -> str:
         """What to give to a client as the project's URL."""
-        return f"{'https' if self._ssl else 'http'}://{self._host}:{self.port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._ssl else 'http'}://{host}:{self.port}"
 
     def token(self, *, role: str = "authenticated", expires_in: float = 10 * 365 * 86_400, **claims: Any) -> str:
         """A JWT this server accepts, expiring in that many seconds."""

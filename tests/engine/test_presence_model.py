@@ -103,6 +103,7 @@ class World:
         """A new join. Its state is taken now, and overtakes up to `late_by` of the diffs just before."""
         self.connected = True
         self.join.presence.rejoined()
+        self.join.answered = True
         self.line.insert(max(0, len(self.line) - late_by), ("presence_state", self.state()))
 
     def arrive(self, count: int) -> None:
@@ -116,7 +117,7 @@ class World:
         viewer = Viewer(self.registry)
         self.viewers.append(viewer)
         self.join.members = self.join.share.subscribers
-        self.router.catch_up(self.join, viewer.subscriber)
+        self.router.welcome(self.join, viewer.subscriber)
         self.router.flush()
 
     def play(self, step: tuple[Any, ...]) -> None:
@@ -167,6 +168,7 @@ def test_a_state_may_come_anywhere_among_the_diffs_around_it(changes: list[Any],
     taken_at = data.draw(st.integers(0, len(changes)))
     world.connected = True
     world.join.presence.rejoined()
+    world.join.answered = True
     state: Any = None
     for index, change in enumerate([*changes, None]):
         if index == taken_at:

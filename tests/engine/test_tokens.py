@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rtpool.engine.io_loop import Timer
+from rtpool.engine.logs import Log
 from rtpool.engine.tokens import Tokens, TokenSource
 from rtpool.errors import JoinRefused
 
@@ -35,11 +36,14 @@ class World:
         self.tokens = Tokens(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
+            patience=30.0,
+            base_delay=1.0,
+            max_delay=30.0,
             in_use=lambda source: self.in_use,
             renewed=self.renewed.append,
             rng=random.Random(1),
             wall=lambda: datetime.fromtimestamp(self.now, timezone.utc),
-            log=logging.getLogger("rtpool.io"),
+            log=Log(logging.getLogger("rtpool.io")),
         )
 
     def submit(self, job: Callable[[], None]) -> bool:
@@ -86,7 +90,7 @@ class Callables:
     def __call__(self) -> str:
         self.asked += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer  # type: ignore[no-any-return]
 
@@ -109,6 +113,7 @@ def test_a_callable_is_asked_once_for_all_who_wait_and_not_again_while_its_token
     world.resolve(source)
     assert world.given == ["opaque"] * 3
     assert ask.asked == 1
+    assert world.due == []
 
 
 def test_a_callable_is_asked_again_once_its_token_has_expired() -> None:
@@ -122,11 +127,25 @@ def test_a_callable_is_asked_again_once_its_token_has_expired() -> None:
     assert world.given == [jwt(1_060), jwt(5_000)]
 
 
+def test_a_token_that_has_expired_on_arrival_is_for_the_server_to_judge() -> None:
+    """A clock of ours that is ahead must not make a storm of calls."""
+    world, ask = World(), Callables(jwt(900))
+    source = TokenSource(ask)
+    world.resolve(source)
+    world.answer()
+    world.resolve(source)
+    world.advance(1_000)
+    assert world.given == [jwt(900)] * 2
+    assert ask.asked == 1
+    assert not world.jobs
+
+
 def test_a_token_is_renewed_before_it_expires() -> None:
     world, ask = World(), Callables(jwt(4_600), jwt(8_200))
     source = TokenSource(ask)
     world.resolve(source)
     world.answer()
+    world.renewed.clear()
     (due,) = world.due
     assert 3_600 - 120 <= due <= 3_600 - 60
     world.advance(due)
@@ -141,29 +160,76 @@ def test_a_token_is_renewed_before_it_expires() -> None:
 def test_the_renewal_of_a_short_token_is_spread_over_the_last_fifth_of_its_life(seed: int) -> None:
     world = World()
     world.tokens._rng = random.Random(seed)
-    source = TokenSource(Callables(jwt(1_010)))
-    world.resolve(source)
+    world.resolve(TokenSource(Callables(jwt(1_010))))
     world.answer()
     (due,) = world.due
     assert 8.0 <= due <= 9.0
 
 
+def test_whoever_lives_with_an_older_token_is_told_of_one_that_a_join_fetched() -> None:
+    world = World()
+    source = TokenSource(Callables(jwt(4_600, "a"), jwt(4_600, "b")))
+    world.resolve(source)
+    world.answer()
+    world.renewed.clear()
+    world.tokens.expire(source)
+    world.resolve(source)
+    world.answer()
+    assert world.renewed == [source]
+
+
 def test_a_renewal_that_fails_or_brings_the_same_token_is_tried_again_ever_more_slowly() -> None:
     same = jwt(1_100)
     world = World()
-    source = TokenSource(Callables(same, OSError("no net"), same, same, jwt(9_000)))
+    source = TokenSource(Callables(same, same, same, same, jwt(9_000)))
     world.resolve(source)
     world.answer()
+    world.renewed.clear()
     world.advance(world.due[0])
     delays = []
     for _ in range(3):
         world.answer()
-        (delay,) = world.due
+        delay = min(world.due)
         delays.append(delay)
+        source.renewal.cancel()  # type: ignore[union-attr]
         world.advance(delay)
     assert 0.5 <= delays[0] <= 1.0 <= delays[1] <= 2.0 <= delays[2] <= 4.0
     assert not world.renewed
     world.answer()
+    assert world.renewed == [source]
+
+
+def test_a_failure_counts_for_all_until_the_callable_may_be_asked_again() -> None:
+    world, ask = World(), Callables(OSError("no net"), OSError("no net"), "good")
+    source = TokenSource(ask)
+    for _ in range(50):
+        world.resolve(source)
+    world.answer()
+    assert len(world.given) == 50
+    for _ in range(50):
+        world.resolve(source)
+    assert (ask.asked, len(world.given)) == (1, 50)
+    world.advance(1.0)
+    world.answer()
+    assert (ask.asked, len(world.given)) == (2, 100)
+    assert all(isinstance(error, JoinRefused) for error in world.given)
+    for _ in range(50):
+        world.resolve(source)
+    world.advance(2.0)
+    world.answer()
+    assert (ask.asked, world.given[-1]) == (3, "good")
+
+
+def test_a_callable_that_hangs_is_given_up_and_its_late_answer_is_taken_all_the_same() -> None:
+    world, ask = World(), Callables("late")
+    source = TokenSource(ask)
+    world.resolve(source)
+    world.advance(30.0)
+    (error,) = world.given
+    assert "within 30.0 s" in str(error)
+    assert error.retryable
+    world.answer()
+    assert source.value == "late"
     assert world.renewed == [source]
 
 
@@ -179,18 +245,36 @@ def test_a_token_nobody_uses_is_not_renewed() -> None:
 
 def test_a_refused_token_of_a_callable_is_looked_for_and_of_a_string_is_not() -> None:
     world = World()
-    assert not world.tokens.refused(TokenSource("mine"), "mine")
+    world.tokens.refused(TokenSource("mine"), "mine")
+    assert world.due == []
     source = TokenSource(Callables("bad", "bad", "good"))
     world.resolve(source)
     world.answer()
-    assert world.tokens.refused(source, "bad")
-    assert world.tokens.refused(source, "bad"), "a second join with the same token"
+    world.renewed.clear()
+    world.tokens.refused(source, "bad")
+    world.tokens.refused(source, "bad")  # a second join with the same token
     assert len(world.due) == 1
     for _ in range(2):
         world.advance(world.due[0])
         world.answer()
     assert world.renewed == [source]
     assert source.value == "good"
+    assert world.due == []
+
+
+def test_a_search_is_not_forgotten_when_another_join_asks_meanwhile() -> None:
+    world = World()
+    source = TokenSource(Callables(jwt(90_000, "bad"), jwt(90_000, "bad"), jwt(90_000, "good")))
+    world.resolve(source)
+    world.answer()
+    world.renewed.clear()
+    world.tokens.refused(source, jwt(90_000, "bad"))
+    world.resolve(source)
+    world.answer()
+    assert min(world.due) <= 1.0, "still looked for"
+    world.advance(min(world.due))
+    world.answer()
+    assert world.renewed == [source]
 
 
 def test_a_refusal_of_an_older_token_needs_no_asking() -> None:
@@ -198,21 +282,40 @@ def test_a_refusal_of_an_older_token_needs_no_asking() -> None:
     source = TokenSource(ask)
     world.resolve(source)
     world.answer()
-    assert world.tokens.refused(source, "old")
+    world.renewed.clear()
+    world.tokens.refused(source, "old")
     assert world.renewed == [source]
     assert ask.asked == 1
 
 
-def test_a_source_that_was_replaced_while_it_was_asked_answers_with_the_new_one() -> None:
+def test_a_source_that_is_replaced_while_it_is_asked_answers_with_the_new_one_at_once() -> None:
     world = World()
     source = TokenSource(Callables("old"))
     world.resolve(source)
-    source.replace("new")
+    world.tokens.replace(source, "new")
+    assert world.given == ["new"], "the old callable may hang for ever"
     world.answer()
     assert world.given == ["new"]
+    assert source.value == "new"
 
 
-@pytest.mark.parametrize("answer", [RuntimeError("secret words"), None, 7, ""], ids=repr)
+def test_a_new_callable_that_fails_at_first_is_asked_until_it_works() -> None:
+    world = World()
+    source = TokenSource("old")
+    world.tokens.replace(source, Callables(OSError("net"), "new"))
+    world.answer()
+    assert not world.renewed
+    world.advance(min(world.due))
+    world.answer()
+    assert world.renewed == [source]
+    assert source.value == "new"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RuntimeError("secret words"), SystemExit("secret"), None, 7, "", "\ud800x", "line\nbreak.a.b"],
+    ids=ascii,
+)
 def test_a_callable_that_raises_or_returns_rubbish_becomes_a_typed_error_without_its_words(answer: Any) -> None:
     world = World()
     world.resolve(TokenSource(Callables(answer)))
