@@ -174,8 +174,8 @@ class Attachment:
         caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
         flowing: whether events flow to it in the present join; confined to the I/O thread, read anywhere.
         outage: the interruption it is still to be told of, once events flow again; confined to the I/O thread.
-        sees_presence: whether it was told who is present, so that changes mean something to it; confined to the I/O
-            thread.
+        sees_presence: whether it was told who is present, so that changes mean something to it; set by the I/O thread,
+            taken back under the registry's lock.
     """
 
     share: Share
@@ -369,8 +369,12 @@ class Registry:
     def bind(self, subscriber: Subscriber, binding: Binding) -> bool:
         """Add a callback; True when the Channel is attached, so that its join may need another config."""
         with self._lock:
+            attachment = subscriber.attachment
+            heard = any(b.kind == "presence" for b in subscriber.bindings)
+            if attachment is not None and binding.kind == "presence" and not heard:
+                attachment.sees_presence = False  # it is told who is present when the I/O thread looks
             subscriber.bindings += (binding,)
-            return subscriber.attachment is not None
+            return attachment is not None
 
     def unbind(self, subscriber: Subscriber, callback: Callback) -> bool:
         """Remove every registration of `callback`; False when there was none."""

@@ -422,3 +422,29 @@ def test_every_error_is_an_rtpool_error_can_be_pickled_and_names_its_module(name
     again = error.again()
     assert again is not error
     assert again.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "number", [10**400, 1e10, float("inf"), float("nan"), -(10**400)], ids=["10**400", "1e10", "inf", "nan", "-10**400"]
+)
+def test_numbers_no_clock_takes_are_refused_by_name(server: RealtimeServer, number: Any) -> None:
+    for name in ("heartbeat_interval", "connection_timeout", "join_timeout", "base_delay", "cleanup_interval"):
+        with pytest.raises(rtpool.InvalidValue, match=name):
+            rtpool.RealtimePool(server.url, api_key="k", **{name: number})
+    with rtpool.RealtimePool(server.url, api_key=server.api_key) as pool:
+        channel = pool.channel("room").subscribe()
+        for use in (
+            lambda: channel.subscribe(timeout=number),
+            lambda: channel.unsubscribe(timeout=number),
+            lambda: channel.send_broadcast("x", {}, timeout=number),
+            lambda: channel.track({}, timeout=number),
+            lambda: channel.get(timeout=number),
+            lambda: pool.broadcast("room", "x", {}, timeout=number),
+            lambda: pool.connect(timeout=number),
+            lambda: pool.close(timeout=number),
+        ):
+            with pytest.raises(rtpool.InvalidValue, match="timeout"):
+                use()
+        with pytest.raises(rtpool.InvalidValue, match="since"):
+            pool.channel("room", private=True, replay={"since": 10**5000})
+        assert channel.is_subscribed

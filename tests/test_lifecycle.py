@@ -14,7 +14,7 @@ import warnings
 import pytest
 
 import rtpool
-from rtpool.testing import RealtimeServer
+from rtpool.testing import NO_REPLY, RealtimeServer
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP, wait_until
@@ -388,3 +388,44 @@ def test_the_interpreter_exits_promptly_whatever_ends_it(server: RealtimeServer,
     assert server.api_key not in out + err
     assert "Exception in thread" not in err
     server.wait_for(lambda s: not s.connections)
+
+
+def test_unsubscribe_wakes_who_waits_for_the_subscription(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    server.on_join = lambda topic, payload, connection: NO_REPLY
+    channel, outcome = pool.channel("room"), Recorder()
+
+    def wait() -> None:
+        try:
+            channel.subscribe(timeout=60)
+        except rtpool.RtpoolError as error:
+            outcome(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    server.wait_for(lambda s: s.joins("room"))
+    channel.unsubscribe(timeout=0)
+    (error,) = outcome.wait(1)
+    thread.join()
+    assert isinstance(error, rtpool.NotSubscribed)
+
+
+def test_who_waited_in_vain_takes_down_no_later_subscription(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    server.on_join = lambda topic, payload, connection: NO_REPLY
+    channel, outcome = pool.channel("room"), Recorder()
+
+    def wait() -> None:
+        try:
+            channel.subscribe(timeout=60)
+        except rtpool.RtpoolError as error:
+            outcome(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    server.wait_for(lambda s: s.joins("room"))
+    channel.unsubscribe(timeout=0)
+    server.on_join = None
+    channel.subscribe(timeout=30)
+    outcome.wait(1)
+    thread.join()
+    assert channel.is_subscribed
+    assert server.members("room") == 1

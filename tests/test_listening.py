@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,3 +126,45 @@ def test_a_logger_adapter_adds_its_own_to_every_line(
 def test_a_logger_that_is_none_is_refused(server: RealtimeServer) -> None:
     with pytest.raises(rtpool.InvalidType, match="option logger must be Logger or LoggerAdapter or None, not function"):
         rtpool.RealtimePool(server.url, api_key="k", logger=lambda kind, words: None)
+
+
+class Broken(logging.LoggerAdapter):  # type: ignore[type-arg]
+    """A logger of the user's own that fails at every line."""
+
+    def process(self, msg: Any, kwargs: Any) -> Any:
+        raise RuntimeError("no disk")
+
+
+def test_a_logger_that_raises_takes_no_thread_along(
+    server: RealtimeServer, make_pool: MakePool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    use(server, make_pool, Broken(logging.getLogger("mine"), {}))
+    assert "the logger of a pool raised RuntimeError('no disk')" in capfd.readouterr().err
+
+
+def test_a_failure_of_the_loop_is_told_though_the_logger_raises(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool = make_pool(logger=Broken(logging.getLogger("mine"), {}))
+    pool.channel("room").subscribe()
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    pool._engine.loop.post(fail)
+    assert pool._engine.ended.wait(10)
+    assert pool.closed
+
+
+def test_heartbeats_that_nobody_takes_do_not_pile_up(server: RealtimeServer, make_pool: MakePool) -> None:
+    release, first = threading.Event(), threading.Event()
+    pool = make_pool(heartbeat_interval=0.001)
+
+    @pool.on_heartbeat()
+    def stuck(beat: rtpool.Heartbeat) -> None:
+        first.set()
+        release.wait(30)
+
+    pool.channel("room").subscribe()
+    assert first.wait(10)
+    server.wait_for(lambda s: [m.event for m in s.received].count("heartbeat") > 120, 30)
+    assert pool._engine._heartbeats_waiting <= 100
+    release.set()

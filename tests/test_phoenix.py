@@ -207,3 +207,28 @@ class TestBinary:
         head = bytes([0, len(ref), len(topic), len(event)])
         phoenix.connections[0].send_binary(head + ref + topic + event + b"\x02")  # kind 0
         assert [m.payload for m in heard.wait(2)] == [b"\x01", b"\x02"]
+
+
+def test_presence_events_are_heard_raw_with_and_without_presence_callbacks(
+    phoenix: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    everything, diffs, syncs = Recorder(), Recorder(), Recorder()
+    pool.channel("room:lobby").on("*", everything).subscribe()
+    pool.channel("room:lobby").on("presence_diff", diffs).on_presence_sync(syncs).subscribe()
+    reader = pool.channel("room:lobby").subscribe()
+    phoenix.push("room:lobby", "presence_state", {})
+    phoenix.push("room:lobby", "presence_diff", {"joins": {}, "leaves": {}})
+    assert [m.event for m in everything.wait(2)] == ["presence_state", "presence_diff"]
+    assert diffs.wait(1)[0].payload == {"joins": {}, "leaves": {}}
+    syncs.wait(2)
+    assert [reader.get(timeout=10).event for _ in range(2)] == ["presence_state", "presence_diff"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("event", ["heartbeat", "access_token", "broadcast", "presence"])
+def test_words_that_are_supabases_are_the_applications_own_here(
+    phoenix: RealtimeServer, pool: rtpool.RealtimePool, event: str
+) -> None:
+    phoenix.on_push = lambda topic, event, payload, connection: PushReply(event)
+    assert pool.channel("room:lobby").subscribe().push(event, {}).result() == event
+    with pytest.raises(rtpool.InvalidValue, match="belongs to the protocol"):
+        pool.channel("room:lobby").push("phx_leave", {})

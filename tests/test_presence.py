@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import rtpool
-from rtpool.testing import RealtimeServer
+from rtpool.testing import NO_REPLY, Permissions, RealtimeServer
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
 
@@ -153,3 +153,88 @@ def test_threads_that_track_at_once_leave_one_of_their_wishes(
     (present,) = metas(server)
     assert present["n"] in range(8)
     assert len(calls(server)) <= 8
+
+
+def test_a_channel_with_a_presence_key_has_presence_without_any_callback(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    with pool.channel("lobby", presence_key="ann") as channel:
+        channel.track({"n": 1}).result()
+        events = iter(channel.events(timeout=10))
+        joined = next(e for e in events if isinstance(e, rtpool.Presence) and e.type == "join")
+        assert joined.key == "ann"
+        next(e for e in events if isinstance(e, rtpool.Presence) and e.type == "sync" and e.state)
+        assert channel.presence_state()["ann"][0]["n"] == 1
+
+
+def test_a_callback_that_replaces_another_is_told_who_is_present(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    first, second = Recorder(), Recorder()
+    channel = pool.channel("lobby", presence_key=None).on_presence_sync(first).subscribe()
+    pool.channel("lobby").subscribe().track({"n": 1}).result()
+    first.wait_for(lambda events: events and events[-1].state)
+    channel.off(first)
+    channel.on_presence_sync(second)
+    assert second.wait(1)[0].state
+
+
+def test_the_same_payload_in_another_order_is_the_same_presence(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    one, two = (pool.channel("lobby").subscribe() for _ in range(2))
+    one.track({"a": 1, "b": 2}).result()
+    two.track({"b": 2, "a": 1}).result()
+    with pytest.raises(rtpool.ConfigConflict):
+        two.track({"b": 2, "a": True})
+    assert calls(server) == ["track"]
+
+
+def test_who_leaves_and_comes_back_at_once_is_told_who_is_present(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    pool.channel("lobby", presence_key="bob").subscribe().track({"n": 1}).result()
+    for _ in range(20):
+        joins = Recorder()
+        channel = pool.channel("lobby").on_presence_join(joins).subscribe()
+        joins.wait(1)
+        channel.unsubscribe(timeout=0)
+        again = channel.subscribe()
+        joins.wait(2)
+        again.unsubscribe()
+
+
+def test_a_flood_of_tracks_holds_up_nobody(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool = make_pool(max_presence_calls=100_000)
+    other = pool.channel("room", ack=True).subscribe()
+    channel = pool.channel("lobby").subscribe()
+    for n in range(10_000):
+        channel.track({"n": n})
+    assert other.send_broadcast("x", {}).result(timeout=10) == {}
+    server.wait_for(lambda s: metas(s) == [{"n": 9_999}])
+
+
+def test_a_track_that_finds_no_room_is_not_told_later(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(send_buffer_limit=1)
+    server.on_join = lambda topic, payload, connection: NO_REPLY
+    channel = pool.channel("lobby").subscribe(wait=False)
+    server.wait_for(lambda s: s.joins("lobby"))
+    channel.track({"n": 1})
+    with pytest.raises(rtpool.SendBufferFull):
+        channel.track({"n": 2})
+    server.on_join = None
+    server.connections[0].abort()
+    server.wait_for(lambda s: metas(s) == [{"n": 1}])
+
+
+def test_a_presence_that_was_denied_is_said_again_under_another_token(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    server.policy = lambda request: request.claims.get("sub") == "ann" or Permissions(read_broadcast=True)
+    channel = pool.channel("lobby", private=True).subscribe()
+    with pytest.raises(rtpool.PushRefused):
+        channel.track({"n": 1}).result()
+    pool.set_auth(server.token(sub="ann"))
+    server.wait_for(lambda s: metas(s) == [{"n": 1}])

@@ -113,3 +113,33 @@ def test_a_project_of_private_channels_alone_refuses_the_others_for_good(
         pool.channel("room").subscribe()
     assert (caught.value.code, caught.value.retryable) == ("PrivateOnly", False)
     pool.channel("room", private=True).subscribe()
+
+
+def test_siblings_hear_nothing_the_server_refused_though_nobody_asked_for_its_answer(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    server.policy = lambda request: Permissions(read_broadcast=True)
+    heard = Recorder()
+    pool.channel("room", private=True).on_broadcast("*", heard).subscribe()
+    sender = pool.channel("room", private=True).subscribe()
+    assert sender.send_broadcast("x", {"n": 1}).result() is None, "the kernel has it; more was not asked for"
+    server.wait_for(lambda s: any(m.event == "broadcast" for m in s.received))
+    server.policy = None
+    pool.set_auth(server.token())
+    sender.send_broadcast("x", {"n": 2}).result()
+    assert heard.wait(1)[0].payload == {"n": 2}
+
+
+def test_a_refused_broadcast_claims_no_strangers_message_of_equal_content_for_ever(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    server.policy = lambda request: Permissions(read_broadcast=True)
+    heard, own = Recorder(), Recorder()
+    sender = pool.channel("room", private=True).on_broadcast("*", heard).subscribe()
+    pool.channel("room", private=True, receive_own=True).on_broadcast("*", own).subscribe()
+    push = sender.send_broadcast("x", {}, timeout=0.2)
+    push.result()
+    server.wait_for(lambda s: any(m.event == "broadcast" for m in s.received))
+    wait_until(lambda: not any(j.echoes for j in pool._engine.coordinator.joins.values()))
+    server.broadcast("room", "x", {}, private=True)
+    heard.wait(1)

@@ -229,3 +229,32 @@ def test_a_replay_that_cannot_be_is_refused_at_the_call(
 ) -> None:
     with pytest.raises(rtpool.InvalidValue, match=words):
         pool.channel("room", replay=replay)
+
+
+def test_senders_that_choose_one_id_twice_lose_nothing(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    bridged, plain = Reader(pool, replay=True), Reader(pool)
+    for n in range(3):
+        server.broadcast("room", "x", {"n": n}, private=True, id="order-5")
+    for reader in (bridged, plain):
+        reader.heard.wait(3)
+        assert reader.heard.numbers == [0, 1, 2]
+
+
+def test_a_channel_that_comes_while_messages_flow_gets_each_of_them_once(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    replay = {"since": int(server.clock.now() * 1000) - 1_000}
+    Reader(pool, replay=replay)
+    for n in range(0, 60, 3):
+        store(server, n)
+        heard = Recorder()
+        late = pool.channel("room", private=True, replay=replay).on_broadcast("*", heard)
+        late.subscribe(wait=False)
+        store(server, n + 1)
+        late.subscribe()
+        store(server, n + 2)
+        heard.wait_for(lambda events, n=n: events and events[-1].payload["n"] == n + 2)
+        numbers = heard.numbers
+        assert numbers == sorted(set(numbers))
+        assert numbers[-3:] == [n, n + 1, n + 2]
+        late.unsubscribe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 import sys
 import threading
@@ -363,3 +364,45 @@ def test_subscribing_again_while_leaving_ends_joined(server: RealtimeServer, poo
         sys.setswitchinterval(interval)
     assert channel.is_subscribed
     assert server.members("room") == 1
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "heard"),
+    [
+        ([{"x": 1}], [{"x": True}], [{"x": True}]),
+        ([{"t": 1}, {"t": 2}], [{"t": 2}, {"t": 3}], [{"t": 3}]),
+        ([{"a": 1, "b": 2}], [{"b": 2, "a": 3}], [{"b": 2, "a": 3}]),
+    ],
+)
+def test_an_echo_is_known_by_its_content_whatever_strangers_say_meanwhile(
+    server: RealtimeServer, pool: rtpool.RealtimePool, mine: list[Any], theirs: list[Any], heard: list[Any]
+) -> None:
+    """Equal content is indistinguishable: of two equal messages one is taken for the echo, and one is served."""
+    got = Recorder()
+    sender = pool.channel("room").on_broadcast("*", got).subscribe()
+    pool.channel("room", receive_own=True).on_broadcast("*", lambda m: None).subscribe()
+    server.connections[0].pause_reading()
+    for payload in mine:
+        sender.send_broadcast("x", payload).result()
+    for payload in theirs:
+        server.broadcast("room", "x", payload)
+    server.connections[0].resume_reading()
+    server.wait_for(lambda s: [m.event for m in s.received].count("broadcast") == len(mine))
+    server.broadcast("room", "end", {})
+    events = got.wait_for(lambda events: events and events[-1].event == "end")
+    payloads = [m.payload for m in events if m.event == "x"]
+    assert [p for p in payloads if json.dumps(p) in map(json.dumps, heard)] == heard
+    assert len(payloads) == len(theirs)
+
+
+def test_an_echo_that_a_rejoin_overtakes_is_still_ones_own(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    got = Recorder()
+    sender = pool.channel("room").on_broadcast("*", got).subscribe()
+    loud = pool.channel("room", receive_own=True).on_broadcast("*", lambda m: None).subscribe()
+    server.connections[0].pause_reading()
+    sender.send_broadcast("x", {"n": 1}).result()
+    loud.on_postgres_changes("*", lambda c: None, table="cars")
+    server.connections[0].resume_reading()
+    server.wait_for(lambda s: len(s.joins("room")) == 3)
+    server.broadcast("room", "end", {})
+    assert [m.event for m in got.wait_for(lambda events: events and events[-1].event == "end")] == ["end"]

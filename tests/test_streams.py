@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import rtpool
-from rtpool.testing import RealtimeServer
+from rtpool.testing import PushReply, RealtimeServer
 from tests.conftest import MakePool
 from tests.support.proxy import Holder, Proxy
 from tests.support.recorder import Recorder
@@ -233,4 +235,91 @@ def test_a_plain_phoenix_server_needs_no_key_and_gets_nothing_of_supabases(make_
         assert phoenix.joins()[0].payload == {}
         assert next(m.payload for m in phoenix.received if m.event == "raw") == b"bytes"
         lobby.unsubscribe()
+        pool.close()
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1e308,
+    "",
+    "words",
+    [],
+    [[]],
+    {},
+    {"": None},
+    {"ids": 0},
+    {"ids": [None, True, "1"]},
+    {"ids": [0], "data": []},
+    {"ids": [0], "data": {"type": 1, "record": 1, "columns": 1, "errors": {"a": 1}}},
+    {"status": "ok"},
+    {"status": None, "response": 1},
+    {"status": "error", "response": {"reason": {"a": [1]}}},
+    {"joins": 1, "leaves": None},
+    {"joins": {"a": {"metas": [{"phx_ref": []}, {"phx_ref": {}}, {}, 1]}}, "leaves": {"a": 1}},
+    {"a": {"metas": [{"phx_ref": ["x"]}]}},
+    {"a": {"metas": {"b": 1}}},
+    {"event": 1},
+    {"event": "x", "meta": []},
+    {"event": "x", "meta": {"id": [], "replayed": "yes"}},
+    {"extension": [], "status": {}, "message": 7},
+    {"extension": "postgres_changes", "status": "ok", "message": None},
+]
+EVENTS = [
+    "broadcast",
+    "presence_state",
+    "presence_diff",
+    "postgres_changes",
+    "system",
+    "phx_reply",
+    "own",
+    "",
+    "phx_join",
+]
+
+
+@pytest.mark.parametrize("protocol", ["2.0.0", "1.0.0"])
+def test_whatever_a_server_sends_costs_that_frame_and_nothing_else(
+    server: RealtimeServer, make_pool: MakePool, protocol: str
+) -> None:
+    pool, heard = make_pool(protocol=protocol, mailbox_limit=100_000), Recorder()
+    channel = pool.channel("room", private=True, replay=True, receive_own=True).on("*", lambda m: None)
+    channel.on_broadcast("end", heard).on_presence_sync(lambda p: None).on_presence_join(lambda p: None)
+    channel.on_postgres_changes("*", lambda c: None, table="cars").on_system(lambda s: None).subscribe()
+    (join,) = server.joins("room")
+    for event in EVENTS:
+        for payload in ODD:
+            for join_ref, ref in ((None, None), (join.join_ref, None), (None, "7"), (3, 4)):
+                if protocol == "2.0.0":
+                    frame: Any = [join_ref, ref, "realtime:room", event, payload]
+                else:
+                    frame = {"topic": "realtime:room", "event": event, "payload": payload, "ref": ref}
+                server.connections[0].send_text(json.dumps(frame))
+    deep = "[" * 900 + "]" * 900
+    for event, payload in (("system", f'{{"message":{deep}}}'), ("broadcast", f'{{"event":"x","payload":{deep}}}')):
+        topic = "realtime:room"
+        v2 = f'[null,null,"{topic}","{event}",{payload}]'
+        v1 = f'{{"topic":"{topic}","event":"{event}","payload":{payload},"ref":null}}'
+        server.connections[0].send_text(v2 if protocol == "2.0.0" else v1)
+    server.broadcast("room", "end", {}, private=True)
+    heard.wait(1)
+    assert server.connections_total == 1
+    assert pool.stats().callback_errors == 0
+
+
+def test_a_refusal_of_any_size_and_depth_is_told_in_bounded_words(server: RealtimeServer, make_pool: MakePool) -> None:
+    with RealtimeServer(plain_phoenix=True) as phoenix:
+        pool = make_pool(f"{phoenix.url}/socket", api_key=None, topic_prefix="")
+        channel = pool.channel("room").subscribe()
+        deep: Any = []
+        for _ in range(900):
+            deep = [deep]
+        for response in ("x" * 1_000_000, deep, {"reason": deep}):
+            phoenix.on_push = lambda topic, event, payload, connection, r=response: PushReply(r, "error")
+            with pytest.raises(rtpool.PushRefused) as caught:
+                channel.push("ask", {}).result()
+            assert len(str(caught.value)) < 3_000
+            assert caught.value.response == response
         pool.close()

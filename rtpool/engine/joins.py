@@ -47,8 +47,7 @@ class Outage(NamedTuple):
 class Echo(NamedTuple):
     """A broadcast of our own that the server will send back to the join."""
 
-    sender: Subscriber
-    event: str
+    outgoing: Outgoing
     content: bytes
     sent_at: float
 
@@ -180,10 +179,17 @@ class Join:
             self.echoes.popleft()
         content = content_of(payload)
         for index, echo in enumerate(self.echoes):
-            if echo.event == event and echo.content == content:
+            if echo.outgoing.name == event and echo.content == content:
                 del self.echoes[index]
-                return echo.sender
+                return echo.outgoing.subscriber
         return None
+
+    def forget_echo(self, outgoing: Outgoing) -> None:
+        """The server did not let a broadcast through: no echo of it will come."""
+        for index, echo in enumerate(self.echoes):
+            if echo.outgoing is outgoing:
+                del self.echoes[index]
+                return
 
 
 def content_of(payload: Any) -> bytes:

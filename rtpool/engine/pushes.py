@@ -99,6 +99,8 @@ class Pushes:
         error = outgoing.error_of(event)
         if error is None and (event.outcome == "reply" or not outgoing.needs_answer):
             self._router.loop_back(join, outgoing)
+        if error is not None:
+            join.forget_echo(outgoing)
         if self._budget.settle(outgoing, event.response, error):
             self.sent += event.written
         return None

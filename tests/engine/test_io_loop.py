@@ -145,3 +145,21 @@ def test_cancelled_timers_are_forgotten_long_before_they_are_due(parts: Parts) -
     assert payload is None
     assert fired.wait(1) == ["the one that stays"]
     finish(loop)
+
+
+def test_a_timer_that_is_years_away_is_no_failure(parts: Parts) -> None:
+    loop, ends = parts
+    seen = Recorder()
+
+    def arm() -> None:
+        loop.call_later(3e8, lambda: seen("never"))
+        loop.call_later(float("inf"), lambda: seen("never"))
+        loop.call_later(0.01, lambda: seen("soon"))
+
+    loop.post(arm)
+    loop.start()
+    seen.wait(1)
+    loop.post(seen, "still here")
+    assert seen.wait(2) == ["soon", "still here"]
+    finish(loop)
+    assert ends.events == [None]

@@ -443,3 +443,15 @@ def test_joining_while_leaving_is_a_bug_that_shows(driver: Driver) -> None:
     driver.session.leave(TOPIC, 0.0)
     with pytest.raises(RuntimeError, match="leaving"):
         driver.session.join(TOPIC, BODY, 0.0)
+
+
+def test_a_push_may_be_settled_when_it_is_sent_and_again_by_its_reply(driver: Driver) -> None:
+    ref = driver.joined()[1]
+    assert driver.session.push(
+        TOPIC, "x", BODY, token="token", wants_reply=True, tells_sent=True, deadline=10.0, now=driver.now
+    )
+    (frame,) = driver.sent()
+    driver.reply(frame)
+    outcomes = [(e.outcome, e.written) for e in driver.session.events() if isinstance(e, PushSettled)]
+    assert outcomes == [("sent", True), ("reply", True)]
+    assert ref
