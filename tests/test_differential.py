@@ -137,7 +137,7 @@ class Play:
             listener.channel.send_broadcast("a", bytes([value])).result()
 
     def _outside(self, listener: Listener, value: int) -> None:
-        self.server.broadcast(listener.wish.topic, "ab"[value % 2], {"outside": value})
+        self.server.broadcast(listener.wish.topic, "ab"[value % 2], {"n": value})
 
     def _change(self, listener: Listener, value: int) -> None:
         row = {"id": value, "status": ("old", "new", "gone")[value % 3]}

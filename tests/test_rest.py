@@ -266,9 +266,9 @@ class Unhappy(Exception):
     ("outcome", "words", "cause"),
     [
         (Unhappy(SECRET), "no access token: Unhappy", Unhappy),
-        (None, "returned NoneType, not a token", rtpool.InvalidType),
-        ("", "returned str, not a token", rtpool.InvalidType),
-        (b"jwt", "returned bytes, not a token", rtpool.InvalidType),
+        (None, "must be a str or a callable that returns one, not NoneType", rtpool.InvalidType),
+        ("", "access_token is empty", rtpool.InvalidValue),
+        (b"jwt", "not bytes", rtpool.InvalidType),
         (f"{SECRET}\r\nInjected: 1", "characters no token has", rtpool.InvalidValue),
         (f"{SECRET} ü", "characters no token has", rtpool.InvalidValue),
     ],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -17,10 +16,11 @@ from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.join_queue import JoinQueue
-from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of, interrupt, refused
+from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of, refused
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.pushes import Pushes
+from rtpool.engine.readiness import Readiness
 from rtpool.engine.routing import Router
 from rtpool.engine.tokens import Tokens, TokenSource
 from rtpool.errors import (
@@ -37,7 +37,7 @@ from rtpool.protocol.json_engine import dumps
 from rtpool.protocol.messages import ACCESS_TOKEN, JsonBody
 from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import PresenceCalls
-from rtpool.protocol.refusals import Action, classify_changes, classify_system
+from rtpool.protocol.refusals import Action, classify_system
 from rtpool.protocol.replay import Replay, ReplayRequest
 from rtpool.protocol.session import (
     ChannelLost,
@@ -57,8 +57,6 @@ __all__ = ["Coordinator"]
 
 #: Sockets tried one after the other when each is said to be full; then the join backs off.
 MAX_MOVES = 3
-#: Seconds in which the server says that changes flow anew under a token it was given; it takes 1 to 3 (protocol 9.1).
-RENEWAL_SECONDS = 6.0
 #: The server's word when it ends a channel for a presence over its limit (protocol 8.2).
 TRACK_TOO_BIG = "Track message size exceeded"
 #: Seconds before a join is tried again after "too many …": sooner only makes it worse.
@@ -123,6 +121,7 @@ class Coordinator:
         )
         self._sources: dict[Any, TokenSource] = {None: TokenSource(pool_token)}  # by the token of share keys
         self.router = Router(dispatcher, wall, supabase=self._supabase)
+        self.readiness = Readiness(registry, self.router, wall)
         self.pushes = Pushes(loop, budget, self.router, reply_timeout=options.join_timeout)
         self.joins: dict[ShareKey, Join] = {}
         self._queue = JoinQueue(loop, options.max_joins_per_second, self._send_join)
@@ -216,7 +215,7 @@ class Coordinator:
         self.connections.abandon(error)
         for join in self.joins.values():
             self.pushes.fail(join, error)
-            self._tell_members(join, "closed", error)
+            self.readiness.tell_members(join, "closed", error)
             fail_waiting(join.share, error)
             for attachment in join.leavers:
                 attachment.left.set_result(None)
@@ -241,17 +240,17 @@ class Coordinator:
             freed = join.changes_refused and wanted.changes != join.config.changes
             if freed or not join.config.covers(wanted):
                 if state is ChannelState.JOINED:
-                    self._interrupt(join, Outage("rejoin", self._wall()))
+                    self.readiness.interrupt(join, Outage("rejoin", self._wall()))
                 self._request(join)
             else:
-                self._flow(join)
+                self.readiness.flow(join)
         elif join.blocked is not None:
             if asking:  # a new Channel is a new wish: it is asked once more
                 join.blocked, join.second_chance, join.attempts = None, None, 0
                 self._request(join)
         elif join.retry is None:
             self._request(join)
-        self._publish_state(join)
+        self.readiness.publish_state(join)
 
     def _place(self, join: Join) -> bool:
         slots = [connection.slot() for connection in self.connections.all]
@@ -265,7 +264,7 @@ class Coordinator:
             join.share.last_error = error
             if join.share.key not in self._homeless:
                 self._homeless[join.share.key] = None
-                self._tell_members(join, "refused", error)
+                self.readiness.tell_members(join, "refused", error)
             fail_waiting(join.share, error)
             return False
         self._homeless.pop(join.share.key, None)
@@ -312,14 +311,14 @@ class Coordinator:
         self.pushes.rejoining(join)
         first = join.outage is None and not join.attempts
         connection.session.join(join.topic, join.body(supabase=self._supabase), self._loop.now)
-        self._publish_state(join)
-        self._tell_members(join, "joining" if first else "rejoining", None)
+        self.readiness.publish_state(join)
+        self.readiness.tell_members(join, "joining" if first else "rejoining", None)
 
     def _joined(self, join: Join, response: Any) -> None:
         join.answered, join.attempts, join.source.attempts = True, 0, 0
         join.share.last_error, join.blocked, join.second_chance = None, None, None
         self.router.joined(join, response)
-        self._publish_state(join)
+        self.readiness.publish_state(join)
         if join.replay is not None:
             join.replaying = join.replay.joined(self._now_ms(join))
             self.router.catch_up(join)
@@ -327,7 +326,7 @@ class Coordinator:
             self._send_token(join, join.source.value)
         # The server forgot who is present with the channel of before; and its answer ends what it replays.
         self.pushes.say_presence(join)
-        self._flow(join)
+        self.readiness.flow(join)
         self.pushes.flush(join)
         # Somebody may have come, gone or changed while the join was under way.
         self._loop.post(self.sync, join.share.key)
@@ -348,36 +347,9 @@ class Coordinator:
     def _now_ms(self, join: Join) -> int:
         return self._ms(join, self._wall())
 
-    def _interrupt(self, join: Join, outage: Outage) -> None:
-        """Events flow no more: remember since when, for the join and for each member that has something to lose."""
-        if interrupt(join.members, join.outage or outage):
-            join.outage = join.outage or outage
-
-    def _flow(self, join: Join) -> None:
-        """Let everybody know whose events really flow from now on, and announce to each what may have been lost."""
-        if not join.flows:
-            return
-        join.outage = None
-        for subscriber in join.members:
-            attachment = subscriber.attachment
-            if attachment is None or attachment.share is not join.share or attachment.flowing:
-                continue
-            if not join.flows_to(subscriber):
-                continue
-            attachment.flowing = True
-            if attachment.ready.done() and attachment.ready.exception() is not None:
-                attachment.ready = Future()  # refused before, let in now: a new token, or a healed server
-            if attachment.outage is not None:
-                self.router.announce_gap(join, subscriber, attachment.outage)
-                attachment.outage = None
-            self.router.tell(subscriber, StatusChange(subscriber.topic, "joined"))
-            if not attachment.ready.done():
-                self.router.welcome(join, subscriber)
-                attachment.ready.set_result(None)
-
     def _join_failed(self, join: Join, error: RtpoolError, action: Action) -> None:
         join.share.last_error = error
-        self._publish_state(join)
+        self.readiness.publish_state(join)
         if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
             join.second_chance = error
             if join.source.value == join.token:
@@ -391,7 +363,7 @@ class Coordinator:
                 self._tokens.refused(join.source, join.token)
             return
         timed_out = isinstance(error, JoinTimeout)
-        self._tell_members(join, "timed_out" if timed_out else "refused", error)
+        self.readiness.tell_members(join, "timed_out" if timed_out else "refused", error)
         connection = join.connection
         join.attempts += 1
         may_open = len(self.connections.all) < self._options.max_connections
@@ -416,7 +388,7 @@ class Coordinator:
         """Trying again cannot help: say so once, and wait for a new token or a new wish."""
         join.blocked = error
         join.share.state = ChannelState.ERRORED
-        self._tell_members(join, "refused", error)
+        self.readiness.tell_members(join, "refused", error)
         fail_waiting(join.share, error)
         self.pushes.fail(join, error)
 
@@ -498,17 +470,17 @@ class Coordinator:
         silence = max(0.0, self._loop.now - connection.proof_of_life)
         last_life = self._wall() - timedelta(seconds=silence)
         for join in list(connection.joins.values()):
-            self._interrupt(join, Outage(error.cause, last_life))
+            self.readiness.interrupt(join, Outage(error.cause, last_life))
             join.echoes.clear()  # what the server had not sent back is lost
             join.answered = False
             self._tokens.expire(join.source)
-            self._publish_state(join)
+            self.readiness.publish_state(join)
 
     def failing(self, connection: Connection, error: RtpoolError) -> None:
         """Tell who lives there."""
         for join in connection.joins.values():
             join.share.last_error = error
-            self._tell_members(join, "rejoining", error)
+            self.readiness.tell_members(join, "rejoining", error)
 
     def given_up(self, connection: Connection, error: RtpoolError) -> None:
         """Nobody is to wait for it any longer."""
@@ -554,7 +526,7 @@ class Coordinator:
         if join is not None and replaying and not join.replaying and join.replay is not None:
             if join.replay.finished():
                 self.router.announce_cut(join)
-            self._flow(join)
+            self.readiness.flow(join)
 
     def _received(self, join: Join, event: Received) -> None:
         flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
@@ -563,33 +535,7 @@ class Coordinator:
         except Exception:  # whatever a server sends: one frame costs one frame, never the pool
             self._log.exception("! a message %r on %r could not be understood", event.message.event, join.name)
             return
-        if join.changes_restarted:
-            join.changes_restarted = False
-            if join.renewals and self._loop.now - join.renewed_at < RENEWAL_SECONDS:
-                join.renewals -= 1
-            else:
-                join.renewals = 0
-                for subscriber in join.members:
-                    if subscriber.is_ready and subscriber.config.changes:
-                        self.router.announce_gap(join, subscriber, Outage("feed restart", alive_at))
-        if join.changes_flow and not flowed:
-            self._flow(join)
-        elif join.changes_error:
-            self._changes_failed(join, alive_at)
-
-    def _changes_failed(self, join: Join, alive_at: datetime) -> None:
-        """The changes feed is in trouble; what else the join carries is not."""
-        words, join.changes_error = join.changes_error, ""
-        action = classify_changes(words)
-        error = refused(join.name, words, action)
-        concerned = [s for s in join.members if s.config.changes]
-        interrupt(concerned, Outage("feed restart", alive_at))
-        for subscriber in concerned:
-            self.router.tell(subscriber, StatusChange(subscriber.topic, "refused", error))
-        join.share.last_error = error
-        if action is Action.FATAL:
-            join.changes_refused = True
-            fail_waiting(join.share, error, changes_only=True)
+        self.readiness.feed_spoke(join, flowed, alive_at, self._loop.now)
 
     def _channel_event(self, join: Join, event: Joined | JoinFailed | ChannelLost | Left) -> None:
         if isinstance(event, Left):
@@ -604,7 +550,7 @@ class Coordinator:
 
     def _channel_lost(self, join: Join, event: ChannelLost) -> None:
         action = classify_system(join.system_error)
-        self._interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", self._wall()))
+        self.readiness.interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", self._wall()))
         join.answered = False
         words = join.system_error or f"the server ended the channel ({event.cause})"
         join.system_error = ""
@@ -637,16 +583,3 @@ class Coordinator:
             self._heartbeat_listener(Heartbeat(number, "timeout", event.waited))
         else:
             self._heartbeat_listener(Heartbeat(number, "sent"))
-
-    def _publish_state(self, join: Join) -> None:
-        connection = join.connection
-        if join.blocked is not None:
-            join.share.state = ChannelState.ERRORED
-            return
-        state = connection.session.state(join.topic) if connection else ChannelState.CLOSED
-        # Waiting for its turn is joining to its users, unless it is known to be in trouble.
-        join.share.state = ChannelState.JOINING if state is ChannelState.CLOSED else state
-
-    def _tell_members(self, join: Join, status: str, error: RtpoolError | None) -> None:
-        for subscriber in join.members:
-            self.router.tell(subscriber, StatusChange(subscriber.topic, status, error))

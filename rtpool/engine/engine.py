@@ -276,6 +276,7 @@ class Engine:
         self.budget.close()
         self._stop_dialling()
         self.dispatcher.stop()
+        _running.discard(self)
         self.ended.set()
 
 

@@ -80,10 +80,9 @@ class Listener:
 
     def hears(self, event: str, payload: Any) -> list[Event | tuple[str, str]]:
         """What one frame comes to."""
-        if event == "presence_state":
-            return self._presence_state(payload)
-        if event == "presence_diff":
-            return self._presence_diff(payload)
+        if event in ("presence_state", "presence_diff"):
+            followed = self._presence_state if event == "presence_state" else self._presence_diff
+            return [Message(self.topic, event, payload), *followed(payload)]
         if not self.plain and event == "broadcast" and isinstance(payload, dict) and "event" in payload:
             meta = payload.get("meta", {})
             words = payload["event"], payload.get("payload")
@@ -96,7 +95,7 @@ class Listener:
             if told.extension != "postgres_changes" or told.status != "ok":
                 return [told]
             self.fed = True
-            return [FEED_RESTART, told] if fed_before else [told]
+            return [told, FEED_RESTART] if fed_before else [told]
         if not self.plain and event == "postgres_changes":
             return [self._change(payload["data"])] if self.matching(payload) else []
         return [Message(self.topic, event, payload)]

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from rtpool.engine.joins import Join
+from rtpool.engine.joins import Join, Outage
 from rtpool.engine.routing import Router
 from rtpool.errors import ProtocolError
 from rtpool.events import Gap
@@ -150,9 +150,14 @@ class _Users:
     def told(self, event: SessionEvent) -> None:
         """What the engine's coordinator does with it, as far as users hear of it."""
         if isinstance(event, Joined):
+            self.rooms[event.topic].answered = True
             self.router.joined(self.rooms[event.topic], event.response)
         elif isinstance(event, Received):
-            self.router.route(self.rooms[event.topic], event.message)
+            join = self.rooms[event.topic]
+            self.router.route(join, event.message)
+            if join.changes_restarted:
+                join.changes_restarted = False
+                self.router.announce_gap(join, join.members[0], Outage("feed restart", NOW))
         elif isinstance(event, Left):
             del self.rooms[event.topic]
 
