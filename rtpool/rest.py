@@ -353,7 +353,7 @@ def _refused(url: str, request: _Request, answer: Answer) -> BroadcastRefused:
         value = text
     errors, words = read_rest_errors(value, request.count)
     action = classify_rest(answer.status, value)
-    reason = words or text.strip()[:200] or answer.reason
+    reason = words or text.strip()[:200] or answer.reason or "no reason given"
     return BroadcastRefused(
         f"{url} refused the {request.what} with HTTP {answer.status}: {reason}.{_advice(answer.status, action)}",
         status=answer.status,

@@ -199,13 +199,18 @@ def test_one_frozen_connection_does_not_hold_up_another(server: RealtimeServer, 
 
 
 @pytest.mark.parametrize("vsn", ["1.0.0", "2.0.0"])
-def test_both_versions_of_the_protocol_carry_the_same(make_pool: MakePool, server: RealtimeServer, vsn: str) -> None:
+def test_both_versions_of_the_protocol_carry_the_same_and_the_second_bytes_too(
+    make_pool: MakePool, server: RealtimeServer, vsn: str
+) -> None:
     pool, heard = make_pool(protocol=vsn), Recorder()
     channel = pool.channel("room", ack=True, receive_own=True).on_broadcast("*", heard).subscribe()
     assert channel.send_broadcast("x", {"n": 1}).result() == {}
     server.broadcast("room", "y", {"n": 2}, id="some-id")
     events = heard.wait(2)
     assert [(e.event, e.payload, e.id) for e in events] == [("x", {"n": 1}, None), ("y", {"n": 2}, "some-id")]
+    if vsn == "2.0.0":
+        assert channel.send_broadcast("z", b"\x00\xff").result() == {}
+        assert heard.wait(3)[-1].payload == b"\x00\xff"
     channel.unsubscribe()
     assert server.connections[0].vsn == vsn
 

@@ -110,7 +110,7 @@ class Coordinator:
         self._tokens = Tokens(
             loop,
             callers,
-            patience=options.connection_timeout,
+            patience=options.join_timeout,
             base_delay=options.base_delay,
             max_delay=options.max_delay,
             in_use=lambda source: any(join.source is source for join in self.joins.values()),

@@ -24,6 +24,8 @@ __all__ = ["NumberText", "canonical", "dumps", "json_object", "loads"]
 #: and searched for, which takes a tenth of a regular expression's time.
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for code in range(256))
 _LARGE_NUMBER = b"0" * 19
+#: Digits of an integer that Python reads (`sys.set_int_max_str_digits`); PostgreSQL's numeric has up to 131,072.
+MAX_DIGITS = 4_000
 
 
 class NumberText(float):
@@ -88,9 +90,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _integer(text: str) -> int | NumberText:
+    return int(text) if len(text) <= MAX_DIGITS else NumberText(text)
+
+
 def loads(data: bytes, *, exact: bool = False) -> Any:
     """
-    Decode UTF-8 JSON text. Integers are exact.
+    Decode UTF-8 JSON text. Integers are exact; one of more than `MAX_DIGITS` digits is a `NumberText`.
 
     Args:
         data: the text.
@@ -100,10 +106,14 @@ def loads(data: bytes, *, exact: bool = False) -> Any:
         ProtocolError: the bytes are no JSON text.
     """
     try:
-        if exact:
-            return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=NumberText)
-        if orjson is not None and _LARGE_NUMBER not in data.translate(_DIGITS_TO_ZERO):
+        if orjson is not None and not exact and _LARGE_NUMBER not in data.translate(_DIGITS_TO_ZERO):
             return orjson.loads(data)
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        endless = len(data) > MAX_DIGITS and b"0" * (MAX_DIGITS + 1) in data.translate(_DIGITS_TO_ZERO)
+        return json.loads(
+            data.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=NumberText if exact else None,
+            parse_int=_integer if endless else None,
+        )
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a frame of {len(data)} bytes holds no JSON: {error}") from error

@@ -34,3 +34,11 @@ def test_an_exact_decode_remembers_the_text_of_what_is_no_integer() -> None:
     assert (one, one.text) == (1.1, "1.10")
     assert (two, two.text) == (100.0, "1e2")
     assert not isinstance(three, NumberText)
+
+
+def test_a_numeric_of_any_length_is_exact() -> None:
+    digits = "7" * 20_000
+    for exact in (False, True):
+        (value,) = json_engine.loads(f"[{digits}]".encode(), exact=exact)
+        assert value.text == digits
+    assert json_engine.loads(b"[%s]" % (b"1" * 4_000)) == [int("1" * 4_000)]
