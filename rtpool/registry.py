@@ -247,7 +247,8 @@ class Subscriber:
         bindings = self.bindings
         return JoinConfig(
             receive_own=self._receive_own,
-            ack=self.ack,
+            # On a private channel siblings are to hear only what the server let through, and its answer alone tells.
+            ack=self.ack or self.key.private,
             presence=self.key.presence_key is not None or any(b.kind == "presence" for b in bindings),
             changes=tuple(dict.fromkeys(b.change for b in bindings if b.change is not None)),
         )

@@ -93,7 +93,6 @@ class Connection:
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
-        self.malformed = 0
         self._bytes_received = 0
         self._bytes_sent = 0
         self.heartbeat_latency: float | None = None
@@ -223,7 +222,6 @@ class Connection:
                 self.session.receive(message.data, message.opcode == OP_BINARY, now)
             except ProtocolError as error:
                 # A real server relays broken JSON of other clients; dropping the frame harms nobody.
-                self.malformed += 1
                 self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
         elif message.opcode == OP_PING and self.transport is not None:
             self.transport.send(OP_PONG, message.data)

@@ -272,11 +272,6 @@ class Dispatcher:
             self._on_drained(mailbox)
         return item
 
-    def is_worker(self) -> bool:
-        """Whether the calling thread is one of the workers."""
-        with self._lock:
-            return threading.current_thread() in self._threads
-
     def stop(self) -> None:
         """Drop ordinary items, let essential ones run, then end the workers. Does not wait."""
         with self._lock:

@@ -152,8 +152,7 @@ class Join:
         if not supabase:
             return JsonBody(self.share.key.params)
         config, key = self.config, self.share.key
-        # On a private channel siblings are to hear only what the server let through, and its answer alone tells.
-        broadcast: dict[str, Any] = {"ack": config.ack or key.private, "self": config.receive_own}
+        broadcast: dict[str, Any] = {"ack": config.ack, "self": config.receive_own}
         if self.replay_request is not None:  # the mere presence of the key is an error on public channels
             broadcast["replay"] = self.replay_request.to_wire()
         payload: dict[str, Any] = {

@@ -17,7 +17,7 @@ from rtpool.errors import MessageTooBig, ProtocolError
 __all__ = ["FrameDecoder", "FrameEncoder", "WsMessage", "close_code"]
 
 #: RFC 6455 §7.4.1.
-CLOSE_NORMAL, CLOSE_PROTOCOL_ERROR, CLOSE_BAD_DATA, CLOSE_TOO_BIG = 1000, 1002, 1007, 1009
+CLOSE_NORMAL, CLOSE_PROTOCOL_ERROR, CLOSE_TOO_BIG = 1000, 1002, 1009
 #: Registered with IANA for a restart; Phoenix sends it when it drains for a deploy.
 CLOSE_SERVICE_RESTART = 1012
 #: What §7.1.5 calls the code of a close frame without one.
