@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -21,6 +22,10 @@ from tests.support.wait import wait_until
 
 hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("default")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would the programs that the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["pytester"]
 
