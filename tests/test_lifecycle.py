@@ -390,26 +390,10 @@ def test_the_interpreter_exits_promptly_whatever_ends_it(server: RealtimeServer,
     server.wait_for(lambda s: not s.connections)
 
 
-def test_unsubscribe_wakes_who_waits_for_the_subscription(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
-    server.on_join = lambda topic, payload, connection: NO_REPLY
-    channel, outcome = pool.channel("room"), Recorder()
-
-    def wait() -> None:
-        try:
-            channel.subscribe(timeout=60)
-        except rtpool.RtpoolError as error:
-            outcome(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    server.wait_for(lambda s: s.joins("room"))
-    channel.unsubscribe(timeout=0)
-    (error,) = outcome.wait(1)
-    thread.join()
-    assert isinstance(error, rtpool.NotSubscribed)
-
-
-def test_who_waited_in_vain_takes_down_no_later_subscription(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["for good", "and subscribed anew"])
+def test_unsubscribe_wakes_who_waits_and_who_waited_takes_down_no_later_subscription(
+    server: RealtimeServer, pool: rtpool.RealtimePool, again: bool
+) -> None:
     server.on_join = lambda topic, payload, connection: NO_REPLY
     channel, outcome = pool.channel("room"), Recorder()
 
@@ -424,8 +408,10 @@ def test_who_waited_in_vain_takes_down_no_later_subscription(server: RealtimeSer
     server.wait_for(lambda s: s.joins("room"))
     channel.unsubscribe(timeout=0)
     server.on_join = None
-    channel.subscribe(timeout=30)
-    outcome.wait(1)
+    if again:
+        channel.subscribe(timeout=30)
+    (error,) = outcome.wait(1)
     thread.join()
-    assert channel.is_subscribed
-    assert server.members("room") == 1
+    assert isinstance(error, rtpool.NotSubscribed)
+    assert channel.is_subscribed == again
+    assert server.members("room") == int(again)
