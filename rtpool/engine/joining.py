@@ -241,6 +241,7 @@ class Joining:
         self._readiness.tell_members(join, "joining" if first else "rejoining", None)
 
     def joined(self, join: Join, response: Any) -> None:
+        """The server let a join in."""
         join.answered, join.attempts, join.source.attempts = True, 0, 0
         join.share.last_error, join.blocked, join.second_chance = None, None, None
         self._router.joined(join, response)
@@ -274,6 +275,7 @@ class Joining:
         return self._ms(join, self._wall())
 
     def failed(self, join: Join, error: RtpoolError, action: Action) -> None:
+        """A join was refused or not answered, or its channel was ended: do what `action` says."""
         join.share.last_error = error
         self._readiness.publish_state(join)
         if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
@@ -360,6 +362,7 @@ class Joining:
         connection.tick(self._loop.now)
 
     def forget(self, join: Join) -> None:
+        """The server has no channel for a join any more, and nobody wants one, unless somebody came meanwhile."""
         self._unplace(join)
         leavers, join.leavers = join.leavers, []
         for attachment in leavers:
@@ -384,6 +387,7 @@ class Joining:
             self._connections.close_when_idle(connection)
 
     def channel_lost(self, join: Join, event: ChannelLost) -> None:
+        """The server ended a channel that was joined."""
         action = classify_system(join.system_error)
         self._readiness.interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", self._wall()))
         join.answered = False
