@@ -76,15 +76,17 @@ class Connection:
             max_joins_in_flight=options.max_joins_in_flight,
         )
         self.transport: Transport | None = None
-        self.state = "dialing"  # dialing open waiting error closing
+        self.state = "dialing"  # dialing open waiting error closing closed
         self.epoch = 0
         self.capacity = options.max_channels_per_connection
         self.joins: dict[str, Join] = {}
         self.idle_timer: Timer | None = None
         self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
-        # Of the present outage.
+        # Of the present outage: failed attempts, when the first failed, whether the last was opened and did not last.
         self.attempts = 0
         self.first_failed_at = 0.0
+        self.crashes = False
+        self.redial: Timer | None = None
         self.last_error: RtpoolError | None = None
         self.opened_at = 0.0
         #: Seconds the server's clock is ahead of ours, as far as its handshake told.
@@ -165,6 +167,12 @@ class Connection:
         self.session.connected(now)
         if self.capacity < 1:  # the server was going away; this is another
             self.capacity = self._options.max_channels_per_connection
+
+    def cancel_redial(self) -> None:
+        """Wait for no further attempt."""
+        if self.redial is not None:
+            self.redial.cancel()
+            self.redial = None
 
     def close_socket(self) -> None:
         """Close the socket, keep the identity. The loop must have let go of it."""

@@ -92,8 +92,9 @@ class Coordinator:
         self.readiness = Readiness(registry, self.router, wall)
         self.pushes = Pushes(loop, budget, self.router, reply_timeout=options.join_timeout)
         self._stopping = False
+        rng = rng or random.Random()
         self.connections = Connections(
-            name, endpoint, options, loop=loop, dialer=dialer, tenant=self, announce=announce
+            name, endpoint, options, loop=loop, dialer=dialer, tenant=self, announce=announce, rng=rng
         )
         self.joining = Joining(
             name,
@@ -107,7 +108,7 @@ class Coordinator:
             readiness=self.readiness,
             pushes=self.pushes,
             resync=self.sync,
-            rng=rng or random.Random(),
+            rng=rng,
             wall=wall,
             log=self._log,
         )
@@ -143,6 +144,7 @@ class Coordinator:
     def set_token(self, token: str | Callable[[], str]) -> None:
         """Use a new pool-wide token: on live joins now, on every later join too."""
         self.joining.set_pool_token(token)
+        self.connections.hurry(afresh=True)
 
     def resume(self, mailbox: Any) -> None:
         """A full mailbox has room again: read on."""
@@ -193,16 +195,20 @@ class Coordinator:
             self.joining.tokens.expire(join.source)
             self.readiness.publish_state(join)
 
-    def failing(self, connection: Connection, error: RtpoolError) -> None:
+    def retrying(self, connection: Connection, error: RtpoolError) -> None:
         """Tell who lives there."""
-        for join in connection.joins.values():
-            join.share.last_error = error
-            self.readiness.tell_members(join, "rejoining", error)
+        self._tell_trouble(connection, "rejoining", error)
 
     def given_up(self, connection: Connection, error: RtpoolError) -> None:
         """Nobody is to wait for it any longer."""
+        self._tell_trouble(connection, "error", error)
         for join in list(connection.joins.values()):
             fail_waiting(join.share, error)
+
+    def _tell_trouble(self, connection: Connection, status: str, error: RtpoolError) -> None:
+        for join in connection.joins.values():
+            join.share.last_error = error
+            self.readiness.tell_members(join, status, error)
 
     def all_closed(self) -> None:
         """The last goodbye is said: end."""
