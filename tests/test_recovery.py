@@ -313,7 +313,7 @@ def test_a_feed_in_trouble_is_told_and_waited_for(server: RealtimeServer, make_p
         slow.wait_for(lambda s: s.members("db") == 1)
         words = '{:error, "Too many database timeouts"}'
         slow.push("db", "system", {"extension": "postgres_changes", "status": "error", "message": words})
-        error = statuses.wait_for(lambda seen: seen[-1].status == "refused")[-1].error
+        error = statuses.wait_for(lambda seen: seen and seen[-1].status == "refused")[-1].error
         assert words in str(error)
         assert error.retryable
         channel.subscribe(timeout=10)

@@ -84,7 +84,7 @@ class Connection:
         self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
         # Of the present outage: failed attempts, when the first failed, whether the last was opened and did not last.
         self.attempts = 0
-        self.first_failed_at = 0.0
+        self.first_failed_at: float | None = None
         self.crashes = False
         self.redial: Timer | None = None
         self.last_error: RtpoolError | None = None

@@ -99,7 +99,7 @@ class Connections:
         self._deadline = 0.0
         #: Every connection, those saying goodbye aside; replaced whole.
         self.all: tuple[Connection, ...] = ()
-        self.status = "idle"
+        self.status = self._announced = "idle"
         self.reconnect_attempts = 0
         # What connections that are gone had counted.
         self.past_messages = self.past_bytes_received = self.past_bytes_sent = 0
@@ -110,13 +110,13 @@ class Connections:
 
     def connect(self, waiter: Future[None]) -> None:
         """Have at least one connection; `waiter` is done when one is open."""
+        self.hurry(afresh=True)
         if any(c.state == "open" for c in self.all):
             waiter.set_result(None)
             return
         self._waiters.append(waiter)
         if not self._by_id:
             self.new()
-        self.hurry(afresh=True)
 
     def hurry(self, *, afresh: bool) -> None:
         """There is hope for those that wait for another attempt; see `Reconnecting.hurry`."""
@@ -201,6 +201,7 @@ class Connections:
             return
         connection.open(dialed.sock, self._loop.now)
         connection.clock_skew = dialed.clock_skew
+        connection.last_error = None
         self._loop.add(connection)
         self._log.info(
             "= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url
@@ -235,7 +236,7 @@ class Connections:
             self._remove(connection)  # the server reaps sockets without channels; nobody misses it
             return
         self._reconnecting.failed(connection, error, lived=now - connection.opened_at)
-        self._update_status()
+        self.status = self._summary()  # announced with what is decided
 
     def _dial_failed(self, connection: Connection, error: RtpoolError) -> None:
         self._log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
@@ -255,7 +256,7 @@ class Connections:
 
     def _tell(self, connection: Connection, status: str, error: RtpoolError, attempt: int, delay: float | None) -> None:
         """Announce what became of one connection; the pool's own status is a summary of all."""
-        self.status = self._summary()
+        self.status = self._announced = self._summary()
         self._announce(StatusChange(None, status, error, attempt, delay, connection.connection_id))
 
     def close_when_idle(self, connection: Connection) -> None:
@@ -327,8 +328,9 @@ class Connections:
     # Saying what is
 
     def _set_status(self, status: str) -> None:
-        if status != self.status:
-            self.status = status
+        self.status = status
+        if status != self._announced:
+            self._announced = status
             self._announce(StatusChange(None, status))
 
     def _update_status(self) -> None:

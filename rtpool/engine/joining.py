@@ -322,6 +322,7 @@ class Joining:
 
     def _renewed(self, source: TokenSource) -> None:
         """There is another token: on live joins now, and what waited for one asks again."""
+        self._connections.hurry(afresh=True)
         for join in list(self.joins.values()):
             if join.source is source:
                 self._renew_token(join)

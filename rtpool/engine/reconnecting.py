@@ -79,7 +79,7 @@ class Reconnecting:
         lasted = lived is not None and lived >= self._options.stable_after
         connection.crashes = lived is not None and not lasted
         connection.attempts = 0 if lasted else connection.attempts + 1
-        if connection.attempts <= 1:
+        if lasted or connection.first_failed_at is None:
             connection.first_failed_at = now
         self._heed(error)
         if not self._options.auto_reconnect:
@@ -153,7 +153,7 @@ class Reconnecting:
         if connection.state not in ("waiting", "error"):
             return
         if afresh:
-            connection.attempts = 0
+            connection.attempts, connection.first_failed_at = 0, None
         elif connection.crashes:
             return
         self._dial(connection)
