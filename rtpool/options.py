@@ -238,8 +238,9 @@ class PoolOptions:
         max_connections: hard cap on sockets.
         max_channels_per_connection: the server allows 100 a socket; placement fills one before opening another.
         connection_timeout: seconds for DNS, TCP, TLS and the upgrade together.
-        join_timeout: seconds for a join's reply, counted from the moment its frame is written. The server delays a
-            refusal by 5 s, so less than about 6 turns refusals into time-outs.
+        join_timeout: seconds for a join's reply, counted from the moment its frame is written and the join before it on
+            the socket is answered: the server runs them one by one. It delays a refusal by 5 s, so less than about 6
+            turns refusals into time-outs.
         max_joins_per_second: pool-wide pacing; over the project's limit the server drops the whole socket.
         max_joins_in_flight: joins awaiting a reply on one socket; the server runs them one at a time.
         heartbeat_interval, heartbeat_timeout: seconds between heartbeats, and for a reply to one. The server closes a
