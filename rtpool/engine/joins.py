@@ -20,7 +20,7 @@ from rtpool.protocol.json_engine import canonical, dumps
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls, PresenceState
-from rtpool.protocol.refusals import Action, classify_join, parse_reason
+from rtpool.protocol.refusals import Action, judge_join, parse_reason
 from rtpool.protocol.replay import Replay, ReplayRequest
 from rtpool.protocol.session import JoinFailed
 from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
@@ -222,8 +222,8 @@ def interrupt(members: Iterable[Subscriber], outage: Outage) -> bool:
     return lost
 
 
-def refused(topic: str, response: Any, action: Action) -> JoinRefused:
-    """The error for an error response, or for the words before a close."""
+def refused(topic: str, response: Any, action: Action, retry_after: float | None = None) -> JoinRefused:
+    """The error for an error response, or for the words before a close; `retry_after` is seconds to wait at least."""
     code, reason = parse_reason(response)
     words = f"{code}: {reason}" if code else reason
     after = "rtpool tries again by itself" if action.retryable else f"not tried again ({action.value} needed)"
@@ -234,14 +234,16 @@ def refused(topic: str, response: Any, action: Action) -> JoinRefused:
         topic=topic,
         code=code,
         reason=reason,
-        retryable=action.retryable,
+        action=action,
+        retry_after=retry_after,
     )
 
 
-def failure_of(topic: str, event: JoinFailed, join_timeout: float) -> tuple[RtpoolError, Action]:
-    """The error for a join that failed, and what to do about it."""
+def failure_of(topic: str, event: JoinFailed, join_timeout: float, failures: int = 1) -> tuple[RtpoolError, Action]:
+    """The error for a join that failed, and what to do about it after so many failures in a row, this one included."""
     if event.timed_out:
         words = f"no reply to the join of {topic!r} within {join_timeout} s"
         return JoinTimeout(words, topic=topic, timeout=join_timeout), Action.BACK_OFF
-    action = classify_join(event.response)
-    return refused(topic, event.response, action), action
+    verdict = judge_join(event.response)
+    action = verdict.after(failures)
+    return refused(topic, event.response, action, verdict.not_before if action is verdict.action else None), action

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from datetime import datetime
 
+from rtpool.actions import Action
 from rtpool.checks import check_token
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop, Timer
@@ -276,4 +277,4 @@ def _call(provider: Provider) -> tuple[str | None, RtpoolError | None]:
 
 
 def _unavailable(words: str, reason: str) -> JoinRefused:
-    return JoinRefused(words, code="TokenUnavailable", reason=reason, retryable=True)
+    return JoinRefused(words, code="TokenUnavailable", reason=reason, action=Action.BACK_OFF)
