@@ -45,8 +45,8 @@ class Pace:
         """The present pace."""
         if self._slowed_to >= self._full:
             return self._full
-        minutes = min((now - self._refused_at) // RECOVERY, 64.0)
-        return min(self._full, self._slowed_to * 2.0 ** max(0.0, minutes))
+        minutes = max(0.0, min((now - self._refused_at) // RECOVERY, 64.0))
+        return min(self._full, self._slowed_to * math.pow(2.0, minutes))
 
     def grant(self, now: float) -> bool:
         """Whether one more may go now; if so it counts."""
