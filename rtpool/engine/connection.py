@@ -29,6 +29,7 @@ from rtpool.protocol.frames import (
     close_code,
 )
 from rtpool.protocol.placement import Slot
+from rtpool.protocol.refusals import classify_close
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.session import HeartbeatLost, HeartbeatReplied, Session, SessionEvent
 from rtpool.stats import ConnectionDetails
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+#: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
+UNDER_WAY = 1.0
 #: How much of a received message the log shows.
 LOGGED_BYTES = 75
 
@@ -195,6 +198,18 @@ class Connection:
             except (TransportClosed, ProtocolError) as error:
                 self._broke(error, now)
 
+    def silence(self, now: float) -> float:
+        """
+        Seconds for which nothing can be said to have arrived. What was read last had been sent before, and what was
+        sent since then is lost with the socket: the bound of a `Gap` reckons with the way.
+        """
+        return max(0.0, now - self.proof_of_life) + self.under_way
+
+    @property
+    def under_way(self) -> float:
+        """Seconds a message may be under way."""
+        return UNDER_WAY + (self.heartbeat_latency or 0.0)
+
     def slot(self) -> Slot:
         """What placement needs to know."""
         return Slot(self.connection_id, self.joins, len(self.joins), self.capacity)
@@ -238,6 +253,7 @@ class Connection:
             raise ConnectionFailed(
                 f"the server closed connection {self.connection_id} with code {code}",
                 close_code=code,
+                action=classify_close(code),
                 cause="server restart" if code == CLOSE_SERVICE_RESTART else "transport",
             )
 

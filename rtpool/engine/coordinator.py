@@ -30,6 +30,7 @@ from rtpool.errors import (
 )
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
+from rtpool.protocol.refusals import is_pace_refused
 from rtpool.protocol.session import (
     ChannelLost,
     HeartbeatLost,
@@ -186,8 +187,7 @@ class Coordinator:
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
-        silence = max(0.0, self._loop.now - connection.proof_of_life)
-        last_life = self._wall() - timedelta(seconds=silence)
+        last_life = self._wall() - timedelta(seconds=connection.silence(self._loop.now))
         for join in list(connection.joins.values()):
             self.readiness.interrupt(join, Outage(error.cause, last_life))
             join.echoes.clear()  # what the server had not sent back is lost
@@ -206,6 +206,8 @@ class Coordinator:
             fail_waiting(join.share, error)
 
     def _tell_trouble(self, connection: Connection, status: str, error: RtpoolError) -> None:
+        if is_pace_refused(error):
+            self.joining.queue.slow_down(error)
         for join in connection.joins.values():
             join.share.last_error = error
             self.readiness.tell_members(join, status, error)
@@ -252,6 +254,7 @@ class Coordinator:
             self.readiness.flow(join)
 
     def _received(self, join: Join, event: Received) -> None:
+        join.heard_at = self._loop.now
         flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
         try:
             self.router.route(join, event.message)
@@ -267,7 +270,7 @@ class Coordinator:
         elif isinstance(event, Joined):
             self.joining.joined(join, event.response)
         elif isinstance(event, JoinFailed):
-            self.joining.failed(join, *failure_of(join.name, event, self._options.join_timeout))
+            self.joining.failed(join, *failure_of(join.name, event, self._options.join_timeout, join.attempts + 1))
         else:
             self.joining.channel_lost(join, event)
 

@@ -64,6 +64,7 @@ class Join:
         leaving, leavers: a leave awaits the server's word, and who awaits it with us.
         requested: whether it stands in the queue for its join, or waits for a token.
         answered: whether the server has let in the join sent last; on version 1 frames of the one before look alike.
+        heard_at: when the server last said something on it, monotonic.
         changes_flow: whether the server said that Postgres changes flow since the last join.
         changes_restarted: whether it just said so once more, without having been in trouble before.
         changes_refused: whether it said that these bindings never will.
@@ -93,6 +94,7 @@ class Join:
     leavers: list[Attachment] = attrs.field(factory=list)
     ids: dict[int, tuple[ChangeBinding, ...]] = attrs.field(factory=dict)
     answered: bool = False
+    heard_at: float = -math.inf
     changes_flow: bool = False
     changes_restarted: bool = False
     changes_refused: bool = False

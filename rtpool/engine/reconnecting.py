@@ -7,18 +7,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from rtpool.actions import LONG_BACK_OFF, Action
 from rtpool.engine.connection import Connection
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
-from rtpool.errors import RtpoolError
+from rtpool.errors import HandshakeRefused, RtpoolError
 from rtpool.options import PoolOptions
-from rtpool.protocol.refusals import Action
 
-__all__ = ["LONG_BACK_OFF", "Reconnecting"]
+__all__ = ["Reconnecting"]
 
-#: Seconds before another attempt after "too many …", at the least: sooner only makes it worse (protocol 7).
-LONG_BACK_OFF = 10.0
 #: Seconds until the next attempt when a user's strategy failed.
 FALLBACK_DELAY = 1.0
 
@@ -81,7 +79,7 @@ class Reconnecting:
         connection.attempts = 0 if lasted else connection.attempts + 1
         if lasted or connection.first_failed_at is None:
             connection.first_failed_at = now
-        self._heed(error)
+        at_least = self._heed(error)
         if not self._options.auto_reconnect:
             self._end(connection, error, None)
             return
@@ -96,16 +94,18 @@ class Reconnecting:
             except BaseException:  # even sys.exit() in one must not end the attempts
                 log.exception("! a reconnect strategy failed; the next attempt is in %.1f s", FALLBACK_DELAY)
                 verdict, delay = "retry", FALLBACK_DELAY
-            loop.post(decided, connection, epoch, attempt, error, verdict, delay)
+            loop.post(decided, connection, epoch, attempt, error, verdict, max(delay, at_least))
 
         self._dialer.submit(job)
 
-    def _heed(self, error: RtpoolError) -> None:
-        """The server's own word holds for every connection of the pool."""
-        wait = getattr(error, "retry_after", None) or 0.0
-        if getattr(error, "action", None) is Action.BACK_OFF_LONG:
-            wait = max(wait, LONG_BACK_OFF * self._rng.uniform(1.0, 1.5))
-        self.not_before = max(self.not_before, self._loop.now + wait)
+    def _heed(self, error: RtpoolError) -> float:
+        """The seconds an error asks to wait. What the server says at the door is said to every connection of a pool."""
+        wait = error.retry_after or 0.0
+        if error.action is Action.BACK_OFF_LONG and not error.retry_after:
+            wait = LONG_BACK_OFF * self._rng.uniform(1.0, 1.5)
+        if error.retry_after or isinstance(error, HandshakeRefused):
+            self.not_before = max(self.not_before, self._loop.now + wait)
+        return wait
 
     def _decided(
         self, connection: Connection, epoch: int, attempt: int, error: RtpoolError, verdict: str, delay: float

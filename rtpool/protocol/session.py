@@ -43,6 +43,7 @@ __all__ = [
     "Received",
     "Session",
     "SessionEvent",
+    "UNMATCHED_TOPIC",
 ]
 
 EMPTY_OBJECT = JsonBody(b"{}")
