@@ -145,6 +145,9 @@ class Connection:
     def tick(self, now: float) -> None:
         """Time passed, or commands were carried out: send what they left."""
         if self.transport is None:
+            events = self.session.events()  # what is left while there is no socket is left at once
+            if events:
+                self._on_events(self, events)
             return
         try:
             if self.paused_by:
