@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from rtpool.engine.clock_watch import ClockWatch, boot_clock
 from rtpool.engine.connection import Connection
 from rtpool.engine.connections import Connections
 from rtpool.engine.dialer import Dialer, Endpoint
@@ -114,6 +115,37 @@ class Coordinator:
             log=self._log,
         )
         self.joins = self.joining.joins
+        self._watch = ClockWatch(
+            loop,
+            resumed=self._resumed,
+            stepped=self._clock_stepped,
+            wall=lambda: self._wall().timestamp(),
+            boot=boot_clock(),
+        )
+
+    # Time
+
+    def start(self) -> None:
+        """The I/O thread runs."""
+        self._watch.start()
+
+    def _resumed(self, slept: float, stopped: float) -> None:
+        """The machine slept, or this process was stopped: ask at once who is still there."""
+        self._log.warning(
+            "! pool %s stood still for %.1f s; its connections are asked for a sign of life",
+            self._name,
+            slept + stopped,
+        )
+        for connection in self.connections.all:
+            connection.proof_of_life -= slept  # the clock stood still, the world did not
+            if connection.state == "open":
+                connection.session.probe(self._loop.now)
+        self.connections.hurry(afresh=True)
+        self.joining.clocks_parted()
+
+    def _clock_stepped(self, seconds: float) -> None:
+        self._log.warning("! the wall clock was set by %+.1f s; tokens are renewed by the new time", seconds)
+        self.joining.clocks_parted()
 
     # Commands from other threads
 

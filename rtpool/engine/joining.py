@@ -335,6 +335,11 @@ class Joining:
         fail_waiting(join.share, error)
         self._pushes.fail(join, error)
 
+    def clocks_parted(self) -> None:
+        """The wall clock is another: every token is renewed by it."""
+        for source in self._sources.values():
+            self.tokens.clocks_parted(source)
+
     def _renewed(self, source: TokenSource) -> None:
         """There is another token: on live joins now, and what waited for one asks again."""
         self._connections.hurry(afresh=True)
