@@ -354,14 +354,13 @@ def _diagnosis(where: str, error: Exception, seconds: float) -> tuple[str, Actio
     if isinstance(error, (WebSocketTimeoutException, TimeoutError)):
         return f"no connection to {where} within {seconds:g} s", Action.BACK_OFF
     if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"the certificate of {where} is not trusted: {error.verify_message}; pass ssl_context for a private CA",
-            Action.FATAL,
-        )
+        why = getattr(error, "verify_message", str(error))  # one that Python code raises has neither this nor a reason
+        return f"the certificate of {where} is not trusted: {why}; pass ssl_context for a private CA", Action.FATAL
     if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "reason", None) or ""
         for names, (words, hint) in TLS_REFUSALS.items():
-            if any(name in (error.reason or "") for name in names):
-                return f"{where} {words}: {error.reason}; {hint}", Action.FATAL
+            if any(name in reason for name in names):
+                return f"{where} {words}: {reason}; {hint}", Action.FATAL
     if isinstance(error, socket.gaierror):
         action = Action.BACK_OFF_LONG if error.errno in NAME_UNKNOWN else Action.BACK_OFF
         return f"the host of {where} cannot be found: {error.strerror}", action

@@ -227,7 +227,7 @@ SOCKS_CODES: dict[int, Action] = {
 #: Starts of what python-socks says of an answer without a reply code that another attempt may not meet.
 SOCKS_TRANSIENT = ("Connection closed",)
 
-#: Starts of `system` error messages that precede a close.
+#: Starts of `system` error messages that precede a close; and what ends a channel without one.
 SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
     ("Token has expired", Action.NEW_TOKEN),
     ("Fields `role` and `exp`", Action.NEW_TOKEN),
@@ -252,6 +252,9 @@ SYSTEM_MESSAGES: tuple[tuple[str, Action], ...] = (
     (":tenant_db_too_many_connections", Action.BACK_OFF),
     (":increase_connection_pool", Action.BACK_OFF),
     (":tenant_suspended", Action.FATAL),
+    ("phx_error", Action.BACK_OFF),
+    ("phx_close", Action.BACK_OFF),
+    ("unmatched topic", Action.RETRY),  # the reply to a push: the server has forgotten the channel
 )
 
 
@@ -403,9 +406,8 @@ def classify_changes(message: str) -> Action:
 
 def classify_system(message: str) -> Action:
     """
-    What to do about a channel the server closed after this `system` error.
-
-    Without one, at a ``phx_error`` or a ``phx_close`` out of the blue, the message is empty, and backs off.
+    What to do about a channel the server closed after this `system` error, or without one by this frame:
+    ``phx_error``, ``phx_close`` or ``unmatched topic``.
     """
     if _NUMBER.fullmatch(message):
         return Action.NEW_TOKEN  # the seconds since a token's expiry, printed bare
