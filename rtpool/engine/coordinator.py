@@ -206,6 +206,7 @@ class Coordinator:
             fail_waiting(join.share, error)
 
     def _tell_trouble(self, connection: Connection, status: str, error: RtpoolError) -> None:
+        self.joining.queue.heed(error)
         for join in connection.joins.values():
             join.share.last_error = error
             self.readiness.tell_members(join, status, error)

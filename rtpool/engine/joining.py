@@ -103,7 +103,7 @@ class Joining:
             log=log,
         )
         self._sources: dict[Any, TokenSource] = {None: TokenSource(pool_token)}  # by the token of share keys
-        self.queue = JoinQueue(loop, options.max_joins_per_second, self._send_join)
+        self.queue = JoinQueue(loop, options.max_joins_per_second, self._send_join, log)
         self._homeless: dict[ShareKey, None] = {}  # joins without a place, oldest first; tried when one is free
         self._stopping = False
 
@@ -242,6 +242,7 @@ class Joining:
 
     def joined(self, join: Join, response: Any) -> None:
         """The server let a join in."""
+        self.queue.succeeded(join)
         join.answered, join.attempts, join.source.attempts = True, 0, 0
         join.share.last_error, join.blocked, join.second_chance = None, None, None
         self._router.joined(join, response)
@@ -276,6 +277,8 @@ class Joining:
 
     def failed(self, join: Join, error: RtpoolError, action: Action) -> None:
         """A join was refused or not answered, or its channel was ended: do what `action` says."""
+        self.queue.failed(join)
+        self.queue.heed(error)
         join.share.last_error = error
         self._readiness.publish_state(join)
         if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
