@@ -31,7 +31,6 @@ from rtpool.errors import (
 )
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
-from rtpool.protocol.refusals import is_pace_refused
 from rtpool.protocol.session import (
     ChannelLost,
     HeartbeatLost,
@@ -238,8 +237,7 @@ class Coordinator:
             fail_waiting(join.share, error)
 
     def _tell_trouble(self, connection: Connection, status: str, error: RtpoolError) -> None:
-        if is_pace_refused(error):
-            self.joining.queue.slow_down(error)
+        self.joining.queue.heed(error)
         for join in connection.joins.values():
             join.share.last_error = error
             self.readiness.tell_members(join, status, error)

@@ -20,11 +20,14 @@ from rtpool.engine.connection import Connection
 from rtpool.engine.io_loop import IoLoop, Timer
 from rtpool.engine.joins import Join
 from rtpool.engine.logs import Log
+from rtpool.errors import HandshakeRefused, JoinRefused, RtpoolError
 from rtpool.events import ChannelState
 from rtpool.protocol.pace import RECOVERY, Pace
 
 __all__ = ["JoinQueue"]
 
+#: The server's words, in its reply to a join and in its answer to an upgrade (protocol 1.3, 8.1).
+TOO_MANY_JOINS = "Too many joins per second"
 #: After a join that failed in so many seconds, the socket has this many times as long to itself.
 REST = 4.0
 
@@ -143,15 +146,23 @@ class JoinQueue:
             line.in_doubt = True
             line.rests_until = max(line.rests_until, now + REST * busy)
 
-    def slow_down(self, why: object) -> None:
-        """The server says that there are too many joins a second: halve the pace for a while."""
+    def heed(self, error: RtpoolError) -> None:
+        """A join or a dial failed: halve the pace for a while if the server said that there are too many joins."""
+        if isinstance(error, JoinRefused):
+            words = error.reason
+        elif isinstance(error, HandshakeRefused):
+            words = error.body
+        else:
+            return
+        if TOO_MANY_JOINS not in words:
+            return
         now = self._loop.now
         before = self._pace.per_second(now)
         if self._pace.slow_down(now):
             self._log.warning(
-                "! the server refuses joins (%s): at most %g a second from now on, instead of %g, and twice as many "
-                "after every %g s without such a refusal; the option is max_joins_per_second",
-                *(why, self._pace.per_second(now), before, RECOVERY),
+                "! the server says %r: at most %g a second from now on, instead of %g, and twice as many "
+                "after every %g s without such a refusal (option max_joins_per_second)",
+                *(words, self._pace.per_second(now), before, RECOVERY),
             )
 
     def stop(self) -> None:
@@ -183,10 +194,9 @@ class JoinQueue:
                 return self._pace.next_at(now)
             _, join = waiting.popleft()
             line = self._lines[join.connection]  # type: ignore[index]
-            line.sent[join] = now
             self._send(join)
-            if line.connection.session.state(join.topic) is not ChannelState.JOINING:  # it was not to be
-                line.sent.pop(join, None)
+            if line.connection.session.state(join.topic) is ChannelState.JOINING:  # else it was not to be
+                line.sent[join] = now
         rests = [line.rests_until for line in self._lines.values() if line.again and line.rests_until > now]
         return min(rests, default=math.inf)
 

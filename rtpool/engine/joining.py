@@ -27,7 +27,7 @@ from rtpool.protocol.json_engine import dumps
 from rtpool.protocol.messages import ACCESS_TOKEN, JsonBody
 from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import PresenceCalls
-from rtpool.protocol.refusals import classify_system, is_pace_refused
+from rtpool.protocol.refusals import classify_system
 from rtpool.protocol.replay import Replay, ReplayRequest
 from rtpool.protocol.session import UNMATCHED_TOPIC, ChannelLost
 from rtpool.registry import Registry, ShareKey, merge_configs
@@ -279,8 +279,7 @@ class Joining:
     def failed(self, join: Join, error: RtpoolError, action: Action) -> None:
         """A join was refused or not answered, or its channel was ended: do what `action` says."""
         self.queue.failed(join)
-        if is_pace_refused(error):
-            self.queue.slow_down(error)
+        self.queue.heed(error)
         join.share.last_error = error
         self._readiness.publish_state(join)
         if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:

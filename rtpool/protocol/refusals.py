@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 
 from rtpool.actions import Action
-from rtpool.errors import RtpoolError
 
 __all__ = [
     "Action",
@@ -25,7 +24,6 @@ __all__ = [
     "classify_rest",
     "classify_socks",
     "classify_system",
-    "is_pace_refused",
     "judge_join",
     "parse_reason",
     "read_rest_errors",
@@ -60,9 +58,6 @@ MAX_WORDS = 2_000
 
 _CODE = re.compile(r"([A-Z][A-Za-z0-9]*): (.*)\Z", re.DOTALL)
 _NUMBER = re.compile(r"-?[0-9]+")
-
-#: Of a join, and of an upgrade.
-TOO_MANY_JOINS = "Too many joins per second"
 
 #: A catch-all of the server's: trouble that passes, or a config that crashes it every time.
 _UNKNOWN = Verdict(Action.BACK_OFF, attempts=5, then=Action.FATAL)
@@ -379,12 +374,6 @@ def _fields(item: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     return {
         field: tuple(map(str, texts)) if isinstance(texts, list) else (str(texts),) for field, texts in item.items()
     }
-
-
-def is_pace_refused(error: RtpoolError) -> bool:
-    """Whether the server refused a join, or an upgrade, because there are too many joins a second (protocol 7)."""
-    words = getattr(error, "reason", None) or getattr(error, "body", None) or ""
-    return TOO_MANY_JOINS in words
 
 
 def classify_proxy(status: int) -> Action:

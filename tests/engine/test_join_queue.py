@@ -11,6 +11,7 @@ from rtpool.engine.io_loop import Timer
 from rtpool.engine.join_queue import JoinQueue
 from rtpool.engine.joins import Join
 from rtpool.engine.tokens import TokenSource
+from rtpool.errors import ConnectionFailed, HandshakeRefused, JoinRefused, RtpoolError
 from rtpool.events import ChannelState
 from rtpool.protocol.presence import PresenceCalls
 from rtpool.registry import Share, ShareKey
@@ -122,6 +123,10 @@ class World:
 
 def make_join(topic: str) -> Join:
     return Join(Share(ShareKey(topic)), TokenSource(None), PresenceCalls(5, 30.0))
+
+
+def refusal() -> JoinRefused:
+    return JoinRefused("no", topic="x", code="ClientJoinRateLimitReached", reason="Too many joins per second")
 
 
 def failed(world: World, socket: Socket, *topics: str) -> list[Join]:
@@ -387,8 +392,8 @@ def test_a_thousand_that_wait_are_looked_at_by_their_sockets_alone() -> None:
 def test_a_refusal_of_joins_slows_the_pool_down_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     world, socket = World(per_second=50), Socket(in_flight=1_000)
     with caplog.at_level(logging.WARNING, "rtpool.io"):
-        world.queue.slow_down("Too many joins per second")
-        world.queue.slow_down("Too many joins per second")
+        world.queue.heed(refusal())
+        world.queue.heed(refusal())
     assert world.queue.per_second == 25
     (line,) = caplog.messages
     assert "Too many joins per second" in line
@@ -400,6 +405,21 @@ def test_a_refusal_of_joins_slows_the_pool_down_and_says_so_once(caplog: pytest.
     assert len(world.taken()) == 25
     world.advance(60.0)
     assert world.queue.per_second == 50
+
+
+@pytest.mark.parametrize(
+    ("error", "pace"),
+    [
+        (HandshakeRefused("x", status=429, body='{"error":"Too many joins per second"}'), 25),
+        (HandshakeRefused("x", status=429, body='{"error":"Too many connected users"}'), 50),
+        (JoinRefused("Too many joins per second", topic="x", reason="Too many channels"), 50),
+        (ConnectionFailed("Too many joins per second"), 50),
+    ],
+)
+def test_only_the_servers_word_about_joins_slows_joins_down(error: RtpoolError, pace: float) -> None:
+    world = World(per_second=50)
+    world.queue.heed(error)
+    assert world.queue.per_second == pace
 
 
 def test_a_stopped_queue_sends_nothing() -> None:
