@@ -122,7 +122,7 @@ class Handover:
     def guest(self, message: WireMessage) -> WireMessage | None:
         """The guest got a message; what is to be delivered of it now. Before the cut that is nothing."""
         if message.event == PRESENCE_STATE:
-            return None  # who is present is known
+            return message if self.is_cut else None  # who is present is known
         if message.event == PRESENCE_DIFF:
             news = self._news(message)
             if news is None or self.is_cut:
@@ -182,6 +182,10 @@ class Handover:
         self.is_cut = True
         news = [self._news(message) if message.event == PRESENCE_DIFF else message for message in kept]
         return [message for message in news if message is not None]
+
+    def forget(self) -> None:
+        """The guest's socket is lost, and with it what was owed."""
+        self._owed.clear()
 
     def _is_owed(self, key: bytes) -> bool:
         count = self._owed.pop(key, 0)

@@ -387,7 +387,21 @@ def test_the_guests_presence_state_is_nothing_new() -> None:
     state = message({"ann": meta("1")}, "presence_state")
     assert handover.guest(state) is None
     assert handover.cut(()) == []
-    assert handover.guest(state) is None
+
+
+def test_after_the_cut_a_presence_state_is_that_of_another_join() -> None:
+    handover = fenced(Handover())
+    handover.cut(())
+    state = message({"ann": meta("1")}, "presence_state")
+    assert handover.guest(state) is state
+
+
+def test_what_was_owed_is_forgotten_with_the_socket() -> None:
+    handover = fenced(Handover())
+    handover.live(message("a"))
+    handover.cut(())
+    handover.forget()
+    assert handover.guest(message("a")) == message("a")
 
 
 def test_presences_and_messages_of_the_guest_keep_their_order() -> None:
