@@ -83,6 +83,7 @@ class Connection:
         self.epoch = 0
         self.capacity = options.max_channels_per_connection
         self.joins: dict[str, Join] = {}
+        self.guests: set[str] = set()  # topics joined here that no join lives by, see `Mover`
         self.idle_timer: Timer | None = None
         self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
         # Of the present outage: failed attempts, when the first failed, whether the last was opened and did not last.
@@ -215,7 +216,13 @@ class Connection:
 
     def slot(self) -> Slot:
         """What placement needs to know."""
-        return Slot(self.connection_id, self.joins, len(self.joins), self.capacity)
+        topics = {*self.joins, *self.guests}
+        return Slot(self.connection_id, topics, len(topics), self.capacity)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody lives here."""
+        return not (self.joins or self.guests)
 
     def details(self) -> ConnectionDetails:
         """A snapshot for stats; numbers may be a moment apart when called on another thread."""

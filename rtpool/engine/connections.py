@@ -125,7 +125,7 @@ class Connections:
 
     def close_idle(self, done: Future[int]) -> None:
         """Close those without joins now; `done` gets their number."""
-        idle = [c for c in self.all if not c.joins]
+        idle = [c for c in self.all if c.is_idle]
         for connection in idle:
             self._retire(connection)
         done.set_result(len(idle))
@@ -211,7 +211,7 @@ class Connections:
             waiter.set_result(None)
         self._waiters.clear()
         self._tenant.opened(connection)
-        if not connection.joins:
+        if connection.is_idle:
             self.close_when_idle(connection)
         self.hurry(afresh=False)
 
@@ -232,7 +232,7 @@ class Connections:
         connection.state = "waiting"
         self._tenant.heard(connection, connection.session.events())
         self._tenant.lost(connection, error)
-        if not connection.joins:
+        if connection.is_idle:
             self._remove(connection)  # the server reaps sockets without channels; nobody misses it
             return
         self._reconnecting.failed(connection, error, lived=now - connection.opened_at)
@@ -251,7 +251,7 @@ class Connections:
         self._fail_waiters(error)
         self._tenant.given_up(connection, error)
         self._tell(connection, "error", error, connection.attempts, again_in)
-        if not connection.joins:
+        if connection.is_idle:
             self._remove(connection)
 
     def _tell(self, connection: Connection, status: str, error: RtpoolError, attempt: int, delay: float | None) -> None:
@@ -263,7 +263,7 @@ class Connections:
         """Nobody lives on it now; close it unless that changes within `cleanup_interval`."""
 
         def close_if_idle() -> None:
-            if not connection.joins and self._by_id.get(connection.connection_id) is connection:
+            if connection.is_idle and self._by_id.get(connection.connection_id) is connection:
                 self._retire(connection)
 
         if connection.idle_timer is not None:

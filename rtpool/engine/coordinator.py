@@ -19,6 +19,7 @@ from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joining import Joining
 from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of
 from rtpool.engine.logs import logger_for
+from rtpool.engine.mover import Mover
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.pushes import Pushes
 from rtpool.engine.readiness import Readiness
@@ -109,11 +110,23 @@ class Coordinator:
             readiness=self.readiness,
             pushes=self.pushes,
             resync=self.sync,
+            disturbed=lambda join: self.mover.disturbed(join),
             rng=rng,
             wall=wall,
             log=self._log,
         )
         self.joins = self.joining.joins
+        self.mover = Mover(
+            options,
+            loop=loop,
+            connections=self.connections,
+            joining=self.joining,
+            router=self.router,
+            pushes=self.pushes,
+            deliver=self._received,
+            flush=lambda: self._overflowed(self.router.flush()),
+            log=self._log,
+        )
         self._watch = ClockWatch(
             loop,
             resumed=self._resumed,
@@ -188,12 +201,14 @@ class Coordinator:
         if self._stopping:
             return
         self._stopping = True
+        self.mover.stop()
         self.joining.stop()
         self.connections.close_all(deadline)
 
     def abandon(self, error: RtpoolError) -> None:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
         self._stopping = True
+        self.mover.stop()
         self.connections.abandon(error)
         for join in self.joins.values():
             self.pushes.fail(join, error)
@@ -218,6 +233,7 @@ class Coordinator:
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
+        self.mover.lost(connection)
         last_life = self._wall() - timedelta(seconds=connection.silence(self._loop.now))
         for join in list(connection.joins.values()):
             self.readiness.interrupt(join, Outage(error.cause, last_life))
@@ -254,6 +270,8 @@ class Coordinator:
         unsent: list[tuple[Join, Outgoing]] = []
         joins_answered = False
         for event in events:
+            if self.mover.active and self.mover.heard(connection, event):
+                continue
             if isinstance(event, Received):
                 join = connection.joins.get(event.topic)
                 if join is not None:

@@ -165,6 +165,14 @@ class JoinQueue:
                 *(words, self._pace.per_second(now), before, RECOVERY),
             )
 
+    def spare(self, connection: Connection) -> bool:
+        """Whether a join that can wait may go out on `connection` now, since no other wants to; if so it counts."""
+        if self._stopped or any(
+            line.first or line.again or line.sent or line.in_doubt for line in self._lines.values()
+        ):
+            return False
+        return connection.session.joins_available > 0 and self._pace.grant(self._loop.now)
+
     def stop(self) -> None:
         """Send nothing any more."""
         self._stopped = True

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from rtpool.actions import LONG_BACK_OFF, Action
+from rtpool.engine.connection import Connection
 from rtpool.engine.connections import Connections
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop
@@ -51,6 +52,7 @@ class Joining:
         registry, loop, connections, router, readiness, pushes: the engine's other parts.
         callers: threads for token callables.
         resync: has the I/O thread look at a share key again.
+        disturbed: called with a join that is about to be left, joined anew or given another token.
         rng: source of jitter.
         wall: aware wall-clock time.
         log: where failures are told.
@@ -72,6 +74,7 @@ class Joining:
         readiness: Readiness,
         pushes: Pushes,
         resync: Callable[[ShareKey], None],
+        disturbed: Callable[[Join], None],
         rng: random.Random,
         wall: Callable[[], datetime],
         log: Log,
@@ -86,6 +89,7 @@ class Joining:
         self._readiness = readiness
         self._pushes = pushes
         self._resync = resync
+        self._disturbed = disturbed
         self._rng = rng
         self._wall = wall
         self._log = log
@@ -106,6 +110,11 @@ class Joining:
         self.queue = JoinQueue(loop, options.max_joins_per_second, self._send_join, log)
         self._homeless: dict[ShareKey, None] = {}  # joins without a place, oldest first; tried when one is free
         self._stopping = False
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether no join waits for anything: for its turn, a token, a place, another attempt."""
+        return not self._homeless and not any(j.requested or j.retry is not None for j in self.joins.values())
 
     def stop(self) -> None:
         """Ask for no join any more."""
@@ -203,6 +212,7 @@ class Joining:
 
     def request(self, join: Join) -> None:
         """Ask for a join: it waits for its token, then for its turn, then for its connection."""
+        self._disturbed(join)
         if join.retry is not None:
             join.retry.cancel()
             join.retry = None
@@ -356,6 +366,7 @@ class Joining:
 
     def _send_token(self, join: Join, token: str | None) -> None:
         if token is not None and token != join.token and join.joined and self._supabase:
+            self._disturbed(join)
             join.token = token
             if not token.startswith("sb_"):  # the server ignores those
                 join.renewals, join.renewed_at = join.renewals + 1, self._loop.now
@@ -365,6 +376,7 @@ class Joining:
 
     def _end(self, join: Join) -> None:
         """Nobody wants it any more."""
+        self._disturbed(join)
         self._pushes.fail(join)
         join.members = ()
         join.requested = False
@@ -401,9 +413,13 @@ class Joining:
         if connection is None:
             return
         connection.joins.pop(join.topic, None)
+        self.vacated(connection)
+
+    def vacated(self, connection: Connection) -> None:
+        """There is room on a connection again: for those that have none, or for nobody."""
         for key in self._homeless:
             self._loop.post(self._resync, key)
-        if not connection.joins:
+        if connection.is_idle:
             self._connections.close_when_idle(connection)
 
     def channel_lost(self, join: Join, event: ChannelLost) -> None:

@@ -31,7 +31,9 @@ from rtpool.protocol.serializer import Serializer
 from rtpool.protocol.states import ChannelInput, next_state
 
 __all__ = [
+    "ChannelEvent",
     "ChannelLost",
+    "Fenced",
     "HeartbeatLost",
     "HeartbeatReplied",
     "HeartbeatSent",
@@ -114,6 +116,12 @@ class Received(NamedTuple):
     message: WireMessage
 
 
+class Fenced(NamedTuple):
+    """All that was sent to this socket before the fence `ref` was asked for has been read."""
+
+    ref: str
+
+
 class HeartbeatSent(NamedTuple):
     """A heartbeat is on its way."""
 
@@ -130,9 +138,8 @@ class HeartbeatLost(NamedTuple):
     waited: float
 
 
-SessionEvent = (
-    Joined | JoinFailed | ChannelLost | Left | PushSettled | Received | HeartbeatSent | HeartbeatReplied | HeartbeatLost
-)
+ChannelEvent = Joined | JoinFailed | ChannelLost | Left
+SessionEvent = ChannelEvent | PushSettled | Received | Fenced | HeartbeatSent | HeartbeatReplied | HeartbeatLost
 
 
 @attrs.define(eq=False)
@@ -149,7 +156,7 @@ class _Topic:
 class _Pending:
     """A frame that awaits its reply."""
 
-    kind: str  # join, leave, push
+    kind: str  # join, leave, push, fence
     topic: str
     sent_at: float
     timeout: float
@@ -341,6 +348,15 @@ class Session:
         self._arm(pending, str(self._last_ref))
         return True
 
+    def awaits_reply(self, topic: str) -> bool:
+        """Whether a push on a topic is on its way out, or awaits its reply."""
+        return any(pending.kind == "push" and pending.topic == topic for pending in self._pending.values())
+
+    def fence(self, now: float) -> str:
+        """Send a heartbeat whose reply, which comes after all that was sent here before, is told as `Fenced`; its ref."""
+        self._send("fence", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None, now, 0.0)
+        return str(self._last_ref)
+
     def frame_written(self, ref: str, now: float) -> None:
         """The kernel has all of the frame `ref`: its reply's time starts now."""
         if self._pulse.written(ref, now):
@@ -413,7 +429,9 @@ class Session:
             return
         del self._pending[ref]
         channel = self._topics.get(pending.topic)
-        if pending.kind == "push":
+        if pending.kind == "fence":
+            self._events.append(Fenced(ref))
+        elif pending.kind == "push":
             self._settle(pending, "reply", status, response)
             if _is_unmatched(status, response) and channel and channel.state is ChannelState.JOINED:
                 self._lose(pending.topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
