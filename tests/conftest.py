@@ -64,6 +64,7 @@ def make_pool(server: RealtimeServer) -> Iterator[MakePool]:
 
     def make(url: str | None = None, **options: Any) -> rtpool.RealtimePool:
         settings: dict[str, Any] = {"api_key": server.api_key, "base_delay": 0.05, "max_joins_per_second": 10_000}
+        settings["stable_after"] = 0.0  # tests break connections far more often than a crash loop
         pools.append(rtpool.RealtimePool(url or server.url, **{**settings, **options}))
         return pools[-1]
 

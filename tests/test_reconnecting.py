@@ -116,7 +116,7 @@ def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connec
 def test_a_crash_loop_is_held_down_and_said_to_be_an_error(server: RealtimeServer, make_pool: MakePool) -> None:
     door, seen = Door(server), Recorder()
     server.on_join = lambda topic, payload, connection: connection.abort()
-    pool = make_pool(base_delay=0.01, max_retries=3, health_check_interval=3_600).on_status(seen)
+    pool = make_pool(stable_after=10.0, base_delay=0.01, max_retries=3, health_check_interval=3_600).on_status(seen)
     pool.channel("room").subscribe(wait=False)
     final = seen.wait_for(lambda events: events and events[-1].status == "error")[-1]
     assert final.attempt == 3
@@ -129,7 +129,7 @@ def test_a_crash_loop_is_held_down_and_said_to_be_an_error(server: RealtimeServe
 
 def test_what_lasted_begins_a_new_outage_when_it_is_lost(server: RealtimeServer, make_pool: MakePool) -> None:
     seen = Recorder()
-    pool = make_pool(stable_after=0.0, max_retries=1).on_status(seen)
+    pool = make_pool(max_retries=1).on_status(seen)
     channel = pool.channel("room").subscribe()
     for number in range(1, 6):
         server.connections[0].abort()
@@ -141,7 +141,7 @@ def test_what_lasted_begins_a_new_outage_when_it_is_lost(server: RealtimeServer,
 
 def test_no_retries_means_the_health_check_alone_brings_it_back(server: RealtimeServer, make_pool: MakePool) -> None:
     seen = Recorder()
-    pool = make_pool(stable_after=0.0, max_retries=0, health_check_interval=0.2).on_status(seen)
+    pool = make_pool(max_retries=0, health_check_interval=0.2).on_status(seen)
     pool.channel("room").subscribe()
     server.connections[0].abort()
     seen.wait_for(lambda events: events[-1].status == "connected" and len(events) > 2)
@@ -168,7 +168,7 @@ def test_hope_ends_the_wait_at_once(server: RealtimeServer, make_pool: MakePool,
 
 def test_one_connection_that_is_back_ends_the_wait_of_the_others(server: RealtimeServer, make_pool: MakePool) -> None:
     seen = Recorder()
-    pool = make_pool(max_retries=1, health_check_interval=3_600, max_channels_per_connection=1, stable_after=0.0)
+    pool = make_pool(max_retries=1, health_check_interval=3_600, max_channels_per_connection=1)
     pool.on_status(seen)
     channels = [pool.channel(f"room-{n}").subscribe() for n in range(3)]
     door = Door(server, Refusal(503))
@@ -199,7 +199,8 @@ def test_a_connection_that_crashes_gives_the_others_no_hope_and_gets_none(
     server: RealtimeServer, make_pool: MakePool
 ) -> None:
     seen = Recorder()
-    pool = make_pool(max_retries=2, health_check_interval=3_600, max_channels_per_connection=1).on_status(seen)
+    pool = make_pool(stable_after=10.0, max_retries=2, health_check_interval=3_600, max_channels_per_connection=1)
+    pool.on_status(seen)
     server.on_join = lambda topic, payload, connection: connection.abort() if topic == "bad" else None
     pool.channel("bad").subscribe(wait=False)
     seen.wait_for(lambda events: events and events[-1].status == "error")
