@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Action"]
+__all__ = ["Action", "LONG_BACK_OFF"]
+
+#: Seconds that `Action.BACK_OFF_LONG` waits at least (protocol 7 and 8).
+LONG_BACK_OFF = 10.0
 
 
 class Action(enum.Enum):
@@ -16,7 +19,7 @@ class Action(enum.Enum):
 
     RETRY = "retry"  #: at once, then back off
     BACK_OFF = "back off"
-    BACK_OFF_LONG = "back off long"  #: 10 s and more; trying sooner makes it worse
+    BACK_OFF_LONG = "back off long"  #: `LONG_BACK_OFF` seconds and more; trying sooner makes it worse
     NEW_TOKEN = "new token"  #: only another token helps
     OTHER_SOCKET = "other socket"  #: this socket is full or going away
     FATAL = "fatal"  #: the same request can never succeed

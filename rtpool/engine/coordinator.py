@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from rtpool.engine.clock_watch import ClockWatch, boot_clock
 from rtpool.engine.connection import Connection
 from rtpool.engine.connections import Connections
 from rtpool.engine.dialer import Dialer, Endpoint
@@ -18,6 +19,7 @@ from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joining import Joining
 from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of
 from rtpool.engine.logs import logger_for
+from rtpool.engine.mover import Mover
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.pushes import Pushes
 from rtpool.engine.readiness import Readiness
@@ -92,8 +94,9 @@ class Coordinator:
         self.readiness = Readiness(registry, self.router, wall)
         self.pushes = Pushes(loop, budget, self.router, reply_timeout=options.join_timeout)
         self._stopping = False
+        rng = rng or random.Random()
         self.connections = Connections(
-            name, endpoint, options, loop=loop, dialer=dialer, tenant=self, announce=announce
+            name, endpoint, options, loop=loop, dialer=dialer, tenant=self, announce=announce, rng=rng
         )
         self.joining = Joining(
             name,
@@ -107,11 +110,54 @@ class Coordinator:
             readiness=self.readiness,
             pushes=self.pushes,
             resync=self.sync,
-            rng=rng or random.Random(),
+            disturbed=lambda join: self.mover.disturbed(join),
+            rng=rng,
             wall=wall,
             log=self._log,
         )
         self.joins = self.joining.joins
+        self.mover = Mover(
+            options,
+            loop=loop,
+            connections=self.connections,
+            joining=self.joining,
+            router=self.router,
+            pushes=self.pushes,
+            deliver=self._received,
+            flush=lambda: self._overflowed(self.router.flush()),
+            log=self._log,
+        )
+        self._watch = ClockWatch(
+            loop,
+            resumed=self._resumed,
+            stepped=self._clock_stepped,
+            wall=lambda: self._wall().timestamp(),
+            boot=boot_clock(),
+        )
+
+    # Time
+
+    def start(self) -> None:
+        """The I/O thread runs."""
+        self._watch.start()
+
+    def _resumed(self, slept: float, stopped: float) -> None:
+        """The machine slept, or this process was stopped: ask at once who is still there."""
+        self._log.warning(
+            "! pool %s stood still for %.1f s; its connections are asked for a sign of life",
+            self._name,
+            slept + stopped,
+        )
+        for connection in self.connections.all:
+            connection.proof_of_life -= slept  # the clock stood still, the world did not
+            if connection.state == "open":
+                connection.session.probe(self._loop.now)
+        self.connections.hurry(afresh=True)
+        self.joining.clocks_parted()
+
+    def _clock_stepped(self, seconds: float) -> None:
+        self._log.warning("! the wall clock was set by %+.1f s; tokens are renewed by the new time", seconds)
+        self.joining.clocks_parted()
 
     # Commands from other threads
 
@@ -143,6 +189,7 @@ class Coordinator:
     def set_token(self, token: str | Callable[[], str]) -> None:
         """Use a new pool-wide token: on live joins now, on every later join too."""
         self.joining.set_pool_token(token)
+        self.connections.hurry(afresh=True)
 
     def resume(self, mailbox: Any) -> None:
         """A full mailbox has room again: read on."""
@@ -154,12 +201,14 @@ class Coordinator:
         if self._stopping:
             return
         self._stopping = True
+        self.mover.stop()
         self.joining.stop()
         self.connections.close_all(deadline)
 
     def abandon(self, error: RtpoolError) -> None:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
         self._stopping = True
+        self.mover.stop()
         self.connections.abandon(error)
         for join in self.joins.values():
             self.pushes.fail(join, error)
@@ -184,8 +233,8 @@ class Coordinator:
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
-        silence = max(0.0, self._loop.now - connection.proof_of_life)
-        last_life = self._wall() - timedelta(seconds=silence)
+        self.mover.lost(connection)
+        last_life = self._wall() - timedelta(seconds=connection.silence(self._loop.now))
         for join in list(connection.joins.values()):
             self.readiness.interrupt(join, Outage(error.cause, last_life))
             join.echoes.clear()  # what the server had not sent back is lost
@@ -193,16 +242,21 @@ class Coordinator:
             self.joining.tokens.expire(join.source)
             self.readiness.publish_state(join)
 
-    def failing(self, connection: Connection, error: RtpoolError) -> None:
+    def retrying(self, connection: Connection, error: RtpoolError) -> None:
         """Tell who lives there."""
-        for join in connection.joins.values():
-            join.share.last_error = error
-            self.readiness.tell_members(join, "rejoining", error)
+        self._tell_trouble(connection, "rejoining", error)
 
     def given_up(self, connection: Connection, error: RtpoolError) -> None:
         """Nobody is to wait for it any longer."""
+        self._tell_trouble(connection, "error", error)
         for join in list(connection.joins.values()):
             fail_waiting(join.share, error)
+
+    def _tell_trouble(self, connection: Connection, status: str, error: RtpoolError) -> None:
+        self.joining.queue.heed(error)
+        for join in connection.joins.values():
+            join.share.last_error = error
+            self.readiness.tell_members(join, status, error)
 
     def all_closed(self) -> None:
         """The last goodbye is said: end."""
@@ -216,6 +270,8 @@ class Coordinator:
         unsent: list[tuple[Join, Outgoing]] = []
         joins_answered = False
         for event in events:
+            if self.mover.active and self.mover.heard(connection, event):
+                continue
             if isinstance(event, Received):
                 join = connection.joins.get(event.topic)
                 if join is not None:
@@ -246,6 +302,7 @@ class Coordinator:
             self.readiness.flow(join)
 
     def _received(self, join: Join, event: Received) -> None:
+        join.heard_at = self._loop.now
         flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
         try:
             self.router.route(join, event.message)
@@ -261,7 +318,7 @@ class Coordinator:
         elif isinstance(event, Joined):
             self.joining.joined(join, event.response)
         elif isinstance(event, JoinFailed):
-            self.joining.failed(join, *failure_of(join.name, event, self._options.join_timeout))
+            self.joining.failed(join, *failure_of(join.name, event, self._options.join_timeout, join.attempts + 1))
         else:
             self.joining.channel_lost(join, event)
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from rtpool.actions import LONG_BACK_OFF, Action
+from rtpool.engine.connection import Connection
 from rtpool.engine.connections import Connections
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop
@@ -26,9 +28,9 @@ from rtpool.protocol.json_engine import dumps
 from rtpool.protocol.messages import ACCESS_TOKEN, JsonBody
 from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import PresenceCalls
-from rtpool.protocol.refusals import Action, classify_system
+from rtpool.protocol.refusals import classify_system
 from rtpool.protocol.replay import Replay, ReplayRequest
-from rtpool.protocol.session import ChannelLost
+from rtpool.protocol.session import UNMATCHED_TOPIC, ChannelLost
 from rtpool.registry import Registry, ShareKey, merge_configs
 
 __all__ = ["Joining"]
@@ -37,8 +39,6 @@ __all__ = ["Joining"]
 MAX_MOVES = 3
 #: The server's word when it ends a channel for a presence over its limit (protocol 8.2).
 TRACK_TOO_BIG = "Track message size exceeded"
-#: Seconds before a join is tried again after "too many …": sooner only makes it worse.
-LONG_BACK_OFF = 10.0
 
 
 class Joining:
@@ -52,6 +52,7 @@ class Joining:
         registry, loop, connections, router, readiness, pushes: the engine's other parts.
         callers: threads for token callables.
         resync: has the I/O thread look at a share key again.
+        disturbed: called with a join that is about to be left, joined anew or given another token.
         rng: source of jitter.
         wall: aware wall-clock time.
         log: where failures are told.
@@ -73,6 +74,7 @@ class Joining:
         readiness: Readiness,
         pushes: Pushes,
         resync: Callable[[ShareKey], None],
+        disturbed: Callable[[Join], None],
         rng: random.Random,
         wall: Callable[[], datetime],
         log: Log,
@@ -87,8 +89,10 @@ class Joining:
         self._readiness = readiness
         self._pushes = pushes
         self._resync = resync
+        self._disturbed = disturbed
         self._rng = rng
         self._wall = wall
+        self._log = log
         self.joins: dict[ShareKey, Join] = {}
         self.tokens = Tokens(
             loop,
@@ -103,9 +107,14 @@ class Joining:
             log=log,
         )
         self._sources: dict[Any, TokenSource] = {None: TokenSource(pool_token)}  # by the token of share keys
-        self.queue = JoinQueue(loop, options.max_joins_per_second, self._send_join)
+        self.queue = JoinQueue(loop, options.max_joins_per_second, self._send_join, log)
         self._homeless: dict[ShareKey, None] = {}  # joins without a place, oldest first; tried when one is free
         self._stopping = False
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether no join waits for anything: for its turn, a token, a place, another attempt."""
+        return not self._homeless and not any(j.requested or j.retry is not None for j in self.joins.values())
 
     def stop(self) -> None:
         """Ask for no join any more."""
@@ -203,6 +212,7 @@ class Joining:
 
     def request(self, join: Join) -> None:
         """Ask for a join: it waits for its token, then for its turn, then for its connection."""
+        self._disturbed(join)
         if join.retry is not None:
             join.retry.cancel()
             join.retry = None
@@ -242,7 +252,9 @@ class Joining:
 
     def joined(self, join: Join, response: Any) -> None:
         """The server let a join in."""
+        self.queue.succeeded(join)
         join.answered, join.attempts, join.source.attempts = True, 0, 0
+        join.heard_at = self._loop.now
         join.share.last_error, join.blocked, join.second_chance = None, None, None
         self._router.joined(join, response)
         self._readiness.publish_state(join)
@@ -276,6 +288,8 @@ class Joining:
 
     def failed(self, join: Join, error: RtpoolError, action: Action) -> None:
         """A join was refused or not answered, or its channel was ended: do what `action` says."""
+        self.queue.failed(join)
+        self.queue.heed(error)
         join.share.last_error = error
         self._readiness.publish_state(join)
         if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
@@ -292,20 +306,30 @@ class Joining:
             return
         timed_out = isinstance(error, JoinTimeout)
         self._readiness.tell_members(join, "timed_out" if timed_out else "refused", error)
-        connection = join.connection
         join.attempts += 1
-        may_open = len(self._connections.all) < self._options.max_connections
-        # The first of the pool's sockets may be the one that is full or going away, and so may the next.
-        if action is Action.OTHER_SOCKET and connection is not None and may_open and join.attempts <= MAX_MOVES:
-            connection.capacity = min(connection.capacity, len(connection.joins) - 1)
-            self._unplace(join)
-            if self._place(join):
-                self.request(join)
+        if action is Action.OTHER_SOCKET and join.attempts <= MAX_MOVES and self._move(join, error):
             return
         delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
-        if action is Action.BACK_OFF_LONG:
-            delay = max(delay, LONG_BACK_OFF)
-        join.retry = self._loop.call_later(delay * self._rng.uniform(0.5, 1.0), lambda: self._retry(join))
+        delay *= 0.0 if action is Action.RETRY else self._rng.uniform(0.5, 1.0)
+        at_least = error.retry_after or (LONG_BACK_OFF if action is Action.BACK_OFF_LONG else 0.0)
+        delay = max(delay, at_least * self._rng.uniform(1.0, 1.5))
+        join.retry = self._loop.call_later(delay, lambda: self._retry(join))
+
+    def _move(self, join: Join, error: RtpoolError) -> bool:
+        """Ask on another socket; False when there is none to be had."""
+        full = join.connection
+        if full is None:
+            return False
+        # The first of the pool's sockets may be the one that is full or going away, and so may the next.
+        full.capacity = min(full.capacity, len(full.joins) - 1)
+        slots = [connection.slot() for connection in self._connections.all]
+        if place(join.topic, slots, max_connections=self._options.max_connections) is None:
+            return False
+        self._log.warning("! %r leaves connection %d for another: %s", join.name, full.connection_id, error)
+        self._unplace(join)
+        if self._place(join):
+            self.request(join)
+        return True
 
     def _retry(self, join: Join) -> None:
         join.retry = None
@@ -320,8 +344,14 @@ class Joining:
         fail_waiting(join.share, error)
         self._pushes.fail(join, error)
 
+    def clocks_parted(self) -> None:
+        """The wall clock is another: every token is renewed by it."""
+        for source in self._sources.values():
+            self.tokens.clocks_parted(source)
+
     def _renewed(self, source: TokenSource) -> None:
         """There is another token: on live joins now, and what waited for one asks again."""
+        self._connections.hurry(afresh=True)
         for join in list(self.joins.values()):
             if join.source is source:
                 self._renew_token(join)
@@ -336,6 +366,7 @@ class Joining:
 
     def _send_token(self, join: Join, token: str | None) -> None:
         if token is not None and token != join.token and join.joined and self._supabase:
+            self._disturbed(join)
             join.token = token
             if not token.startswith("sb_"):  # the server ignores those
                 join.renewals, join.renewed_at = join.renewals + 1, self._loop.now
@@ -345,6 +376,7 @@ class Joining:
 
     def _end(self, join: Join) -> None:
         """Nobody wants it any more."""
+        self._disturbed(join)
         self._pushes.fail(join)
         join.members = ()
         join.requested = False
@@ -381,15 +413,25 @@ class Joining:
         if connection is None:
             return
         connection.joins.pop(join.topic, None)
+        self.vacated(connection)
+
+    def vacated(self, connection: Connection) -> None:
+        """There is room on a connection again: for those that have none, or for nobody."""
         for key in self._homeless:
             self._loop.post(self._resync, key)
-        if not connection.joins:
+        if connection.is_idle:
             self._connections.close_when_idle(connection)
 
     def channel_lost(self, join: Join, event: ChannelLost) -> None:
         """The server ended a channel that was joined."""
         action = classify_system(join.system_error)
-        self._readiness.interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", self._wall()))
+        if event.cause == UNMATCHED_TOPIC and not join.attempts:
+            action = Action.RETRY  # the server forgot the channel, nobody knows why (protocol 8.3)
+        silence = join.connection.under_way if join.connection is not None else 0.0
+        if event.cause == UNMATCHED_TOPIC:  # nor since when
+            silence += self._loop.now - join.heard_at
+        lost_from = self._wall() - timedelta(seconds=silence)
+        self._readiness.interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", lost_from))
         join.answered = False
         words = join.system_error or f"the server ended the channel ({event.cause})"
         join.system_error = ""

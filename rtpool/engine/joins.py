@@ -16,6 +16,7 @@ from rtpool.engine.outgoing import Outgoing
 from rtpool.engine.tokens import TokenSource
 from rtpool.errors import JoinRefused, JoinTimeout, RtpoolError
 from rtpool.events import ChannelState, SystemMessage
+from rtpool.protocol.handover import Handover
 from rtpool.protocol.json_engine import canonical, dumps
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
@@ -64,6 +65,7 @@ class Join:
         leaving, leavers: a leave awaits the server's word, and who awaits it with us.
         requested: whether it stands in the queue for its join, or waits for a token.
         answered: whether the server has let in the join sent last; on version 1 frames of the one before look alike.
+        heard_at: when the server last said something on it, monotonic.
         changes_flow: whether the server said that Postgres changes flow since the last join.
         changes_restarted: whether it just said so once more, without having been in trouble before.
         changes_refused: whether it said that these bindings never will.
@@ -80,6 +82,8 @@ class Join:
         needs_token: whether it may.
         token: what the server was given last.
         second_chance: the server refused the token, and the callable is asked for another before anybody is told.
+        handover: set while it moves to another connection, see `Mover`.
+        held: its pushes wait for that.
     """
 
     share: Share
@@ -93,6 +97,7 @@ class Join:
     leavers: list[Attachment] = attrs.field(factory=list)
     ids: dict[int, tuple[ChangeBinding, ...]] = attrs.field(factory=dict)
     answered: bool = False
+    heard_at: float = -math.inf
     changes_flow: bool = False
     changes_restarted: bool = False
     changes_refused: bool = False
@@ -118,6 +123,8 @@ class Join:
     needs_token: bool = False
     second_chance: RtpoolError | None = None
     token: str | None = None
+    handover: Handover | None = None
+    held: bool = False
 
     @property
     def topic(self) -> str:
@@ -147,13 +154,13 @@ class Join:
         """Whether all that `subscriber` asks for flows; a sibling's changes feed is no business of its own."""
         return self.flows and (self.changes_flow or not subscriber.config.changes)
 
-    def body(self, *, supabase: bool) -> JsonBody:
+    def body(self, *, supabase: bool, replay: bool = True) -> JsonBody:
         """The payload of its `phx_join`; a plain Phoenix server gets what its application wants."""
         if not supabase:
             return JsonBody(self.share.key.params)
         config, key = self.config, self.share.key
         broadcast: dict[str, Any] = {"ack": config.ack, "self": config.receive_own}
-        if self.replay_request is not None:  # the mere presence of the key is an error on public channels
+        if replay and self.replay_request is not None:  # the mere presence of the key is an error on public channels
             broadcast["replay"] = self.replay_request.to_wire()
         payload: dict[str, Any] = {
             "config": {

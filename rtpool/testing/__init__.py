@@ -2,7 +2,8 @@
 A real Realtime server on a loopback port, for your tests, demos and ours. Needs the extra ``rtpool[testing]``.
 
 Names are imported at their first use: pytest loads this package in every project where rtpool is installed, also where
-the extra is not. `rtpool.testing.refusals` is a module of its own: every refusal of a real server, by name.
+the extra is not. `rtpool.testing.refusals` is a module of its own: every refusal of a real server, by name; so is
+`rtpool.testing.faults`: everything that can go wrong, and when.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rtpool.testing import faults
     from rtpool.testing.connection import NO_REPLY, ServerConnection
     from rtpool.testing.database import Trouble
     from rtpool.testing.options import ServerOptions
@@ -49,6 +51,7 @@ __all__ = [
     "ServerOptions",
     "StoredMessage",
     "Trouble",
+    "faults",
 ]
 
 _HOMES = {
@@ -66,4 +69,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "faults":
+        return importlib.import_module(f"{__name__}.faults")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'records')}"), name)

@@ -62,8 +62,8 @@ class Clock:
         self._arm()
         return timer
 
-    async def sleep(self, seconds: float, until: asyncio.Event | None = None) -> None:
-        """Return after so many seconds of this clock, or earlier when `until` is set."""
+    async def sleep(self, seconds: float, *until: asyncio.Event) -> None:
+        """Return after so many seconds of this clock, or earlier when one of `until` is set."""
         over = asyncio.get_running_loop().create_future()
 
         def wake() -> None:
@@ -71,7 +71,7 @@ class Clock:
                 over.set_result(None)
 
         timer = self.call_later(seconds, wake)
-        waiting = {asyncio.ensure_future(until.wait())} if until is not None else set()
+        waiting = {asyncio.ensure_future(event.wait()) for event in until}
         try:
             await asyncio.wait({over, *waiting}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -5,14 +5,15 @@ One socket of the embedded server: what comes in, in turn; what goes out, in ord
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from websockets.exceptions import ConnectionClosed
 
 from rtpool.testing.admission import admit, ask_policy, given_key, policy_request, refuse_join
+from rtpool.testing.faults.injection import SWALLOWED, Deed
 from rtpool.testing.policy import Permissions, evaluate
 from rtpool.testing.records import JoinRefusal, JoinReply, PushReply, RequestInfo
 from rtpool.testing.refusals import Handshake, Join, System
@@ -47,6 +48,14 @@ _PRINTED = {
 }
 
 
+@attrs.define(eq=False)
+class _Passed:
+    """A frame that so many others have still to overtake before it goes."""
+
+    left: int
+    go: Callable[[], None]
+
+
 class ServerConnection:
     """
     A client's socket as the server sees it.
@@ -70,7 +79,8 @@ class ServerConnection:
         self.headers = {name: value for name, value in info.headers.items() if name.startswith("x-")}
         self._ws = ws
         self._members: dict[str, Member] = {}
-        self._out: deque[str | bytes | int] = deque()  # frames, and close codes at their place in the order
+        self._out: deque[str | bytes | Deed] = deque()  # frames, and what is done in their midst
+        self._passed: list[_Passed] = []
         self._out_size = 0
         self._more = asyncio.Event()
         self._may_write = asyncio.Event()  # clear while a join runs: then nothing leaves this socket
@@ -94,7 +104,7 @@ class ServerConnection:
 
     def abort(self) -> None:
         """Reset the TCP connection (RST): what was sent and not read is lost to the client."""
-        self._server.call(self._abort)
+        self._server.call(self._ws.reset)
 
     def freeze(self) -> None:
         """Read and write nothing any more: alive to TCP, dead to the client."""
@@ -146,23 +156,53 @@ class ServerConnection:
         """The joined channels by wire topic."""
         return self._members
 
-    def send(self, message: ServerMessage) -> bool:
-        """Queue a message; False when this socket's version cannot carry it."""
-        frame = encode(self.vsn, message)
+    @property
+    def stream(self) -> Stream:
+        """The connection below the messages."""
+        return self._ws
+
+    def send(self, message: ServerMessage, *, frame: str | bytes | None = None, answers: str | None = None) -> bool:
+        """
+        Queue a message; False when this socket's version cannot carry it.
+
+        Args:
+            frame: the message, if it has been encoded for this version already.
+            answers: the event it is a reply to.
+        """
+        frame = encode(self.vsn, message) if frame is None else frame
         if frame is None:
             return False
-        self.enqueue(frame)
+        for item in self._server.injections.sending(self, message, frame, answers):
+            self.enqueue(item)
         return True
 
-    def enqueue(self, frame: str | bytes) -> None:
-        """Queue a frame; over `max_socket_heap` the socket is cut off instead."""
+    def enqueue(self, item: str | bytes | Deed) -> None:
+        """Queue a frame, or what is done at its turn; over `max_socket_heap` the socket is cut off instead."""
         if self._ws.gone():
             return
-        self._out.append(frame)
-        self._out_size += len(frame)
-        if self._out_size > self._server.options.max_socket_heap:
-            self._abort()
+        self._out.append(item)
         self._more.set()
+        if not isinstance(item, (str, bytes)):
+            return
+        self._out_size += len(item)
+        if self._out_size > self._server.options.max_socket_heap:
+            self._ws.reset()
+        for passed in self._passed:
+            passed.left -= 1
+        for passed in [passed for passed in self._passed if passed.left == 0]:
+            passed.go()
+
+    def let_pass(self, frame: str | bytes, count: int) -> Callable[[], None]:
+        """Queue a frame once so many others have been; returns what queues it now, if it has not been yet."""
+
+        def go() -> None:
+            if passed in self._passed:
+                self._passed.remove(passed)
+                self.enqueue(frame)
+
+        passed = _Passed(count, go)
+        self._passed.append(passed)
+        return go
 
     async def run(self) -> None:
         """Serve until the socket ends."""
@@ -194,12 +234,12 @@ class ServerConnection:
                 self._more.clear()
                 while self._out:
                     await self._until_free()
-                    frame = self._out.popleft()
-                    if isinstance(frame, int):
-                        await self._ws.close(frame, "")
-                        return
-                    self._out_size -= len(frame)
-                    await self._ws.send(frame)
+                    item = self._out.popleft()
+                    if isinstance(item, (str, bytes)):
+                        self._out_size -= len(item)
+                        await self._ws.send(item)
+                    elif (waiting := item()) is not None:
+                        await waiting
         except ConnectionClosed:
             self._out.clear()
 
@@ -221,13 +261,6 @@ class ServerConnection:
             await clock.sleep(left)
             await self._until_free()
         await self._ws.close(1000, "")
-
-    def _abort(self) -> None:
-        transport = self._ws.transport
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.fileno() >= 0:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
 
     def _freeze(self) -> None:
         if not self._ws.gone():
@@ -254,12 +287,15 @@ class ServerConnection:
             self._server.count_malformed()
 
     async def _handle(self, message: ClientMessage) -> None:
+        verdict = await self._server.injections.receiving(self, message)
+        if verdict is SWALLOWED or self._ws.gone():
+            return
         if message.topic == "phoenix" and message.event == "heartbeat":
             self._reply(message, "ok", {}, join_ref=None)
         elif not isinstance(message.topic, str):  # anything, as JSON has it
             self._unmatched(message)
         elif message.event == "phx_join":
-            await self._join(message)
+            await self._join(message, verdict if isinstance(verdict, JoinRefusal) else None)
         elif message.event == "phx_leave":
             self._leave(message)
         else:
@@ -273,7 +309,8 @@ class ServerConnection:
                 message.topic,
                 "phx_reply",
                 {"status": status, "response": response},
-            )
+            ),
+            answers=message.event if isinstance(message.event, str) else None,
         )
 
     def _unmatched(self, message: ClientMessage) -> None:
@@ -285,18 +322,18 @@ class ServerConnection:
             return
         self._may_write.clear()
         self._ws.hold("joining")
-        await self._server.clock.sleep(seconds, until=self._ws.ended)
+        await self._server.clock.sleep(seconds, self._ws.ended)
         self._ws.release("joining")
         self._may_write.set()
 
-    async def _join(self, message: ClientMessage) -> None:
+    async def _join(self, message: ClientMessage, refusal: JoinRefusal | None) -> None:
         """One join at a time; while it runs this socket neither reads nor writes, as with the real server."""
         self.asked_to_join = True
         await self._take(self._server.options.join_latency)
         if self._ws.gone():
             return
         member = Member.from_join(self, message)
-        decision, replay = self._decide(member, message)
+        decision, replay = (refusal, []) if refusal is not None else self._decide(member, message)
         reason = decision.reason if isinstance(decision, JoinRefusal) else None
         self._server.record_join(self, message, reason, decision is None or isinstance(decision, JoinReply))
         if isinstance(decision, JoinRefusal):
@@ -333,8 +370,7 @@ class ServerConnection:
             self._close_in_turn(refusal.close_code)
 
     def _close_in_turn(self, code: int) -> None:
-        self._out.append(code)
-        self._more.set()
+        self.enqueue(lambda: self._ws.close(code, ""))
 
     def _let_in(
         self,

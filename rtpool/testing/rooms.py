@@ -139,7 +139,7 @@ class Room:
                 frames[connection.vsn] = encode(connection.vsn, message)
             frame = frames[connection.vsn]
             if frame is not None:
-                connection.enqueue(frame)
+                connection.send(message, frame=frame)
                 reached.append(member)
         return reached
 

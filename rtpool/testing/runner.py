@@ -133,22 +133,32 @@ class Runner:
         if not self._open:
             self.clock.skip(seconds)
             return
+        self.run(lambda: self.clock.advance(seconds))
+
+    def run(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a coroutine function on the server's loop to its end. Not from a hook; `RuntimeError` without a loop."""
+        if not self._open:
+            raise RuntimeError("the server has not been started")
         done: Future[None] = Future()
 
-        async def pass_time() -> None:
-            try:
-                await self.clock.advance(seconds)
-            finally:
-                done.set_result(None)
+        def ended(task: asyncio.Future[None]) -> None:
+            error = asyncio.CancelledError("the server was closed") if task.cancelled() else task.exception()
+            done.set_exception(error) if error is not None else done.set_result(None)
 
-        self.call(lambda: self.spawn(pass_time()))
+        self.call(lambda: self.spawn(function()).add_done_callback(ended))
         done.result()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    @property
+    def stopping(self) -> tuple[asyncio.Event, ...]:
+        """What is set when the server closes, for those that wait; on the server's loop."""
+        return () if self._stop is None else (self._stop,)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Run a coroutine in the background; on the server's loop."""
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def changed(self) -> None:
         """Something happened; on the server's loop."""

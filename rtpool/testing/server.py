@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import ssl
 import time
 from collections import deque
@@ -13,8 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from websockets.asyncio.server import Server, serve
 from websockets.asyncio.server import ServerConnection as WebSocket
-from websockets.asyncio.server import serve
 from websockets.http11 import Request, Response
 
 from rtpool.testing.admission import refuse_upgrade, request_info, serializer, to_response
@@ -23,6 +24,10 @@ from rtpool.testing.clock import Clock
 from rtpool.testing.connection import ServerConnection, _NoReply
 from rtpool.testing.controls import Controls
 from rtpool.testing.database import Database
+from rtpool.testing.faults.base import Fault
+from rtpool.testing.faults.injection import Injection, Injections
+from rtpool.testing.faults.moments import Moment
+from rtpool.testing.faults.port import Port
 from rtpool.testing.options import ServerOptions
 from rtpool.testing.policy import Policy
 from rtpool.testing.postgres import binding_id
@@ -84,7 +89,8 @@ class RealtimeServer(Controls):
             all and False for nothing. None lets everybody. Asked at the join, at the first thing sent, and again
             after each new token.
 
-    `rtpool.testing.refusals` has what a hook may return for every refusal of a real server.
+    `rtpool.testing.refusals` has what a hook may return for every refusal of a real server, `rtpool.testing.faults`
+    what `inject` can let go wrong.
 
     Thread-safety: every method may be called from any thread; hooks run on the server's thread.
     """
@@ -117,6 +123,8 @@ class RealtimeServer(Controls):
         self.tables = Tables()
         self.store = Store(self.clock.now, self.options.record_limit)
         self.database = Database(self.clock.now)
+        self.injections = Injections(self)
+        self.listening_port: Port
         self.reset_rates()
         self._connections: tuple[ServerConnection, ...] = ()
         self.connections_total = 0
@@ -200,6 +208,34 @@ class RealtimeServer(Controls):
             return {key: value for room in self.rooms.of(self.wire_topic(topic)) for key, value in room.state().items()}
 
         return self.call(state)
+
+    # What goes wrong
+
+    def inject(self, fault: Fault, *, on: Moment | None = None, times: int | None = 1) -> Injection:
+        """
+        Let something go wrong; `rtpool.testing.faults` has what, and when.
+
+        Args:
+            fault: what happens.
+            on: when and to whom; None is where the fault belongs, see its class.
+            times: how often at most; None is until it is taken back. `faults.Now` strikes each socket once, whatever
+                is said here.
+
+        Returns:
+            How often it struck, how to wait for it, and how to take it back; also by ``with``.
+
+        Raises:
+            ValueError: it cannot happen then, or `times` is less than 1.
+        """
+        moment = fault.natural() if on is None else on
+        if not isinstance(moment, fault.moments):
+            possible = ", ".join(kind.__name__ for kind in fault.moments)
+            raise ValueError(f"{type(fault).__name__} strikes at {possible}, not at {type(moment).__name__}")
+        if times is not None and times < 1:
+            raise ValueError(f"times must be at least 1 or None, not {times!r}")
+        injection = Injection(self, fault, moment, times)
+        fault.begin(injection)
+        return injection
 
     def wait_for(self, predicate: Callable[[RealtimeServer], object], timeout: float = 5.0) -> None:
         """
@@ -317,32 +353,36 @@ class RealtimeServer(Controls):
 
     async def main(self, listening: Callable[[], None], stop: asyncio.Event) -> None:
         """Listen until `stop` is set; what the server's thread runs."""
-        options = self.options
-        async with serve(
+        self.listening_port = port = Port(self._listen, self._host, self.port)
+        self.port = port.number
+        try:
+            await port.open()
+            if self.options.no_channel_timeout is not None:
+                self.clock.call_later(self.options.no_channel_timeout, self._cut_off_channelless)
+            listening()
+            await stop.wait()
+        finally:
+            port.close()
+        for stream in list(self._streams):  # also those that have not shaken hands
+            stream.transport.abort()
+        await port.wait_closed()
+
+    async def _listen(self, listener: socket.socket) -> Server:
+        server: Server = await serve(
             self._serve,
-            self._host,
-            self.port,
+            sock=listener,
             process_request=self._process_request,
-            create_connection=stream_class(
-                self._streams, self._full, lambda request: answer(self, request), self.clock.now
-            ),
+            create_connection=stream_class(self, self._streams, self._full, lambda request: answer(self, request)),
             ssl=self._ssl,
             compression=None,
             ping_interval=None,
             open_timeout=60.0,
             close_timeout=1.0,
-            max_size=options.max_frame_size,
+            max_size=self.options.max_frame_size,
             max_queue=None,
             server_header=None,
-        ) as server:
-            self.port = server.sockets[0].getsockname()[1]
-            if options.no_channel_timeout is not None:
-                self.clock.call_later(options.no_channel_timeout, self._cut_off_channelless)
-            listening()
-            await stop.wait()
-            server.close(close_connections=False)
-            for stream in list(self._streams):  # also those that have not shaken hands
-                stream.transport.abort()
+        )
+        return server
 
     def _full(self) -> bool:
         """Whether a connection that has just been opened is one too many."""
@@ -354,12 +394,16 @@ class RealtimeServer(Controls):
         return full
 
     async def _process_request(self, ws: WebSocket, request: Request) -> Response | None:
-        refusal, delay = refuse_upgrade(self, request)
+        assert isinstance(ws, Stream)
+        refusal = await self.injections.upgrading(ws, request_info(request))
+        delay = self.options.connect_error_backoff
+        if refusal is None:
+            refusal, delay = refuse_upgrade(self, request)
         if refusal is None:
             return None
         delay = delay if refusal.delay is None else refusal.delay
         if delay > 0:
-            await self.clock.sleep(delay, until=self._stop)  # cut short when the server closes
+            await self.clock.sleep(delay, *self.stopping)  # cut short when the server closes
         return to_response(refusal)
 
     async def _serve(self, ws: WebSocket) -> None:
@@ -372,6 +416,7 @@ class RealtimeServer(Controls):
         connection = ServerConnection(self, self.connections_total, ws, vsn, info)
         self._connections = (*self._connections, connection)
         self.changed()
+        self.injections.opening(connection)
         try:
             await connection.run()
         finally:

@@ -6,12 +6,18 @@ it ends.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from websockets.asyncio.server import ServerConnection as WebSocket
 
+from rtpool.testing.faults.valve import Valve
 from rtpool.testing.http import Answer, HttpExchange, wants_websocket
+
+if TYPE_CHECKING:
+    from rtpool.testing.server import RealtimeServer
 
 __all__ = ["Stream", "stream_class"]
 
@@ -32,7 +38,7 @@ class Stream(WebSocket):
     full: Callable[[], bool]  # whether a new connection is one too many; given by `stream_class`
     streams: set[Stream]  # all of a listener, silent and shaking ones included; given by `stream_class`
     answer: Answer  # to what is no upgrade; given by `stream_class`
-    now: Callable[[], float]  # the server's clock; given by `stream_class`
+    of: RealtimeServer  # given by `stream_class`
     _first: bytes | None = b""  # what came before it was told which it is
     _http: HttpExchange | None = None
 
@@ -41,17 +47,18 @@ class Stream(WebSocket):
         self._holds: set[str] = set()
         self._gone = asyncio.Event()
         self._told = asyncio.Event()
-        self.heard_at = type(self).now()
+        self.heard_at = self.of.clock.now()
         if type(self).full():
             super().connection_made(transport)
             self.transport.abort()
             return
         self.streams.add(self)
         super().connection_made(transport)
+        self.of.injections.accepting(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
-        self.heard_at = type(self).now()
+        self.heard_at = self.of.clock.now()
         if self._http is not None:
             self._http.feed(data)
             return
@@ -113,13 +120,39 @@ class Stream(WebSocket):
         """Take a reason back; the client's silence meanwhile was ours."""
         self._holds.discard(reason)
         if not self.gone() and not self._holds:
-            self.heard_at = type(self).now()
+            self.heard_at = self.of.clock.now()
             self.transport.resume_reading()
+
+    @property
+    def valve(self) -> Valve:
+        """What a fault turns to change how the stream flows; put in when first asked for."""
+        if not isinstance(self.transport, Valve):
+            self.transport = cast(asyncio.Transport, Valve(self.transport, self.of.clock))
+        return cast(Valve, self.transport)
+
+    async def flushed(self) -> None:
+        """Return when the system has taken all that was written, or the connection is gone."""
+        if not self.gone() and self.transport.get_write_buffer_size() > 0:
+            self.transport.set_write_buffer_limits(0)
+            await self.drain()
+
+    def reset(self) -> None:
+        """Reset the TCP connection (RST)."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def finish(self) -> None:
+        """End our half of the TCP connection (FIN), below TLS."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            sock.shutdown(socket.SHUT_WR)
 
 
 def stream_class(
-    streams: set[Stream], full: Callable[[], bool], answer: Answer, now: Callable[[], float]
+    server: RealtimeServer, streams: set[Stream], full: Callable[[], bool], answer: Answer
 ) -> type[Stream]:
     """A class whose instances enter themselves in `streams` while they live, and `answer` what is no upgrade."""
-    given = {"full": staticmethod(full), "answer": staticmethod(answer), "now": staticmethod(now)}
+    given = {"full": staticmethod(full), "answer": staticmethod(answer), "of": server}
     return type("Stream", (Stream,), {"streams": streams, **given})
