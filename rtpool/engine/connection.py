@@ -134,8 +134,9 @@ class Connection:
             return
         try:
             if (events & selectors.EVENT_READ or self.transport.read_wants_write) and not self.paused_by:
+                received_before = self.transport.bytes_received
                 messages = self.transport.receive()
-                if messages:
+                if self.transport.bytes_received != received_before:
                     self.proof_of_life = now
                 for message in messages:
                     self._receive(message, now)
@@ -223,6 +224,11 @@ class Connection:
     def is_idle(self) -> bool:
         """Whether nobody lives here."""
         return not (self.joins or self.guests)
+
+    @property
+    def awaits_closing(self) -> bool:
+        """Whether it will be closed unless somebody comes to live here."""
+        return self.idle_timer is not None and not self.idle_timer.cancelled
 
     def details(self) -> ConnectionDetails:
         """A snapshot for stats; numbers may be a moment apart when called on another thread."""

@@ -108,6 +108,11 @@ class Connections:
         """The connection with this id."""
         return self._by_id[connection_id]
 
+    @property
+    def every(self) -> set[Connection]:
+        """All of them, those saying goodbye included."""
+        return {*self.all, *self._closing}
+
     def connect(self, waiter: Future[None]) -> None:
         """Have at least one connection; `waiter` is done when one is open."""
         self.hurry(afresh=True)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from rtpool.engine.audit import Audit
 from rtpool.engine.clock_watch import ClockWatch, boot_clock
 from rtpool.engine.connection import Connection
 from rtpool.engine.connections import Connections
@@ -127,6 +129,17 @@ class Coordinator:
             flush=lambda: self._overflowed(self.router.flush()),
             log=self._log,
         )
+        self.audit = Audit(
+            name,
+            options,
+            registry=registry,
+            loop=loop,
+            connections=self.connections,
+            joining=self.joining,
+            resync=self.sync,
+            merge=self.mover.merge,
+            log=self._log,
+        )
         self._watch = ClockWatch(
             loop,
             resumed=self._resumed,
@@ -140,6 +153,12 @@ class Coordinator:
     def start(self) -> None:
         """The I/O thread runs."""
         self._watch.start()
+        self.audit.start()
+
+    def clean_up(self, done: Future[int]) -> None:
+        """Mend what should not be, and close idle connections now; `done` gets the number of those."""
+        self.audit.run(at_once=True)
+        self.connections.close_idle(done)
 
     def _resumed(self, slept: float, stopped: float) -> None:
         """The machine slept, or this process was stopped: ask at once who is still there."""

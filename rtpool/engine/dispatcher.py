@@ -68,6 +68,7 @@ class Mailbox:
         "loss",
         "overflow",
         "owner",
+        "received",
         "run",
         "running",
         "runs",
@@ -99,8 +100,14 @@ class Mailbox:
         self.blocked = False
         self.ended = True  # closed to ordinary items until its Channel is attached
         self.generation = 0  # of the subscription; a worker drops what an earlier one left in its hands
+        self.received = 0
         self.delivered = 0
         self.dropped = 0
+
+    @property
+    def queued(self) -> int:
+        """Ordinary items that wait, or that a worker has in its hands."""
+        return self.received - self.delivered - self.dropped
 
 
 class _Essential(NamedTuple):
@@ -138,10 +145,11 @@ class Dispatcher:
         self._num_workers = num_workers
         self._on_drained = on_drained
         self._wall = wall
-        #: Ordinary items handed over, and lost; over every mailbox there ever was. Read anywhere.
+        #: Ordinary items that came, were handed over, were lost; over every mailbox there ever was. Read anywhere.
+        self.received = 0
         self.delivered = 0
         self.dropped = 0
-        # Guards: _runnable, _stopping, _idle, _threads, delivered, dropped and every Mailbox
+        # Guards: _runnable, _stopping, _idle, _threads, received, delivered, dropped and every Mailbox
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
@@ -182,6 +190,8 @@ class Dispatcher:
         overflowed: list[Mailbox] = []
         with self._lock:
             for mailbox, item in batch:
+                mailbox.received += 1
+                self.received += 1
                 if mailbox.ended or self._stopping:
                     self._drop(mailbox, 1)
                     continue

@@ -173,6 +173,11 @@ class JoinQueue:
             return False
         return connection.session.joins_available > 0 and self._pace.grant(self._loop.now)
 
+    def holds(self, join: Join) -> bool:
+        """Whether a join waits here."""
+        line = self._line_of(join)
+        return line is not None and any(join is waiting for _, waiting in (*line.first, *line.again))
+
     def stop(self) -> None:
         """Send nothing any more."""
         self._stopped = True

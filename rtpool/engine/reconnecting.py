@@ -100,10 +100,10 @@ class Reconnecting:
 
     def _heed(self, error: RtpoolError) -> float:
         """The seconds an error asks to wait. What the server says at the door is said to every connection of a pool."""
-        wait = error.retry_after or 0.0
-        if error.action is Action.BACK_OFF_LONG and not error.retry_after:
-            wait = LONG_BACK_OFF * self._rng.uniform(1.0, 1.5)
-        if error.retry_after or isinstance(error, HandshakeRefused):
+        wait = error.retry_after
+        if wait is None:
+            wait = LONG_BACK_OFF * self._rng.uniform(1.0, 1.5) if error.action is Action.BACK_OFF_LONG else 0.0
+        if error.retry_after is not None or isinstance(error, HandshakeRefused):
             self.not_before = max(self.not_before, self._loop.now + wait)
         return wait
 
