@@ -66,6 +66,7 @@ class Mailbox:
         "items",
         "limit",
         "loss",
+        "ordinary",
         "overflow",
         "owner",
         "received",
@@ -91,6 +92,7 @@ class Mailbox:
         self.overflow = overflow
         self.announce_loss = announce_loss
         self.items: deque[Any] = deque()
+        self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
         self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
         self.loss: _Loss | None = None
         self.scheduled = False
@@ -195,9 +197,10 @@ class Dispatcher:
                 if mailbox.ended or self._stopping:
                     self._drop(mailbox, 1)
                     continue
-                if len(mailbox.items) >= mailbox.limit and not self._make_room(mailbox, overflowed):
+                if mailbox.ordinary >= mailbox.limit and not self._make_room(mailbox, overflowed):
                     continue
                 mailbox.items.append(item)
+                mailbox.ordinary += 1
                 self._schedule(mailbox)
         return overflowed
 
@@ -275,6 +278,7 @@ class Dispatcher:
                 mailbox.delivered += 1
                 self.delivered += 1
                 item = mailbox.items.popleft()
+                mailbox.ordinary -= 1
                 drained = self._has_drained(mailbox)
         if loss is not None:
             return mailbox.announce_loss(loss.first, loss.last, loss.count)
@@ -329,6 +333,7 @@ class Dispatcher:
         for index, item in enumerate(mailbox.items):
             if not isinstance(item, _Essential):
                 del mailbox.items[index]
+                mailbox.ordinary -= 1
                 break
         return True
 
@@ -353,12 +358,13 @@ class Dispatcher:
         kept = [item for item in mailbox.items if isinstance(item, _Essential)]
         self._drop(mailbox, len(mailbox.items) - len(kept))
         mailbox.items.clear()
+        mailbox.ordinary = 0
         mailbox.spare.extend(kept)
         mailbox.loss = None
 
     def _has_drained(self, mailbox: Mailbox) -> bool:
         assert self._lock.locked()
-        if mailbox.blocked and mailbox.overflow == "block" and len(mailbox.items) <= mailbox.limit * RESUME_AT:
+        if mailbox.blocked and mailbox.overflow == "block" and mailbox.ordinary <= mailbox.limit * RESUME_AT:
             mailbox.blocked = False
             return True
         return False
@@ -372,7 +378,9 @@ class Dispatcher:
         if mailbox.run is not None:
             items = mailbox.items
             while items and len(batch) < BATCH:
-                batch.append(items.popleft())
+                item = items.popleft()
+                mailbox.ordinary -= not isinstance(item, _Essential)
+                batch.append(item)
             if mailbox.loss is not None and (mailbox.overflow == "drop_oldest" or not items):
                 loss, mailbox.loss = mailbox.loss, None
         return batch, loss
@@ -436,6 +444,7 @@ class Dispatcher:
         for item in reversed(rest):
             if current:
                 mailbox.items.appendleft(item)
+                mailbox.ordinary += not isinstance(item, _Essential)
             elif isinstance(item, _Essential):
                 mailbox.spare.appendleft(item)
             else:
