@@ -149,8 +149,8 @@ class JoinQueue:
         before = self._pace.per_second(now)
         if self._pace.slow_down(now):
             self._log.warning(
-                "! the server refuses joins (%s): at most %g a second from now on, instead of %g, and twice as many "
-                "after every %g s without such a refusal; the option is max_joins_per_second",
+                "! %s: at most %g a second from now on, instead of %g, and twice as many "
+                "after every %g s without such a refusal (option max_joins_per_second)",
                 *(why, self._pace.per_second(now), before, RECOVERY),
             )
 
@@ -183,10 +183,9 @@ class JoinQueue:
                 return self._pace.next_at(now)
             _, join = waiting.popleft()
             line = self._lines[join.connection]  # type: ignore[index]
-            line.sent[join] = now
             self._send(join)
-            if line.connection.session.state(join.topic) is not ChannelState.JOINING:  # it was not to be
-                line.sent.pop(join, None)
+            if line.connection.session.state(join.topic) is ChannelState.JOINING:  # else it was not to be
+                line.sent[join] = now
         rests = [line.rests_until for line in self._lines.values() if line.again and line.rests_until > now]
         return min(rests, default=math.inf)
 
