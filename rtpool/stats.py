@@ -80,6 +80,10 @@ class PoolStats:
         callback_errors: callbacks that raised.
         gaps: `Gap` events announced.
         pushes_sent: pushes handed to the kernel.
+        pushes_delayed: pushes that had to wait their turn because of the option `max_events_per_second`.
+        joins_per_second, events_per_second: how many joins, and pushes, may go out a second at present: as the options
+            `max_joins_per_second` and `max_events_per_second`, less for a while after the server refused more; None
+            where the option is.
         bytes_received, bytes_sent: on the wire, headers of frames included.
         heartbeat_latency: seconds, the slowest of the open connections; None before the first heartbeat.
         connection_details: one `ConnectionDetails` a connection.
@@ -100,6 +104,9 @@ class PoolStats:
     callback_errors: int
     gaps: int
     pushes_sent: int
+    pushes_delayed: int
+    joins_per_second: float
+    events_per_second: float | None
     bytes_received: int
     bytes_sent: int
     heartbeat_latency: float | None
