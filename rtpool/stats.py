@@ -83,6 +83,10 @@ class PoolStats:
         callback_errors: callbacks that raised.
         gaps: `Gap` events announced.
         pushes_sent: pushes handed to the kernel.
+        pushes_delayed: pushes that had to wait their turn because of the option `max_events_per_second`.
+        joins_per_second, events_per_second: how many joins, and pushes, may go out a second at present: as the options
+            `max_joins_per_second` and `max_events_per_second`, less for a while after the server refused more; None
+            where the option is.
         bytes_received, bytes_sent: on the wire, headers of frames included.
         joins_moved: joins that went to another socket so that a sparse one could be closed.
         repairs: what the health check found wrong with the pool itself, and mended; 0 unless rtpool has a bug.
@@ -106,6 +110,9 @@ class PoolStats:
     callback_errors: int
     gaps: int
     pushes_sent: int
+    pushes_delayed: int
+    joins_per_second: float
+    events_per_second: float | None
     bytes_received: int
     bytes_sent: int
     joins_moved: int

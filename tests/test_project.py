@@ -24,7 +24,13 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 #: Defaults the README shows in a friendlier form.
-SHOWN = {"max_message_size": "5 MiB", "mailbox_limit": "10,000", "reconnect": "ReconnectPolicy()"}
+SHOWN = {
+    "max_message_size": "5 MiB",
+    "max_payload_size": "3,000,500",
+    "max_frame_size": "5,000,000",
+    "mailbox_limit": "10,000",
+    "reconnect": "ReconnectPolicy()",
+}
 
 
 def run(arguments: list[str], **env: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from rtpool.engine.audit import Audit
 from rtpool.engine.clock_watch import ClockWatch, boot_clock
 from rtpool.engine.connection import Connection
-from rtpool.engine.connections import Connections
+from rtpool.engine.connections import GOODBYE_SECONDS, Connections
 from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher
 from rtpool.engine.io_loop import IoLoop
@@ -94,7 +94,14 @@ class Coordinator:
         self._log = logger_for(options, "io")
         self.router = Router(dispatcher, wall, supabase=options.is_supabase)
         self.readiness = Readiness(registry, self.router, wall)
-        self.pushes = Pushes(loop, budget, self.router, reply_timeout=options.join_timeout)
+        self.pushes = Pushes(
+            loop,
+            budget,
+            self.router,
+            reply_timeout=options.join_timeout,
+            max_per_second=options.max_events_per_second,
+            log=self._log,
+        )
         self._stopping = False
         rng = rng or random.Random()
         self.connections = Connections(
@@ -222,12 +229,14 @@ class Coordinator:
         self._stopping = True
         self.mover.stop()
         self.joining.stop()
-        self.connections.close_all(deadline)
+        last_words = max(self._loop.now, deadline - GOODBYE_SECONDS)
+        self.pushes.queue.drain(last_words, lambda: self.connections.close_all(deadline))
 
     def abandon(self, error: RtpoolError) -> None:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
         self._stopping = True
         self.mover.stop()
+        self.pushes.queue.stop()
         self.connections.abandon(error)
         for join in self.joins.values():
             self.pushes.fail(join, error)

@@ -443,6 +443,7 @@ class Joining:
         lost_from = self._wall() - timedelta(seconds=silence)
         self._readiness.interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", lost_from))
         join.answered = False
+        self._pushes.queue.heed(join.system_error)
         words = join.system_error or f"the server ended the channel ({event.cause})"
         join.system_error = ""
         if words == TRACK_TOO_BIG:
