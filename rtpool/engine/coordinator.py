@@ -35,7 +35,7 @@ from rtpool.errors import (
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.session import (
-    ChannelLost,
+    ChannelEvent,
     HeartbeatLost,
     HeartbeatReplied,
     HeartbeatSent,
@@ -308,7 +308,7 @@ class Coordinator:
                 self._push_settled(event, unsent)
             elif isinstance(event, (HeartbeatSent, HeartbeatReplied, HeartbeatLost)):
                 self._tell_heartbeat(connection, event)
-            elif isinstance(event, (Joined, JoinFailed, ChannelLost, Left)):
+            elif isinstance(event, ChannelEvent):
                 joins_answered = True
                 join = connection.joins.get(event.topic)
                 if join is not None:
@@ -339,7 +339,7 @@ class Coordinator:
             return
         self.readiness.feed_spoke(join, flowed, alive_at, self._loop.now)
 
-    def _channel_event(self, join: Join, event: Joined | JoinFailed | ChannelLost | Left) -> None:
+    def _channel_event(self, join: Join, event: ChannelEvent) -> None:
         if isinstance(event, Left):
             join.leaving = False
             self.joining.forget(join)

@@ -29,7 +29,7 @@ from rtpool.protocol.messages import POSTGRES_CHANGES, SYSTEM, WireMessage
 from rtpool.protocol.placement import merge_plan
 from rtpool.protocol.refusals import classify_join
 from rtpool.protocol.session import (
-    ChannelLost,
+    ChannelEvent,
     Fenced,
     Joined,
     JoinFailed,
@@ -231,13 +231,13 @@ class Mover:
             if event.outcome == "timeout":
                 self._give_up("a push was not answered")  # the guest may hear it all the same
             self._loop.post(self._cut_when_answered)  # once it is seen to
-        if not isinstance(event, (Received, Joined, JoinFailed, ChannelLost, Left)) or event.topic != move.topic:
+        if not isinstance(event, Received | ChannelEvent) or event.topic != move.topic:
             return False
         if connection is move.target:
             return self._target_said(move, event)
         return connection is move.source and self._source_said(move, event)
 
-    def _source_said(self, move: _Move, event: Received | Joined | JoinFailed | ChannelLost | Left) -> bool:
+    def _source_said(self, move: _Move, event: Received | ChannelEvent) -> bool:
         if move.phase in _BEFORE:
             if isinstance(event, Received):
                 move.handover.live(event.message)
@@ -250,7 +250,7 @@ class Mover:
             return True
         return False
 
-    def _target_said(self, move: _Move, event: Received | Joined | JoinFailed | ChannelLost | Left) -> bool:
+    def _target_said(self, move: _Move, event: Received | ChannelEvent) -> bool:
         if move.phase is _Phase.GIVEN_UP:
             if isinstance(event, Left):
                 self._over(move)
