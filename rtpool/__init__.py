@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 
+from rtpool.actions import Action
 from rtpool.channel import Channel
 from rtpool.errors import (
     BroadcastRefused,
@@ -50,6 +51,7 @@ from rtpool.stats import ConnectionDetails, Health, PoolStats, SubscriptionDetai
 __version__ = "0.1.0"
 
 __all__ = [
+    "Action",
     "Broadcast",
     "BroadcastMessage",
     "BroadcastRefused",

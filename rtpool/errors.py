@@ -1,5 +1,7 @@
 """
-Every error rtpool raises. One root, and each leaf is also the built-in type people already catch.
+Every error rtpool raises. One root, and each leaf is also the built-in type people already catch. Each says in `action`
+what it calls for, in `retryable` whether the same thing can succeed later, in `retry_after` how long the other side
+asked to wait.
 
 ```
 RtpoolError
@@ -31,6 +33,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+from rtpool.actions import Action
 
 __all__ = [
     "BroadcastRefused",
@@ -68,18 +72,28 @@ class RtpoolError(Exception):
     Args:
         message: What happened, where, the number, and what to do.
         fields: Values for the attributes the class documents.
+
+    Attributes:
+        action: what it calls for. The same class may call for different things: a 401 for another token, a 503 for
+            patience.
+        retryable: whether trying the same thing again can succeed; follows from `action`.
+        retry_after: seconds to wait at least before the next attempt, 0 to 3,600; None where nobody asked for it.
     """
 
     __module__ = "rtpool"
-
-    #: Whether trying the same thing again can succeed.
-    retryable: bool = False
+    action: Action = Action.FATAL
+    retry_after: float | None = None
 
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)
         self._fields = fields
         for name, value in fields.items():
             setattr(self, name, value)
+
+    @property
+    def retryable(self) -> bool:
+        """Whether trying the same thing again can succeed."""
+        return self.action.retryable
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), str(self.args[0]), self._fields)
@@ -127,13 +141,14 @@ class MessageTooBig(RtpoolError, ValueError):
 
 class ProtocolError(RtpoolError, ValueError):
     """
-    The peer sent bytes that the WebSocket or Phoenix protocol forbids.
+    The peer sent bytes that the WebSocket or Phoenix protocol forbids. The next connection may be to a better one.
 
     Attributes:
         close_code: the RFC 6455 §7.4.1 code to close with, or None when the frame alone is to be dropped.
     """
 
     __module__ = "rtpool"
+    action = Action.BACK_OFF
     close_code: int | None = None
 
 
@@ -142,12 +157,15 @@ class ConnectionFailed(RtpoolError, ConnectionError):
     A connection could not be made, or was lost.
 
     Attributes:
+        action: ``FATAL`` where it can never be made: a certificate that does not hold, a refused client certificate, no
+            TLS version in common, a wrong option. ``BACK_OFF_LONG`` for a name that cannot be found, ``BACK_OFF`` for
+            all else.
         close_code: the WebSocket close code received, None when there was none.
         cause: what a `Gap` says of it: ``"transport"``, ``"heartbeat"`` or ``"server restart"``.
     """
 
     __module__ = "rtpool"
-    retryable = True
+    action = Action.BACK_OFF
     close_code: int | None = None
     cause: str = "transport"
 
@@ -159,7 +177,11 @@ class HandshakeRefused(ConnectionFailed):
     Attributes:
         status: the HTTP status.
         body: the start of the response body, at most 2,000 characters.
+        action: ``NEW_TOKEN`` for a 401; ``FATAL`` where no key came along with it, for a 404 and a 403 with words;
+            ``BACK_OFF_LONG`` for a 429; ``BACK_OFF`` for a 403 without words (servers before 2.115 answer everything
+            so), for 5xx and what is unknown.
         retryable: whether a later attempt with the same key can succeed.
+        retry_after: seconds, by the answer's header ``Retry-After``, whatever the status.
     """
 
     __module__ = "rtpool"
@@ -175,6 +197,7 @@ class ProxyRefused(ConnectionFailed):
         status: the HTTP status of an HTTP proxy, the reply code of a SOCKS proxy (RFC 1928 §6), or 0 without one.
         reason: the proxy's words.
         retryable: whether a later attempt can succeed; not where it wants other credentials or its rules forbid it.
+        retry_after: seconds, by the answer's header ``Retry-After``.
     """
 
     __module__ = "rtpool"
@@ -191,7 +214,7 @@ class BroadcastRefused(RtpoolError):
         reason: the server's words.
         body: the start of the response body, at most 2,000 characters.
         retryable: whether the same call can succeed later.
-        retry_after: seconds the server asks to wait, or None.
+        retry_after: seconds, by the answer's header ``Retry-After``.
         errors: what a 422 finds wrong: index of the message -> field -> the server's words.
     """
 
@@ -199,7 +222,6 @@ class BroadcastRefused(RtpoolError):
     status: int = 0
     reason: str = ""
     body: str = ""
-    retry_after: float | None = None
     errors: Mapping[int, Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
 
@@ -211,7 +233,9 @@ class JoinRefused(RtpoolError):
         topic: the topic as the user wrote it.
         code: the server's code, e.g. ``"Unauthorized"``; None when it sent none.
         reason: the server's words.
+        action: what the server's words call for, after so many refusals.
         retryable: whether rtpool goes on trying by itself.
+        retry_after: seconds that sense asks to wait where trying sooner is known to be in vain.
     """
 
     __module__ = "rtpool"
@@ -230,7 +254,7 @@ class JoinTimeout(RtpoolError, TimeoutError):
     """
 
     __module__ = "rtpool"
-    retryable = True
+    action = Action.BACK_OFF
     topic: str = ""
     timeout: float = 0.0
 
@@ -265,7 +289,7 @@ class PushTimeout(RtpoolError, TimeoutError):
     """
 
     __module__ = "rtpool"
-    retryable = True
+    action = Action.BACK_OFF
     topic: str = ""
     event: str = ""
     timeout: float = 0.0
@@ -282,7 +306,7 @@ class ReceiveTimeout(RtpoolError, TimeoutError):
     """
 
     __module__ = "rtpool"
-    retryable = True
+    action = Action.BACK_OFF
     topic: str = ""
     timeout: float = 0.0
 
@@ -320,7 +344,7 @@ class SendBufferFull(RtpoolError, RuntimeError):
     """
 
     __module__ = "rtpool"
-    retryable = True
+    action = Action.BACK_OFF
     limit: int = 0
 
 

@@ -192,17 +192,22 @@ class StatusChange:
     Attributes:
         topic: as the user wrote it; None for the pool.
         status: pool: ``idle connecting connected reconnecting error closed``; Channel: ``joining joined rejoining
-            refused timed_out closed``.
+            refused timed_out error closed``. ``error`` says that the quick attempts are over.
         error: the typed error behind it, or None.
-        attempt: for ``reconnecting`` the attempt that failed, counted from 1.
-        delay: for ``reconnecting`` the seconds until the next attempt.
+        attempt: of a pool, for ``reconnecting`` the attempt that comes next, counted from 1, for ``error`` how many
+            failed.
+        delay: of a pool, for ``reconnecting`` the seconds until that attempt, for ``error`` until the health check
+            makes one; None when rtpool makes none by itself.
+        connection_id: of a pool, for ``reconnecting`` and ``error`` the connection in trouble, as in
+            `PoolStats.connection_details`; None for what is true of all.
     """
 
     topic: str | None
     status: str
     error: Exception | None = None
     attempt: int = 0
-    delay: float = 0.0
+    delay: float | None = None
+    connection_id: int | None = None
 
 
 Event = Broadcast | PostgresChange | Presence | SystemMessage | Message | Gap | StatusChange

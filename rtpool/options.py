@@ -238,8 +238,9 @@ class PoolOptions:
         max_connections: hard cap on sockets.
         max_channels_per_connection: the server allows 100 a socket; placement fills one before opening another.
         connection_timeout: seconds for DNS, TCP, TLS and the upgrade together.
-        join_timeout: seconds for a join's reply, counted from the moment its frame is written. The server delays a
-            refusal by 5 s, so less than about 6 turns refusals into time-outs.
+        join_timeout: seconds for a join's reply, counted from the moment its frame is written and the join before it on
+            the socket is answered: the server runs them one by one. It delays a refusal by 5 s, so less than about 6
+            turns refusals into time-outs.
         max_joins_per_second: pool-wide pacing; over the project's limit the server drops the whole socket.
         max_joins_in_flight: joins awaiting a reply on one socket; the server runs them one at a time.
         heartbeat_interval, heartbeat_timeout: seconds between heartbeats, and for a reply to one. The server closes a
@@ -248,6 +249,8 @@ class PoolOptions:
         max_retries: quick attempts of an outage; then status ``error``, and the health check goes on trying.
         base_delay, max_delay, exponential_backoff: the default back-off, with full jitter.
         reconnect: tenacity strategies in place of that default.
+        stable_after: seconds a connection must last to end an outage; one that breaks sooner is a failed attempt, so
+            that a server that lets in and drops is not hammered.
         enable_health_check, health_check_interval: attempts after the quick ones, and the audit.
         cleanup_interval: seconds an idle socket lives after its last channel left.
         num_workers: callback threads.
@@ -292,6 +295,7 @@ class PoolOptions:
     max_delay: float = attrs.field(default=30.0, validator=_POSITIVE)
     exponential_backoff: bool = attrs.field(default=True, validator=_of_type(bool))
     reconnect: ReconnectPolicy = attrs.field(factory=ReconnectPolicy, validator=_of_type(ReconnectPolicy))
+    stable_after: float = attrs.field(default=10.0, validator=_number(0))
     enable_health_check: bool = attrs.field(default=True, validator=_of_type(bool))
     health_check_interval: float = attrs.field(default=30.0, validator=_POSITIVE)
     cleanup_interval: float = attrs.field(default=60.0, validator=_number(0))

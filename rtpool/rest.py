@@ -7,9 +7,6 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
-from email.message import Message
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -269,7 +266,7 @@ class RestClient:
         except Exception as error:  # the callable is user code
             reason = str(error) if isinstance(error, RtpoolError) else type(error).__name__
             raise BroadcastRefused(
-                f"nothing was sent, for there is no access token: {reason}", reason=reason, retryable=True
+                f"nothing was sent, for there is no access token: {reason}", reason=reason, action=Action.BACK_OFF
             ) from error
         # An opaque key is no JWT: a gateway makes one of it when it comes as apikey, and refuses it as a bearer.
         return None if self._key is None or self._key.startswith("sb_") else self._key
@@ -313,7 +310,7 @@ class RestClient:
                 ) from error
             failed = failure(self._url, error, self._options.connection_timeout)
             if state.startswith("sent"):
-                failed = ConnectionFailed(f"{failed}; the {request.what} was {state}")
+                failed = ConnectionFailed(f"{failed}; the {request.what} was {state}", **failed._fields)
             raise failed from error
 
 
@@ -359,8 +356,8 @@ def _refused(url: str, request: _Request, answer: Answer) -> BroadcastRefused:
         status=answer.status,
         reason=reason,
         body=text[:BODY_LIMIT],
-        retryable=action.retryable,
-        retry_after=_retry_after(answer.headers),
+        action=action,
+        retry_after=answer.retry_after,
         errors=errors if answer.status == 422 else {},
     )
 
@@ -371,20 +368,3 @@ def _advice(status: int, action: Action) -> str:
     if status == 429:
         return " Wait, or send fewer at once"
     return " Another access token is needed" if action is Action.NEW_TOKEN else ""
-
-
-def _retry_after(headers: Message) -> float | None:
-    value = (headers["retry-after"] or "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    then, now = _date(value), _date(headers["date"] or "")
-    # A date is the server's, and told by its own clock; ours may be wrong.
-    return max(0.0, (then - now).total_seconds()) if then is not None and now is not None else None
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError):
-        return None
-    return date if date.tzinfo is not None else None

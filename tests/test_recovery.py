@@ -116,9 +116,7 @@ def test_a_host_that_is_back_in_time_is_no_error(make_pool: MakePool) -> None:
         pool.close()
 
 
-@pytest.mark.parametrize(
-    ("status", "retryable"), [(401, False), (404, False), (403, True), (429, True), (500, True), (503, True)]
-)
+@pytest.mark.parametrize(("status", "retryable"), [(401, False), (404, False), (403, True), (500, True), (503, True)])
 def test_a_refused_upgrade_is_a_typed_error_and_only_the_hopeless_is_given_up(
     server: RealtimeServer, make_pool: MakePool, status: int, retryable: bool
 ) -> None:
@@ -313,7 +311,7 @@ def test_a_feed_in_trouble_is_told_and_waited_for(server: RealtimeServer, make_p
         slow.wait_for(lambda s: s.members("db") == 1)
         words = '{:error, "Too many database timeouts"}'
         slow.push("db", "system", {"extension": "postgres_changes", "status": "error", "message": words})
-        error = statuses.wait_for(lambda seen: seen[-1].status == "refused")[-1].error
+        error = statuses.wait_for(lambda seen: seen and seen[-1].status == "refused")[-1].error
         assert words in str(error)
         assert error.retryable
         channel.subscribe(timeout=10)

@@ -195,7 +195,8 @@ def test_a_wrong_clock_of_ours_loses_nothing(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
     pool = make_pool()
-    monkeypatch.setattr(pool._engine.coordinator, "_wall", lambda: datetime.now(timezone.utc) + timedelta(hours=hours))
+    for part in (pool._engine.coordinator, pool._engine.coordinator.joining):
+        monkeypatch.setattr(part, "_wall", lambda: datetime.now(timezone.utc) + timedelta(hours=hours))
     monkeypatch.setattr("rtpool.engine.upgrade._ahead", lambda date: -3_600.0 * hours)
     server.database_send("room", "x", {"n": 0}, inserted_at=server.clock.now() - 60)
     reader = Reader(pool, replay=True)

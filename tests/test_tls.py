@@ -12,12 +12,29 @@ from typing import Any
 import pytest
 import trustme
 
+from rtpool import Action
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
-from tests.support.peer import Peer, silence
+from tests.support.peer import Peer, Serve, silence
 from tests.support.ways import fails, serving, trusting, works
 
 YESTERDAY = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+
+
+def only_shaking_hands(context: ssl.SSLContext) -> Serve:
+    """Serve TLS as far as its handshake, whether it succeeds or not, then keep still."""
+
+    def serve(peer: Peer, sock: socket.socket) -> None:
+        with (
+            contextlib.suppress(ssl.SSLError),
+            context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secured,
+        ):
+            try:
+                secured.do_handshake()
+            finally:
+                silence(peer, sock)  # hanging up at once could overtake the alert
+
+    return serve
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -55,7 +72,7 @@ def test_a_certificate_that_does_not_hold_is_told_and_not_tried_again(
         context = trusting(authority if trusted else trustme.CA())
         error = fails(f"https://127.0.0.1:{peer.port}", ssl_context=context)
     assert re.search(words, str(error))
-    assert not error.retryable
+    assert error.action is Action.FATAL
     assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
 
 
@@ -81,21 +98,41 @@ def test_a_client_certificate_that_is_missing_or_wrong_is_told_and_not_tried_aga
     if shown != "none":
         trustme.CA().issue_cert("client@example.org").configure_cert(ours)
 
-    def serve(peer: Peer, sock: socket.socket) -> None:
-        with (
-            contextlib.suppress(ssl.SSLError),
-            wanting.wrap_socket(sock, server_side=True, do_handshake_on_connect=False) as secured,
-        ):
-            try:
-                secured.do_handshake()
-            finally:
-                silence(peer, sock)  # hanging up at once could overtake the alert
-
-    with Peer(serve) as peer:
+    with Peer(only_shaking_hands(wanting)) as peer:
         error = fails(f"https://127.0.0.1:{peer.port}", ssl_context=ours)
     assert "refused our side of TLS" in str(error)
     assert "load_cert_chain" in str(error)
     assert not error.retryable
+
+
+@pytest.mark.parametrize("ours_is_newer", [True, False])
+def test_a_server_without_a_tls_version_in_common_is_told_and_not_tried_again(
+    ours_is_newer: bool, authority: trustme.CA
+) -> None:
+    theirs, ours = serving(authority, "127.0.0.1"), trusting(authority)
+    old, new = (theirs, ours) if ours_is_newer else (ours, theirs)
+    old.maximum_version, new.minimum_version = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+
+    with Peer(only_shaking_hands(theirs)) as peer:
+        error = fails(f"https://127.0.0.1:{peer.port}", ssl_context=ours)
+    assert "no TLS version in common" in str(error)
+    assert error.action is Action.FATAL
+    assert isinstance(error.__cause__, ssl.SSLError)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_client_certificate_that_has_expired_is_told_and_not_tried_again(
+    version: ssl.TLSVersion, authority: trustme.CA
+) -> None:
+    wanting, ours = serving(authority, "127.0.0.1"), trusting(authority)
+    wanting.verify_mode, wanting.maximum_version = ssl.CERT_REQUIRED, version
+    authority.configure_trust(wanting)
+    authority.issue_cert("client@example.org", not_before=YESTERDAY, not_after=YESTERDAY).configure_cert(ours)
+
+    with Peer(only_shaking_hands(wanting)) as peer:
+        error = fails(f"https://127.0.0.1:{peer.port}", ssl_context=ours)
+    assert "refused our side of TLS" in str(error)
+    assert error.action is Action.FATAL
 
 
 def test_a_server_without_tls_is_told_where_tls_was_asked_for(server: RealtimeServer) -> None:

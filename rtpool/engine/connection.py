@@ -29,6 +29,7 @@ from rtpool.protocol.frames import (
     close_code,
 )
 from rtpool.protocol.placement import Slot
+from rtpool.protocol.refusals import classify_close
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.session import HeartbeatLost, HeartbeatReplied, Session, SessionEvent
 from rtpool.stats import ConnectionDetails
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+#: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
+UNDER_WAY = 1.0
 #: How much of a received message the log shows.
 LOGGED_BYTES = 75
 
@@ -76,15 +79,18 @@ class Connection:
             max_joins_in_flight=options.max_joins_in_flight,
         )
         self.transport: Transport | None = None
-        self.state = "dialing"  # dialing open waiting error closing
+        self.state = "dialing"  # dialing open waiting error closing closed
         self.epoch = 0
         self.capacity = options.max_channels_per_connection
         self.joins: dict[str, Join] = {}
+        self.guests: set[str] = set()  # topics joined here that no join lives by, see `Mover`
         self.idle_timer: Timer | None = None
         self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
-        # Of the present outage.
+        # Of the present outage: failed attempts, when the first failed, whether the last was opened and did not last.
         self.attempts = 0
-        self.first_failed_at = 0.0
+        self.first_failed_at: float | None = None
+        self.crashes = False
+        self.redial: Timer | None = None
         self.last_error: RtpoolError | None = None
         self.opened_at = 0.0
         #: Seconds the server's clock is ahead of ours, as far as its handshake told.
@@ -140,6 +146,9 @@ class Connection:
     def tick(self, now: float) -> None:
         """Time passed, or commands were carried out: send what they left."""
         if self.transport is None:
+            events = self.session.events()  # what is left while there is no socket is left at once
+            if events:
+                self._on_events(self, events)
             return
         try:
             if self.paused_by:
@@ -166,6 +175,12 @@ class Connection:
         if self.capacity < 1:  # the server was going away; this is another
             self.capacity = self._options.max_channels_per_connection
 
+    def cancel_redial(self) -> None:
+        """Wait for no further attempt."""
+        if self.redial is not None:
+            self.redial.cancel()
+            self.redial = None
+
     def close_socket(self) -> None:
         """Close the socket, keep the identity. The loop must have let go of it."""
         if self.transport is not None:
@@ -187,9 +202,27 @@ class Connection:
             except (TransportClosed, ProtocolError) as error:
                 self._broke(error, now)
 
+    def silence(self, now: float) -> float:
+        """
+        Seconds for which nothing can be said to have arrived. What was read last had been sent before, and what was
+        sent since then is lost with the socket: the bound of a `Gap` reckons with the way.
+        """
+        return max(0.0, now - self.proof_of_life) + self.under_way
+
+    @property
+    def under_way(self) -> float:
+        """Seconds a message may be under way."""
+        return UNDER_WAY + (self.heartbeat_latency or 0.0)
+
     def slot(self) -> Slot:
         """What placement needs to know."""
-        return Slot(self.connection_id, self.joins, len(self.joins), self.capacity)
+        topics = {*self.joins, *self.guests}
+        return Slot(self.connection_id, topics, len(topics), self.capacity)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody lives here."""
+        return not (self.joins or self.guests)
 
     def details(self) -> ConnectionDetails:
         """A snapshot for stats; numbers may be a moment apart when called on another thread."""
@@ -230,6 +263,7 @@ class Connection:
             raise ConnectionFailed(
                 f"the server closed connection {self.connection_id} with code {code}",
                 close_code=code,
+                action=classify_close(code),
                 cause="server restart" if code == CLOSE_SERVICE_RESTART else "transport",
             )
 

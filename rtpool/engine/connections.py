@@ -4,6 +4,7 @@ The pool's sockets: dialled, brought back, retired, and what they are doing now.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
@@ -12,6 +13,7 @@ from rtpool.engine.connection import Connection
 from rtpool.engine.dialer import Dialed, Dialer, Endpoint
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
+from rtpool.engine.reconnecting import Reconnecting
 from rtpool.errors import ConnectionFailed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.options import PoolOptions
@@ -19,8 +21,6 @@ from rtpool.protocol.session import SessionEvent
 
 __all__ = ["Connections", "Tenant"]
 
-#: A connection that lived this long was a good one: the next loss starts a new outage.
-STABLE_SECONDS = 5.0
 #: How long a closed socket waits for the peer's own close frame.
 GOODBYE_SECONDS = 0.5
 
@@ -37,8 +37,8 @@ class Tenant(Protocol):
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """An open connection is gone; it will be dialled again unless nobody lives on it."""
 
-    def failing(self, connection: Connection, error: RtpoolError) -> None:
-        """It was lost, or an attempt to open it failed."""
+    def retrying(self, connection: Connection, error: RtpoolError) -> None:
+        """It was lost, or an attempt to open it failed; another follows soon."""
 
     def given_up(self, connection: Connection, error: RtpoolError) -> None:
         """The quick attempts are over."""
@@ -57,6 +57,7 @@ class Connections:
         loop, dialer: the engine's.
         tenant: who lives here.
         announce: hands a pool-level `StatusChange` to listeners.
+        rng: source of jitter.
 
     Thread-safety: confined to the I/O thread, except `all`, `status` and the counters, which may be read anywhere.
     """
@@ -71,16 +72,25 @@ class Connections:
         dialer: Dialer,
         tenant: Tenant,
         announce: Callable[[StatusChange], None],
+        rng: random.Random,
     ) -> None:
         self._name = name
         self._endpoint = endpoint
         self._options = options
         self._log = logger_for(options, "io")
-        self._policy = options.reconnect.resolved(options)
         self._loop = loop
         self._dialer = dialer
         self._tenant = tenant
         self._announce = announce
+        self._reconnecting = Reconnecting(
+            options,
+            loop=loop,
+            dialer=dialer,
+            dial=self.dial,
+            retrying=self._retrying,
+            given_up=self._given_up,
+            rng=rng,
+        )
         self._by_id: dict[int, Connection] = {}
         self._closing: set[Connection] = set()
         self._next_id = 1
@@ -89,7 +99,7 @@ class Connections:
         self._deadline = 0.0
         #: Every connection, those saying goodbye aside; replaced whole.
         self.all: tuple[Connection, ...] = ()
-        self.status = "idle"
+        self.status = self._announced = "idle"
         self.reconnect_attempts = 0
         # What connections that are gone had counted.
         self.past_messages = self.past_bytes_received = self.past_bytes_sent = 0
@@ -100,19 +110,22 @@ class Connections:
 
     def connect(self, waiter: Future[None]) -> None:
         """Have at least one connection; `waiter` is done when one is open."""
+        self.hurry(afresh=True)
         if any(c.state == "open" for c in self.all):
             waiter.set_result(None)
             return
         self._waiters.append(waiter)
         if not self._by_id:
             self.new()
+
+    def hurry(self, *, afresh: bool) -> None:
+        """There is hope for those that wait for another attempt; see `Reconnecting.hurry`."""
         for connection in self.all:
-            if connection.state in ("waiting", "error"):
-                self.dial(connection)
+            self._reconnecting.hurry(connection, afresh=afresh)
 
     def close_idle(self, done: Future[int]) -> None:
         """Close those without joins now; `done` gets their number."""
-        idle = [c for c in self.all if not c.joins]
+        idle = [c for c in self.all if c.is_idle]
         for connection in idle:
             self._retire(connection)
         done.set_result(len(idle))
@@ -159,7 +172,13 @@ class Connections:
         self.all = tuple(self._by_id.values())
 
     def dial(self, connection: Connection) -> None:
-        """Open it, now."""
+        """Open it now, or as soon as the server lets us."""
+        if self._stopping or connection.state == "closed":
+            return
+        if not self._reconnecting.may_dial(connection):
+            connection.state = "waiting"
+            self._update_status()
+            return
         connection.state = "dialing"
         if connection.epoch or connection.attempts:
             self.reconnect_attempts += 1
@@ -192,8 +211,9 @@ class Connections:
             waiter.set_result(None)
         self._waiters.clear()
         self._tenant.opened(connection)
-        if not connection.joins:
+        if connection.is_idle:
             self.close_when_idle(connection)
+        self.hurry(afresh=False)
 
     def _on_lost(self, connection: Connection, error: RtpoolError) -> None:
         """The socket broke. The identity stays, with its joins, and is dialled again."""
@@ -207,94 +227,43 @@ class Connections:
             error = failed
         now = self._loop.now
         self._log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
-        was_stable = now - connection.opened_at >= STABLE_SECONDS
         connection.session.disconnected()
         self._drop_socket(connection)
         connection.state = "waiting"
         self._tenant.heard(connection, connection.session.events())
         self._tenant.lost(connection, error)
-        if not connection.joins:
+        if connection.is_idle:
             self._remove(connection)  # the server reaps sockets without channels; nobody misses it
             return
-        if was_stable:
-            connection.attempts = 0
-        self._failed(connection, error, was_open=True)
+        self._reconnecting.failed(connection, error, lived=now - connection.opened_at)
+        self.status = self._summary()  # announced with what is decided
 
     def _dial_failed(self, connection: Connection, error: RtpoolError) -> None:
         self._log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
-        self._failed(connection, error, was_open=False)
+        self._reconnecting.failed(connection, error, lived=None)
 
-    def _failed(self, connection: Connection, error: RtpoolError, *, was_open: bool) -> None:
-        connection.state = "waiting"
-        connection.last_error = error
-        connection.attempts += 1
-        if connection.attempts == 1:
-            connection.first_failed_at = self._loop.now
-        self._tenant.failing(connection, error)
-        if not self._options.auto_reconnect:
-            self._give_up(connection, error, None)
-            return
-        attempt, first_at, epoch = connection.attempts, connection.first_failed_at, connection.epoch
-        policy, loop, clock, decided, log = self._policy, self._loop, self._loop.clock, self._decided, self._log
+    def _retrying(self, connection: Connection, error: RtpoolError, delay: float | None) -> None:
+        self._tenant.retrying(connection, error)
+        self._tell(connection, "reconnecting", error, connection.attempts + 1, delay)
 
-        def job() -> None:  # the strategies are user code
-            try:
-                verdict, delay = policy.next_delay(attempt_number=attempt, first_at=first_at, now=clock(), error=error)
-            except BaseException:  # even sys.exit() in one must not end the attempts
-                log.exception("! a reconnect strategy failed; the default delay is used")
-                verdict, delay = "retry", 1.0
-            loop.post(decided, connection, epoch, attempt, error, verdict, delay, was_open)
-
-        self._dialer.submit(job)
-
-    def _decided(
-        self,
-        connection: Connection,
-        epoch: int,
-        attempt: int,
-        error: RtpoolError,
-        verdict: str,
-        delay: float,
-        was_open: bool,
-    ) -> None:
-        current = self._by_id.get(connection.connection_id) is connection and connection.epoch == epoch
-        if not current or connection.attempts != attempt or connection.state != "waiting" or self._stopping:
-            return
-        if verdict == "fatal":
-            self._give_up(connection, error, None)
-        elif verdict == "stop" and not was_open:
-            self._give_up(connection, error, self._options.health_check_interval)
-        else:
-            self._update_status(StatusChange(None, "reconnecting", error, attempt, delay))
-            self._loop.call_later(delay, lambda: self._dial_again(connection, epoch, attempt))
-
-    def _dial_again(self, connection: Connection, epoch: int, attempt: int) -> None:
-        if (
-            self._by_id.get(connection.connection_id) is connection
-            and connection.epoch == epoch
-            and connection.attempts == attempt
-            and connection.state in ("waiting", "error")
-            and not self._stopping
-        ):
-            self.dial(connection)
-
-    def _give_up(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
+    def _given_up(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
         """The quick attempts are over. The health check goes on where another attempt can succeed."""
-        connection.state = "error"
         self._fail_waiters(error)
         self._tenant.given_up(connection, error)
-        self._update_status(StatusChange(None, "error", error, connection.attempts, again_in or 0.0))
-        if again_in is not None and self._options.enable_health_check:
-            epoch, attempt = connection.epoch, connection.attempts
-            self._loop.call_later(again_in, lambda: self._dial_again(connection, epoch, attempt))
-        if not connection.joins:
+        self._tell(connection, "error", error, connection.attempts, again_in)
+        if connection.is_idle:
             self._remove(connection)
+
+    def _tell(self, connection: Connection, status: str, error: RtpoolError, attempt: int, delay: float | None) -> None:
+        """Announce what became of one connection; the pool's own status is a summary of all."""
+        self.status = self._announced = self._summary()
+        self._announce(StatusChange(None, status, error, attempt, delay, connection.connection_id))
 
     def close_when_idle(self, connection: Connection) -> None:
         """Nobody lives on it now; close it unless that changes within `cleanup_interval`."""
 
         def close_if_idle() -> None:
-            if not connection.joins and self._by_id.get(connection.connection_id) is connection:
+            if connection.is_idle and self._by_id.get(connection.connection_id) is connection:
                 self._retire(connection)
 
         if connection.idle_timer is not None:
@@ -308,7 +277,9 @@ class Connections:
         """Close a connection in good order: what is queued, a close frame, then the peer's answer or half a second."""
         self._by_id.pop(connection.connection_id, None)
         self._publish()
+        connection.cancel_redial()
         if connection.transport is None:
+            connection.state = "closed"
             self._account(connection)
             self._update_status()
             return
@@ -337,6 +308,8 @@ class Connections:
         self._tell_when_closed()
 
     def _remove(self, connection: Connection) -> None:
+        connection.cancel_redial()
+        connection.state = "closed"
         self._by_id.pop(connection.connection_id, None)
         self._publish()
         self._account(connection)
@@ -354,29 +327,25 @@ class Connections:
 
     # Saying what is
 
-    def _set_status(self, status: str, change: StatusChange | None = None) -> None:
-        if status == self.status and change is None:
-            return
+    def _set_status(self, status: str) -> None:
         self.status = status
-        self._announce(change or StatusChange(None, status))
+        if status != self._announced:
+            self._announced = status
+            self._announce(StatusChange(None, status))
 
-    def _update_status(self, change: StatusChange | None = None) -> None:
-        if self._stopping:
-            return
+    def _update_status(self) -> None:
+        if not self._stopping:
+            self._set_status(self._summary())
+
+    def _summary(self) -> str:
         states = {c.state for c in self.all}
         ever = any(c.epoch for c in self.all)
         if not states:
-            status = "idle"
-        elif states == {"open"}:
-            status = "connected"
-        elif "error" in states:
-            status = "error"
-        elif "waiting" in states or (ever and "dialing" in states and "open" not in states):
-            status = "reconnecting"
-        elif "open" in states:
-            status = "connected"
-        else:
-            status = "connecting"
-        if change is not None and change.status != status:
-            change = None
-        self._set_status(status, change)
+            return "idle"
+        if states == {"open"}:
+            return "connected"
+        if "error" in states:
+            return "error"
+        if "waiting" in states or (ever and "dialing" in states and "open" not in states):
+            return "reconnecting"
+        return "connected" if "open" in states else "connecting"

@@ -142,6 +142,7 @@ class Engine:
             _running.add(self)
             self.dispatcher.start()
             self.loop.start()
+            self.loop.post(self.coordinator.start)
             self._launched.set()
 
     def post(self, call: Callable[..., None], *args: Any) -> None:

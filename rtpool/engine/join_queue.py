@@ -1,86 +1,247 @@
 """
-The joins that wait to be sent: a sliding window over the pool, a few in flight per socket, oldest first.
+The joins that wait to be sent: paced over the pool, a few in flight per socket, oldest first, and where joins fail one
+at a time.
+
+A server runs the joins of a socket one by one, and each that fails holds up everything else on that socket for some 5 s
+(protocol 4.2). So topics that fail are never let at a socket together, nor for more than a fifth of its time.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
 from collections import deque
 from collections.abc import Callable
+
+import attrs
 
 from rtpool.engine.connection import Connection
 from rtpool.engine.io_loop import IoLoop, Timer
 from rtpool.engine.joins import Join
-from rtpool.protocol.pace import Pace
+from rtpool.engine.logs import Log
+from rtpool.errors import HandshakeRefused, JoinRefused, RtpoolError
+from rtpool.events import ChannelState
+from rtpool.protocol.pace import RECOVERY, Pace
 
 __all__ = ["JoinQueue"]
+
+#: The server's words, in its reply to a join and in its answer to an upgrade (protocol 1.3, 8.1).
+TOO_MANY_JOINS = "Too many joins per second"
+#: After a join that failed in so many seconds, the socket has this many times as long to itself.
+REST = 4.0
+
+_Numbered = tuple[int, Join]
+
+
+@attrs.define(eq=False)
+class _Line:
+    """
+    The joins that wait for one connection, and how joins fare on its socket.
+
+    Attributes:
+        first, again: those that have not failed yet, and those that have; oldest first, numbered over the pool.
+        epoch: of the socket that all below is about.
+        sent: what awaits the server's answer, and since when.
+        answered_at: when it answered the last.
+        in_doubt: a join failed, and none has succeeded since.
+        rests_until: none that has failed before goes earlier, if there is a joined channel it may hold up.
+    """
+
+    connection: Connection
+    first: deque[_Numbered] = attrs.field(factory=deque)
+    again: deque[_Numbered] = attrs.field(factory=deque)
+    epoch: int = 0
+    sent: dict[Join, float] = attrs.field(factory=dict)
+    answered_at: float = -math.inf
+    in_doubt: bool = False
+    rests_until: float = -math.inf
+
+    def look(self) -> None:
+        """Forget what was of an earlier socket, and whose answer will not be told: it was left meanwhile."""
+        connection = self.connection
+        if self.epoch != connection.epoch:
+            self.epoch, self.sent = connection.epoch, {}
+            self.answered_at, self.in_doubt, self.rests_until = -math.inf, False, -math.inf
+        for join in list(self.sent):
+            if connection.session.state(join.topic) in (ChannelState.CLOSED, ChannelState.LEAVING):
+                del self.sent[join]
+
+    def next(self, now: float) -> deque[_Numbered] | None:
+        """Of which of the two the oldest may go now."""
+        session = self.connection.session
+        if not (self.first or self.again) or session.joins_available <= 0 or (self.in_doubt and self.sent):
+            return None
+        if self.first:
+            return self.first
+        resting = now < self.rests_until and self._serves()
+        return self.again if not resting and not any(join.attempts for join in self.sent) else None
+
+    def _serves(self) -> bool:
+        """Whether anything is joined, which a failing join would hold up."""
+        state = self.connection.session.state
+        return any(state(topic) is ChannelState.JOINED for topic in self.connection.joins)
+
+    def answered(self, join: Join, now: float) -> float | None:
+        """A join was answered, after which it is known how long it kept the socket; None for one of before."""
+        sent_at = self.sent.pop(join, None)
+        if sent_at is None:
+            return None
+        busy = now - max(sent_at, self.answered_at)
+        self.answered_at = now
+        return busy
 
 
 class JoinQueue:
     """
     Paces joins.
 
+    On each socket, joins that have not failed yet go first. Of those that have, one is in flight at a time, each in its
+    turn; and where channels are joined, the next waits after a failure four times as long as that took. While a socket
+    is in doubt, from a failure to the next success, it has one join in flight whatever it is.
+
     Args:
         loop: the engine's.
         max_per_second: over the pool, see `PoolOptions.max_joins_per_second`.
         send: called with a join whose turn it is.
+        log: where a slower pace is told.
 
-    Thread-safety: confined to the I/O thread.
+    Thread-safety: confined to the I/O thread, except `per_second`, which may be read anywhere.
     """
 
-    def __init__(self, loop: IoLoop, max_per_second: float, send: Callable[[Join], None]) -> None:
+    def __init__(
+        self, loop: IoLoop, max_per_second: float, send: Callable[[Join], None], log: Log | None = None
+    ) -> None:
         self._loop = loop
         self._send = send
+        self._log = log or Log(logging.getLogger("rtpool.io"))
         self._pace = Pace(max_per_second)
-        self._waiting: deque[Join] = deque()
+        self._lines: dict[Connection, _Line] = {}
+        self._numbers = itertools.count()
         self._timer: Timer | None = None
+        self._timer_at = -math.inf
         self._stopped = self._running = False
 
+    @property
+    def per_second(self) -> float:
+        """The present pace."""
+        return self._pace.per_second(self._loop.clock())
+
     def add(self, join: Join) -> None:
-        """Queue a join; it is sent when the pace allows, and its turn is lost when its connection is not open then."""
-        self._waiting.append(join)
-        if not self._running:
-            self.run()
+        """Queue a join that is `requested`; with its connection not open it is so no more: what opens it asks again."""
+        self._line_up(join)
+        self.run()
+
+    def succeeded(self, join: Join) -> None:
+        """The server let a join in."""
+        line = self._line_of(join)
+        if line is not None and line.answered(join, self._loop.now) is not None:
+            line.in_doubt = False
+
+    def failed(self, join: Join) -> None:
+        """The server refused a join, or did not answer it in time."""
+        line, now = self._line_of(join), self._loop.now
+        busy = line.answered(join, now) if line is not None else None
+        if line is not None and busy is not None:
+            line.in_doubt = True
+            line.rests_until = max(line.rests_until, now + REST * busy)
+
+    def heed(self, error: RtpoolError) -> None:
+        """A join or a dial failed: halve the pace for a while if the server said that there are too many joins."""
+        if isinstance(error, JoinRefused):
+            words = error.reason
+        elif isinstance(error, HandshakeRefused):
+            words = error.body
+        else:
+            return
+        if TOO_MANY_JOINS not in words:
+            return
+        now = self._loop.now
+        before = self._pace.per_second(now)
+        if self._pace.slow_down(now):
+            self._log.warning(
+                "! the server says %r: at most %g a second from now on, instead of %g, and twice as many "
+                "after every %g s without such a refusal (option max_joins_per_second)",
+                *(words, self._pace.per_second(now), before, RECOVERY),
+            )
+
+    def spare(self, connection: Connection) -> bool:
+        """Whether a join that can wait may go out on `connection` now, since no other wants to; if so it counts."""
+        if self._stopped or any(
+            line.first or line.again or line.sent or line.in_doubt for line in self._lines.values()
+        ):
+            return False
+        return connection.session.joins_available > 0 and self._pace.grant(self._loop.now)
 
     def stop(self) -> None:
         """Send nothing any more."""
         self._stopped = True
-        self._waiting.clear()
+        self._lines.clear()
 
     def run(self) -> None:
         """Send what may be sent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._stopped or self._running:
             return
         self._running = True
         try:
-            self._waiting = self._send_some()
+            self._wake_at(self._send_some(self._loop.now))
         finally:
             self._running = False
 
-    def _send_some(self) -> deque[Join]:
-        waiting: deque[Join] = deque()
-        room: dict[Connection, int] = {}
-        while self._waiting:
-            join = self._waiting.popleft()
-            connection = join.connection
-            if not join.requested or connection is None or connection.state != "open":
-                join.requested = False  # not now: what it waits for puts it back
-                continue
-            free = room.get(connection)
-            if free is None:
-                free = connection.session.joins_available
-            if free <= 0:
-                waiting.append(join)
-                room[connection] = 0
-                continue
-            if not self._pace.grant(self._loop.now):
-                waiting.append(join)
-                waiting.extend(self._waiting)
-                self._waiting.clear()
-                self._timer = self._loop.call_at(self._pace.next_at(), self.run)
-                break
-            room[connection] = free - 1
+    def _send_some(self, now: float) -> float:
+        """Returns when there may be more to send without anything having happened."""
+        for line in list(self._lines.values()):
+            line.look()
+            if line.connection.state != "open":
+                del self._lines[line.connection]
+                for _, join in (*line.first, *line.again):
+                    if join.connection is line.connection:
+                        join.requested = False
+        while (waiting := self._whose_turn(now)) is not None:
+            if not self._pace.grant(now):
+                return self._pace.next_at(now)
+            _, join = waiting.popleft()
+            line = self._lines[join.connection]  # type: ignore[index]
             self._send(join)
-        return waiting
+            if line.connection.session.state(join.topic) is ChannelState.JOINING:  # else it was not to be
+                line.sent[join] = now
+        rests = [line.rests_until for line in self._lines.values() if line.again and line.rests_until > now]
+        return min(rests, default=math.inf)
+
+    def _whose_turn(self, now: float) -> deque[_Numbered] | None:
+        """The queue whose head goes next: of those that have not failed the oldest, else of those that have."""
+        for line in list(self._lines.values()):
+            self._drop_strays(line)
+        best, best_rank = None, (True, math.inf)
+        for line in self._lines.values():
+            waiting = line.next(now)
+            if waiting and (rank := (waiting is line.again, waiting[0][0])) < best_rank:
+                best, best_rank = waiting, rank
+        return best
+
+    def _drop_strays(self, line: _Line) -> None:
+        for waiting in (line.first, line.again):
+            while waiting and not ((join := waiting[0][1]).requested and join.connection is line.connection):
+                waiting.popleft()
+                if join.requested:  # it lives elsewhere now
+                    self._line_up(join)
+
+    def _line_up(self, join: Join) -> None:
+        connection = join.connection
+        if self._stopped or connection is None or connection.state != "open":
+            join.requested = False  # not now: what it waits for puts it back
+            return
+        line = self._lines.get(connection)
+        if line is None:
+            line = self._lines[connection] = _Line(connection, epoch=connection.epoch)
+        (line.again if join.attempts else line.first).append((next(self._numbers), join))
+
+    def _line_of(self, join: Join) -> _Line | None:
+        return self._lines.get(join.connection) if join.connection is not None else None
+
+    def _wake_at(self, at: float) -> None:
+        if self._timer is not None and not self._timer.cancelled:
+            if self._timer_at == at:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_at = (self._loop.call_at(at, self.run) if at < math.inf else None), at

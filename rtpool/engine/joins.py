@@ -16,11 +16,12 @@ from rtpool.engine.outgoing import Outgoing
 from rtpool.engine.tokens import TokenSource
 from rtpool.errors import JoinRefused, JoinTimeout, RtpoolError
 from rtpool.events import ChannelState, SystemMessage
+from rtpool.protocol.handover import Handover
 from rtpool.protocol.json_engine import canonical, dumps
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls, PresenceState
-from rtpool.protocol.refusals import Action, classify_join, parse_reason
+from rtpool.protocol.refusals import Action, judge_join, parse_reason
 from rtpool.protocol.replay import Replay, ReplayRequest
 from rtpool.protocol.session import JoinFailed
 from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
@@ -64,6 +65,7 @@ class Join:
         leaving, leavers: a leave awaits the server's word, and who awaits it with us.
         requested: whether it stands in the queue for its join, or waits for a token.
         answered: whether the server has let in the join sent last; on version 1 frames of the one before look alike.
+        heard_at: when the server last said something on it, monotonic.
         changes_flow: whether the server said that Postgres changes flow since the last join.
         changes_restarted: whether it just said so once more, without having been in trouble before.
         changes_refused: whether it said that these bindings never will.
@@ -80,6 +82,8 @@ class Join:
         needs_token: whether it may.
         token: what the server was given last.
         second_chance: the server refused the token, and the callable is asked for another before anybody is told.
+        handover: set while it moves to another connection, see `Mover`.
+        held: its pushes wait for that.
     """
 
     share: Share
@@ -93,6 +97,7 @@ class Join:
     leavers: list[Attachment] = attrs.field(factory=list)
     ids: dict[int, tuple[ChangeBinding, ...]] = attrs.field(factory=dict)
     answered: bool = False
+    heard_at: float = -math.inf
     changes_flow: bool = False
     changes_restarted: bool = False
     changes_refused: bool = False
@@ -118,6 +123,8 @@ class Join:
     needs_token: bool = False
     second_chance: RtpoolError | None = None
     token: str | None = None
+    handover: Handover | None = None
+    held: bool = False
 
     @property
     def topic(self) -> str:
@@ -147,13 +154,13 @@ class Join:
         """Whether all that `subscriber` asks for flows; a sibling's changes feed is no business of its own."""
         return self.flows and (self.changes_flow or not subscriber.config.changes)
 
-    def body(self, *, supabase: bool) -> JsonBody:
+    def body(self, *, supabase: bool, replay: bool = True) -> JsonBody:
         """The payload of its `phx_join`; a plain Phoenix server gets what its application wants."""
         if not supabase:
             return JsonBody(self.share.key.params)
         config, key = self.config, self.share.key
         broadcast: dict[str, Any] = {"ack": config.ack, "self": config.receive_own}
-        if self.replay_request is not None:  # the mere presence of the key is an error on public channels
+        if replay and self.replay_request is not None:  # the mere presence of the key is an error on public channels
             broadcast["replay"] = self.replay_request.to_wire()
         payload: dict[str, Any] = {
             "config": {
@@ -222,8 +229,8 @@ def interrupt(members: Iterable[Subscriber], outage: Outage) -> bool:
     return lost
 
 
-def refused(topic: str, response: Any, action: Action) -> JoinRefused:
-    """The error for an error response, or for the words before a close."""
+def refused(topic: str, response: Any, action: Action, retry_after: float | None = None) -> JoinRefused:
+    """The error for an error response, or for the words before a close; `retry_after` is seconds to wait at least."""
     code, reason = parse_reason(response)
     words = f"{code}: {reason}" if code else reason
     after = "rtpool tries again by itself" if action.retryable else f"not tried again ({action.value} needed)"
@@ -234,14 +241,16 @@ def refused(topic: str, response: Any, action: Action) -> JoinRefused:
         topic=topic,
         code=code,
         reason=reason,
-        retryable=action.retryable,
+        action=action,
+        retry_after=retry_after,
     )
 
 
-def failure_of(topic: str, event: JoinFailed, join_timeout: float) -> tuple[RtpoolError, Action]:
-    """The error for a join that failed, and what to do about it."""
+def failure_of(topic: str, event: JoinFailed, join_timeout: float, failures: int = 1) -> tuple[RtpoolError, Action]:
+    """The error for a join that failed, and what to do about it after so many failures in a row, this one included."""
     if event.timed_out:
         words = f"no reply to the join of {topic!r} within {join_timeout} s"
         return JoinTimeout(words, topic=topic, timeout=join_timeout), Action.BACK_OFF
-    action = classify_join(event.response)
-    return refused(topic, event.response, action), action
+    verdict = judge_join(event.response)
+    action = verdict.after(failures)
+    return refused(topic, event.response, action, verdict.not_before if action is verdict.action else None), action

@@ -14,7 +14,7 @@ import attrs
 from rtpool.errors import ConnectionFailed, PushRefused, PushTimeout, RtpoolError, SendBufferFull
 from rtpool.events import ChannelState
 from rtpool.protocol.messages import Body
-from rtpool.protocol.refusals import words_of
+from rtpool.protocol.refusals import classify_push, words_of
 from rtpool.protocol.session import PushSettled
 from rtpool.registry import Subscriber
 
@@ -111,6 +111,7 @@ class Outgoing:
                 event=self.name,
                 status=event.status,
                 response=event.response,
+                action=classify_push(event.response),
             )
         return None
 

@@ -111,7 +111,7 @@ class Pushes:
             self._keep(join, outgoing, first=True)
 
     def _hand_over(self, join: Join, outgoing: Outgoing) -> bool:
-        if not join.joined or join.connection is None:
+        if join.held or not join.joined or join.connection is None:
             return False
         accepted = join.connection.session.push(
             join.topic,
@@ -148,7 +148,7 @@ class Pushes:
     def say_presence(self, join: Join) -> None:
         """Tell the server who we are, if it does not know, now or as soon as its budget allows."""
         calls, wish, now = join.presence_calls, join.share.wish, self._loop.now
-        if calls.in_flight or not join.joined or join.connection is None:
+        if calls.in_flight or join.held or not join.joined or join.connection is None:
             return
         if not calls.has_news(wish, asked=bool(join.presence_pushes)) and not join.replaying:
             pushes, join.presence_pushes = join.presence_pushes, {}

@@ -213,12 +213,14 @@ class Router:
         if broadcast is None or join.config.receive_own:
             return
         siblings = tuple(s for s in join.members if s is not outgoing.subscriber)
-        if not siblings:
+        if not siblings and join.handover is None:
             return
         payload = broadcast.data if broadcast.is_binary else loads(broadcast.data)
         wire = WireMessage(
             None, None, join.topic, BROADCAST, {"type": BROADCAST, "event": broadcast.event, "payload": payload}
         )
+        if join.handover is not None:
+            join.handover.live(wire)  # to the second channel it is a stranger's
         event = Broadcast(join.name, broadcast.event, payload)
         self._deliver(siblings, Delivery("broadcast", broadcast.event, event, wire))
 

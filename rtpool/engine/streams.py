@@ -15,17 +15,43 @@ from urllib.parse import unquote, urlsplit
 
 from websocket import WebSocketTimeoutException
 
+from rtpool.actions import Action
+from rtpool.engine.logs import logger_for
 from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, request_head, seconds_left
 from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
 from rtpool.options import Dial, PoolOptions
 from rtpool.protocol.refusals import classify_proxy, classify_socks
 
-__all__ = ["Address", "Cancelled", "failure", "open_stream"]
+__all__ = ["Address", "Cancelled", "failure", "keep_alive", "open_stream"]
 
 Lock = threading.Lock
 
-#: OpenSSL's names of the alerts by which a server refuses our certificate, or the lack of one.
-CLIENT_REFUSED = ("CERTIFICATE_REQUIRED", "ALERT_UNKNOWN_CA", "ALERT_BAD_CERTIFICATE", "ALERT_HANDSHAKE_FAILURE")
+#: OpenSSL's names of what a TLS handshake fails by with these two sides however often it is tried, and what may help.
+TLS_REFUSALS: dict[tuple[str, ...], tuple[str, str]] = {
+    (
+        "CERTIFICATE_REQUIRED",
+        "ALERT_UNKNOWN_CA",
+        "ALERT_BAD_CERTIFICATE",
+        "ALERT_CERTIFICATE_",
+        "ALERT_UNSUPPORTED_CERTIFICATE",
+        "ALERT_ACCESS_DENIED",
+        "ALERT_HANDSHAKE_FAILURE",
+    ): ("refused our side of TLS", "if it wants a client certificate, pass an ssl_context with load_cert_chain"),
+    (
+        "ALERT_PROTOCOL_VERSION",
+        "UNSUPPORTED_PROTOCOL",
+        "NO_PROTOCOLS_AVAILABLE",
+    ): ("has no TLS version in common with us", "pass an ssl_context that allows one the server has"),
+}
+
+#: What `getaddrinfo` calls a name that does not exist, or has no address. A machine without a network is told the same
+#: on some systems: it is asked for again, without haste. The rest, such as EAI_AGAIN, is trouble of the resolver's.
+NAME_UNKNOWN = frozenset(
+    getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
+)
+
+#: What the kernel takes for TCP_USER_TIMEOUT.
+LARGEST_MILLISECONDS = 2**31 - 1
 
 
 class Address(NamedTuple):
@@ -109,12 +135,13 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
         else:
             sock = _connect(address.host, address.port, deadline, cancelled)
         cancelled.watch(sock)
+        keep_alive(sock, options)
         if address.secure:
             if isinstance(sock, ssl.SSLSocket):
                 raise ConnectionFailed(
                     "the option dial returned a TLS socket, and the url asks for TLS as well: return a plain socket, "
                     "or give the url as http:// or ws://",
-                    retryable=False,
+                    action=Action.FATAL,
                 )
             context = options.ssl_context or ssl.create_default_context()
             sock = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
@@ -151,6 +178,51 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
     raise trouble
 
 
+def keep_alive(sock: socket.socket, options: PoolOptions) -> None:
+    """
+    Have the kernel notice a peer that is gone, at most `heartbeat_interval` + `heartbeat_timeout` after its last sign
+    of life: the time after which a heartbeat gives it up. It counts also while heartbeats do not, for joins are under
+    way or a full mailbox blocks reading. It works in whole seconds; heartbeats of less are quicker than it.
+
+    ``SO_KEEPALIVE`` asks an idle peer whether it is there: first after the heartbeat's interval (``TCP_KEEPIDLE``, on
+    macOS ``TCP_KEEPALIVE``), so that heartbeats that are answered leave nothing to ask, then up to three times
+    (``TCP_KEEPCNT``) spread over the heartbeat's time-out (``TCP_KEEPINTVL``).
+
+    ``TCP_USER_TIMEOUT`` (RFC 5482; Linux) ends a connection whose peer for that long acknowledged nothing, or had no
+    room for more; retransmission alone goes on for a quarter of an hour. Where it is set, Linux ends keepalive by it
+    and no more by the count, so it runs out half an interval before the last question does. It must not be as short
+    as the heartbeat's time-out: a server that works off joins reads nothing meanwhile, and is alive.
+
+    A socket that is not TCP is left alone, and what the system lacks is left out. A refusal is logged: heartbeats do
+    without all of it.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    idle = _whole(options.heartbeat_interval)
+    count = min(3, _whole(options.heartbeat_timeout))
+    interval = _whole(options.heartbeat_timeout / count)
+    patience = min(int((idle + (count - 0.5) * interval) * 1000), LARGEST_MILLISECONDS)
+    wanted = [
+        ("TCP_KEEPIDLE", idle),
+        ("TCP_KEEPALIVE", idle),
+        ("TCP_KEEPINTVL", interval),
+        ("TCP_KEEPCNT", count),
+        ("TCP_USER_TIMEOUT", patience),
+    ]
+    levels = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    levels += [(socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in wanted if hasattr(socket, name)]
+    for level, name, value in levels:
+        try:
+            sock.setsockopt(level, name, value)
+        except OSError as error:
+            logger_for(options, "io").debug("- socket option %d cannot be set to %d: %s", name, value, error)
+
+
+def _whole(seconds: float) -> int:
+    """Seconds as keepalive takes them: whole, 1 to 32,767 (Linux's limit)."""
+    return max(1, min(int(seconds), 32_767))
+
+
 def _by_users_dial(dial: Dial, address: Address, seconds: float) -> socket.socket:
     try:
         sock = dial(address.host, address.port, seconds)
@@ -162,7 +234,7 @@ def _by_users_dial(dial: Dial, address: Address, seconds: float) -> socket.socke
     if not isinstance(sock, socket.socket):
         raise ConnectionFailed(
             f"the option dial returned {type(sock).__name__} for {address}, not a connected socket.socket",
-            retryable=False,
+            action=Action.FATAL,
         )
     try:
         sock.getpeername()
@@ -173,7 +245,7 @@ def _by_users_dial(dial: Dial, address: Address, seconds: float) -> socket.socke
     if trouble:
         sock.close()
         raise ConnectionFailed(
-            f"the option dial returned {trouble} for {address}, not a connected stream socket", retryable=False
+            f"the option dial returned {trouble} for {address}, not a connected stream socket", action=Action.FATAL
         )
     return sock
 
@@ -215,7 +287,8 @@ def _http_tunnel(stream: TimedSocket, at: Address, address: Address, user: str, 
         f"{hint}",
         status=answer.status,
         reason=answer.reason,
-        retryable=classify_proxy(answer.status).retryable,
+        action=classify_proxy(answer.status),
+        retry_after=answer.retry_after,
     )
 
 
@@ -236,10 +309,12 @@ def _socks_tunnel(stream: TimedSocket, scheme: str, at: Address, address: Addres
     except ImportError as error:
         raise ConnectionFailed(
             f"a {scheme} proxy needs the package python-socks; install it with: pip install 'rtpool[socks]'",
-            retryable=False,
+            action=Action.FATAL,
         ) from error
     if scheme.startswith("socks4") and ":" in address.host:
-        raise ConnectionFailed(f"a SOCKS4 proxy cannot reach the IPv6 address {address}; use socks5", retryable=False)
+        raise ConnectionFailed(
+            f"a SOCKS4 proxy cannot reach the IPv6 address {address}; use socks5", action=Action.FATAL
+        )
     version = ProxyType.SOCKS5 if scheme.startswith("socks5") else ProxyType.SOCKS4
     by_proxy = scheme in ("socks4a", "socks5h")
     proxy = Proxy(
@@ -259,31 +334,37 @@ def _socks_tunnel(stream: TimedSocket, scheme: str, at: Address, address: Addres
             f"the {scheme} proxy {at} did not connect to {address}: {error}",
             status=code,
             reason=str(error),
-            retryable=classify_socks(code, str(error)).retryable,
+            action=classify_socks(code, str(error)),
         ) from error
 
 
 def failure(where: str, error: Exception, seconds: float) -> ConnectionFailed:
     """
-    Trouble on the way to `where`, in our words; to be raised from `error`.
+    Trouble on the way to `where`, in our words and with what it calls for; to be raised from `error`.
 
     Args:
         where: safe to show.
         seconds: that were allowed.
     """
+    words, action = _diagnosis(where, error, seconds)
+    return ConnectionFailed(words, action=action)
+
+
+def _diagnosis(where: str, error: Exception, seconds: float) -> tuple[str, Action]:
     if isinstance(error, (WebSocketTimeoutException, TimeoutError)):
-        return ConnectionFailed(f"no connection to {where} within {seconds:g} s")
+        return f"no connection to {where} within {seconds:g} s", Action.BACK_OFF
     if isinstance(error, ssl.SSLCertVerificationError):
-        return ConnectionFailed(
-            f"the certificate of {where} is not trusted: {error.verify_message}; pass ssl_context for a private CA",
-            retryable=False,
-        )
-    if isinstance(error, ssl.SSLError) and any(name in (error.reason or "") for name in CLIENT_REFUSED):
-        return ConnectionFailed(
-            f"{where} refused our side of TLS: {error.reason}; if it wants a client certificate, pass an ssl_context "
-            "with load_cert_chain",
-            retryable=False,
-        )
+        why = getattr(error, "verify_message", str(error))  # one that Python code raises has neither this nor a reason
+        return f"the certificate of {where} is not trusted: {why}; pass ssl_context for a private CA", Action.FATAL
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "reason", None) or ""
+        for names, (words, hint) in TLS_REFUSALS.items():
+            if any(name in reason for name in names):
+                return f"{where} {words}: {reason}; {hint}", Action.FATAL
     if isinstance(error, socket.gaierror):
-        return ConnectionFailed(f"the host of {where} cannot be found: {error.strerror}")
-    return ConnectionFailed(f"no connection to {where}: {str(error)[:300] or type(error).__name__}")
+        action = Action.BACK_OFF_LONG if error.errno in NAME_UNKNOWN else Action.BACK_OFF
+        return f"the host of {where} cannot be found: {error.strerror}", action
+    if isinstance(error, UnicodeError):
+        return f"the host of {where} is no name of a host", Action.FATAL
+    # Refused, reset, unreachable, no descriptors left, nonsense in place of an answer: all of it may pass.
+    return f"no connection to {where}: {str(error)[:300] or type(error).__name__}", Action.BACK_OFF

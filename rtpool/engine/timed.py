@@ -10,7 +10,9 @@ import io
 import socket
 import time
 from collections.abc import Container, Iterable
+from datetime import datetime, timezone
 from email.message import Message
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 
@@ -18,10 +20,22 @@ import attrs
 
 from rtpool.errors import ProtocolError
 
-__all__ = ["Answer", "HEAD_LIMIT", "TimedSocket", "read_answer", "request_head", "seconds_left"]
+__all__ = [
+    "Answer",
+    "HEAD_LIMIT",
+    "MAX_RETRY_AFTER",
+    "TimedSocket",
+    "http_date",
+    "read_answer",
+    "request_head",
+    "seconds_left",
+]
 
 #: Bytes an answer's head may have; servers and proxies send well under 8 KiB.
 HEAD_LIMIT = 64 * 1024
+#: Seconds that a ``Retry-After`` may hold us back. An attempt an hour is no load to anybody; a mistyped or malicious
+#: value must not silence a client for longer.
+MAX_RETRY_AFTER = 3_600.0
 #: Bytes offered to the kernel at once, so that the deadline is looked at in between.
 SEND_SIZE = 256 * 1024
 
@@ -131,6 +145,31 @@ class Answer:
     reason: str
     headers: Message
     body: bytes = b""
+
+    @property
+    def retry_after(self) -> float | None:
+        """
+        Seconds its header ``Retry-After`` asks to wait (RFC 9110 §10.2.3), 0 to `MAX_RETRY_AFTER`; None without one
+        that can be read.
+        """
+        value = (self.headers["retry-after"] or "").strip()
+        if value.isascii() and value.isdigit():
+            return min(float(value), MAX_RETRY_AFTER)
+        then = http_date(value)
+        if then is None:
+            return None
+        # A date is the server's, and told by its own clock; ours may be wrong.
+        now = http_date(self.headers["date"]) or datetime.now(timezone.utc)
+        return min(max((then - now).total_seconds(), 0.0), MAX_RETRY_AFTER)
+
+
+def http_date(text: str | None) -> datetime | None:
+    """The instant that a header names in any of HTTP's three formats (RFC 9110 §5.6.7); None when it names none."""
+    try:
+        date = parsedate_to_datetime(text or "")
+        return date.astimezone(timezone.utc) if date.tzinfo else date.replace(tzinfo=timezone.utc)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
 
 
 def read_answer(stream: TimedSocket, method: str, *, expected: Container[int], limit: int) -> Answer:

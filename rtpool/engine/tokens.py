@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from datetime import datetime
 
+from rtpool.actions import Action
 from rtpool.checks import check_token
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop, Timer
@@ -51,9 +52,10 @@ class TokenSource:
         self.cancel()
         self.provider = given if callable(given) else None
         self.value = None if callable(given) else given
-        #: Whether `value` may be used without asking again, and until when, seconds since the epoch.
+        #: Whether `value` may be used without asking again, until when, when it is renewed; seconds since the epoch.
         self.fresh = self.provider is None
         self.expires: float | None = None
+        self.renew_at = 0.0
         #: Asked in vain so often since a join was let in, and until when it is not asked again.
         self.attempts = 0
         self.failed_until = 0.0
@@ -218,7 +220,10 @@ class Tokens:
         source.expires = expires if left > 0 else None
         if source.expires is None:
             return
-        lead = min(LEAD_SECONDS, left * LEAD_PART) * self._rng.uniform(1.0, 2.0)
+        source.renew_at = source.expires - min(LEAD_SECONDS, left * LEAD_PART) * self._rng.uniform(1.0, 2.0)
+        self._await_renewal(source)
+
+    def _await_renewal(self, source: TokenSource) -> None:
         value = source.value
 
         def due() -> None:
@@ -227,7 +232,13 @@ class Tokens:
             if self._in_use(source):
                 self._seek(source, value)
 
-        source.renewal = self._loop.call_later(max(0.0, left - lead), due)
+        source.renewal = self._loop.call_later(max(0.0, source.renew_at - self._wall().timestamp()), due)
+
+    def clocks_parted(self, source: TokenSource) -> None:
+        """The wall clock and the loop's went apart, in a suspend or by a step: a token expires by the former."""
+        if source.renewal is not None:
+            source.renewal.cancel()
+            self._await_renewal(source)
 
     def _seek(self, source: TokenSource, than: str | None) -> None:
         """Ask until there is another token than `than`."""
@@ -276,4 +287,4 @@ def _call(provider: Provider) -> tuple[str | None, RtpoolError | None]:
 
 
 def _unavailable(words: str, reason: str) -> JoinRefused:
-    return JoinRefused(words, code="TokenUnavailable", reason=reason, retryable=True)
+    return JoinRefused(words, code="TokenUnavailable", reason=reason, action=Action.BACK_OFF)

@@ -8,12 +8,11 @@ import io
 import secrets
 import socket
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from websocket import WebSocket
 
-from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer
+from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, http_date, read_answer
 from rtpool.errors import HandshakeRefused
 from rtpool.protocol.refusals import classify_handshake
 
@@ -63,11 +62,8 @@ def upgrade(
 
 
 def _ahead(date: str | None) -> float:
-    try:
-        theirs = parsedate_to_datetime(date or "")
-        return (theirs - datetime.now(timezone.utc)).total_seconds()
-    except (TypeError, ValueError, IndexError):  # none, none that can be read, or one without a zone
-        return 0.0
+    theirs = http_date(date)
+    return 0.0 if theirs is None else (theirs - datetime.now(timezone.utc)).total_seconds()
 
 
 class _Handshake(TimedSocket):
@@ -107,10 +103,13 @@ def _refused(where: str, answer: Answer) -> HandshakeRefused:
     body = answer.body.decode("utf-8", "replace")
     action = classify_handshake(answer.status, body)
     advice = "" if action.retryable else " It is not tried again with the same key."
+    if action.retryable and answer.retry_after is not None:
+        advice = f" It asks to wait {answer.retry_after:g} s."
     words = body.strip() or "no body"
     return HandshakeRefused(
         f"{where} refused the connection with HTTP {answer.status}: {words}.{advice}",
         status=answer.status,
         body=body,
-        retryable=action.retryable,
+        action=action,
+        retry_after=answer.retry_after,
     )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from websocket import ABNF, WebSocketException, frame_buffer
 
+from rtpool.actions import Action
 from rtpool.errors import MessageTooBig, ProtocolError
 
 __all__ = ["FrameDecoder", "FrameEncoder", "WsMessage", "close_code"]
@@ -129,6 +130,7 @@ class FrameDecoder:
                 f"of {self._limit}",
                 size=size,
                 limit=self._limit,
+                action=Action.BACK_OFF,
             )
 
     def _assemble(self, frame: ABNF) -> WsMessage | None:

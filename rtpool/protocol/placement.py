@@ -8,13 +8,15 @@ of two.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Collection, Container, Iterable
+from typing import NamedTuple
 
-__all__ = ["OPEN", "Slot", "place"]
+__all__ = ["Merge", "OPEN", "Slot", "merge_plan", "place"]
 
 #: `place` says: open another connection.
 OPEN = -1
+#: How full merging may make a connection: the next topics are to find room without another socket.
+FULL_ENOUGH = 0.9
 
 
 class Slot(NamedTuple):
@@ -29,7 +31,7 @@ class Slot(NamedTuple):
     """
 
     connection_id: int
-    topics: Container[Any]
+    topics: Collection[str]
     used: int
     capacity: int
 
@@ -58,3 +60,47 @@ def place(topic: str, slots: Iterable[Slot], *, max_connections: int) -> int | N
     if best is not None:
         return best.connection_id
     return OPEN if count < max_connections else None
+
+
+class Merge(NamedTuple):
+    """A connection that can be emptied, and where each of its topics goes."""
+
+    connection_id: int
+    moves: dict[str, int]
+
+
+def merge_plan(slots: Iterable[Slot], movable: Container[int]) -> Merge | None:
+    """
+    Find a connection whose topics all fit into the others, none of which becomes fuller than `FULL_ENOUGH`.
+
+    Topics only go to fuller connections, and among equally full ones to older: that is where `place` would put them,
+    so what was merged does not come apart again.
+
+    Args:
+        slots: every connection there is.
+        movable: the ids of those all of whose topics can be moved now.
+
+    Returns:
+        The emptiest such connection, the youngest of equals; None when there is none.
+    """
+    fullest_first = sorted((s for s in slots if s.used), key=lambda s: (-s.used, s.connection_id))
+    for index in range(len(fullest_first) - 1, 0, -1):
+        source = fullest_first[index]
+        if source.connection_id in movable:
+            moves = _moves(source, fullest_first[:index])
+            if moves is not None:
+                return Merge(source.connection_id, moves)
+    return None
+
+
+def _moves(source: Slot, targets: list[Slot]) -> dict[str, int] | None:
+    room = {target.connection_id: int(target.capacity * FULL_ENOUGH) - target.used for target in targets}
+    hosts = {topic: [t.connection_id for t in targets if topic not in t.topics] for topic in source.topics}
+    moves = {}
+    for topic in sorted(hosts, key=lambda topic: (len(hosts[topic]), topic)):  # those that few can take come first
+        host = next((host for host in hosts[topic] if room[host] > 0), None)
+        if host is None:
+            return None
+        moves[topic] = host
+        room[host] -= 1
+    return moves

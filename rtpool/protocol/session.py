@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from rtpool.events import ChannelState
+from rtpool.protocol.heartbeat import Pulse
 from rtpool.protocol.messages import (
     HEARTBEAT,
     PHOENIX_TOPIC,
@@ -30,7 +31,9 @@ from rtpool.protocol.serializer import Serializer
 from rtpool.protocol.states import ChannelInput, next_state
 
 __all__ = [
+    "ChannelEvent",
     "ChannelLost",
+    "Fenced",
     "HeartbeatLost",
     "HeartbeatReplied",
     "HeartbeatSent",
@@ -42,6 +45,7 @@ __all__ = [
     "Received",
     "Session",
     "SessionEvent",
+    "UNMATCHED_TOPIC",
 ]
 
 EMPTY_OBJECT = JsonBody(b"{}")
@@ -112,6 +116,12 @@ class Received(NamedTuple):
     message: WireMessage
 
 
+class Fenced(NamedTuple):
+    """All that was sent to this socket before the fence `ref` was asked for has been read."""
+
+    ref: str
+
+
 class HeartbeatSent(NamedTuple):
     """A heartbeat is on its way."""
 
@@ -128,9 +138,8 @@ class HeartbeatLost(NamedTuple):
     waited: float
 
 
-SessionEvent = (
-    Joined | JoinFailed | ChannelLost | Left | PushSettled | Received | HeartbeatSent | HeartbeatReplied | HeartbeatLost
-)
+ChannelEvent = Joined | JoinFailed | ChannelLost | Left
+SessionEvent = ChannelEvent | PushSettled | Received | Fenced | HeartbeatSent | HeartbeatReplied | HeartbeatLost
 
 
 @attrs.define(eq=False)
@@ -147,11 +156,11 @@ class _Topic:
 class _Pending:
     """A frame that awaits its reply."""
 
-    kind: str  # join, leave, push, heartbeat
+    kind: str  # join, leave, push, fence
     topic: str
     sent_at: float
     timeout: float
-    deadline: float | None  # joins, leaves and heartbeats: None until written
+    deadline: float | None  # leaves: None until written; joins: until the one before is answered, too
     token: Any = None
     wants_reply: bool = True
     tells_sent: bool = False
@@ -181,8 +190,6 @@ class Session:
         max_joins_in_flight: int,
     ) -> None:
         self._serializer = serializer
-        self._heartbeat_interval = heartbeat_interval
-        self._heartbeat_timeout = heartbeat_timeout
         self._join_timeout = join_timeout
         self._max_joins_in_flight = max_joins_in_flight
         self._connected = False
@@ -190,8 +197,8 @@ class Session:
         self._topics: dict[str, _Topic] = {}
         self._pending: dict[str, _Pending] = {}
         self._join_queue: deque[str] = deque()
-        self._joins_in_flight = 0
-        self._next_heartbeat: float | None = None
+        self._joins_in_flight: dict[str, _Pending] = {}  # by ref, oldest first
+        self._pulse = Pulse(heartbeat_interval, heartbeat_timeout)
         self._timers: list[tuple[float, str]] = []
         self._frames: list[OutgoingFrame] = []
         self._events: list[SessionEvent] = []
@@ -213,7 +220,9 @@ class Session:
     @property
     def joins_available(self) -> int:
         """How many joins may be asked for now without waiting for a reply."""
-        return self._max_joins_in_flight - self._joins_in_flight - len(self._join_queue) if self._connected else 0
+        if not self._connected or self._pulse.late:  # it answers nothing: more would only wait with the rest
+            return 0
+        return self._max_joins_in_flight - len(self._joins_in_flight) - len(self._join_queue)
 
     def frames_to_send(self) -> list[OutgoingFrame]:
         """Drain the frames to write, in order."""
@@ -226,16 +235,12 @@ class Session:
         return bool(self._events)
 
     def not_reading(self, now: float) -> None:
-        """
-        Nothing is read at present, so a reply to a heartbeat cannot be seen: one that is overdue is forgotten and the
-        next goes out, because the server closes a socket it does not hear from.
-        """
-        for ref, pending in self._pending.items():
-            if pending.kind == "heartbeat":
-                if pending.deadline is not None and pending.deadline <= now:
-                    del self._pending[ref]
-                    self._next_heartbeat = now
-                return
+        """Nothing is read at present; see `Pulse.unseen`."""
+        self._pulse.unseen(now)
+
+    def probe(self, now: float) -> None:
+        """There is doubt whether the peer is alive: the next `tick` asks."""
+        self._pulse.hasten(now)
 
     def events(self) -> list[SessionEvent]:
         """Drain what happened, in order."""
@@ -250,7 +255,7 @@ class Session:
             if pending is not None and pending.deadline == at:
                 break
             heapq.heappop(self._timers)
-        deadlines = [at for at in (self._next_heartbeat,) if at is not None]
+        deadlines = [at for at in (self._pulse.next_deadline,) if at is not None]
         if self._timers:
             deadlines.append(self._timers[0][0])
         return min(deadlines, default=None)
@@ -260,15 +265,15 @@ class Session:
     def connected(self, now: float) -> None:
         """The connection is open; topics are joined only when asked for again."""
         self._connected = True
-        self._next_heartbeat = now + self._heartbeat_interval
+        self._pulse.start(now)
 
     def disconnected(self) -> None:
         """The connection is gone: pushes are lost, leaves are done, joined and joining topics are errored."""
         self._connected = False
-        self._next_heartbeat = None
+        self._pulse.stop()
         self._frames.clear()
         self._join_queue.clear()
-        self._joins_in_flight = 0
+        self._joins_in_flight.clear()
         pending, self._pending = self._pending, {}
         self._timers.clear()
         for entry in pending.values():
@@ -343,13 +348,26 @@ class Session:
         self._arm(pending, str(self._last_ref))
         return True
 
+    def awaits_reply(self, topic: str) -> bool:
+        """Whether a push on a topic is on its way out, or awaits its reply."""
+        return any(pending.kind == "push" and pending.topic == topic for pending in self._pending.values())
+
+    def fence(self, now: float) -> str:
+        """Send a heartbeat whose reply, which comes after all that was sent here before, is told as `Fenced`; its ref."""
+        self._send("fence", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None, now, 0.0)
+        return str(self._last_ref)
+
     def frame_written(self, ref: str, now: float) -> None:
         """The kernel has all of the frame `ref`: its reply's time starts now."""
+        if self._pulse.written(ref, now):
+            return
         pending = self._pending.get(ref)
         if pending is None:
             return
         pending.written = True
-        if pending.kind != "push":
+        if pending.kind == "join":
+            self._time_oldest_join(now)
+        elif pending.kind == "leave":
             pending.deadline = now + pending.timeout
             self._arm(pending, ref)
         elif not pending.wants_reply:
@@ -365,9 +383,14 @@ class Session:
             pending = self._pending.get(ref)
             if pending is not None and pending.deadline == at:
                 self._expire(ref, pending, now)
-        if self._next_heartbeat is not None and self._next_heartbeat <= now:
-            self._next_heartbeat = None  # the next follows the reply
-            self._send("heartbeat", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None, now, self._heartbeat_timeout)
+        waited = self._pulse.lost(now, self._join_due(now))
+        if waited is not None:
+            self._events.append(HeartbeatLost(waited))
+        if self._pulse.is_due(now):
+            self._last_ref += 1
+            ref = str(self._last_ref)
+            self._frame(None, ref, PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT)
+            self._pulse.sent(ref, now)
             self._events.append(HeartbeatSent())
 
     # What the server does
@@ -379,6 +402,7 @@ class Session:
         Raises:
             ProtocolError: it is no Phoenix message; the session is unharmed.
         """
+        self._pulse.heard()
         message = self._serializer.decode(data, is_binary)
         if message.event == PHX_REPLY:
             self._reply(message, now)
@@ -394,15 +418,19 @@ class Session:
         if not isinstance(payload, dict):
             self.dropped += 1
             return
+        latency = self._pulse.answered(ref, now) if message.topic == PHOENIX_TOPIC else None
+        if latency is not None:
+            self._events.append(HeartbeatReplied(latency))
+            self._send_joins(now)
+            return
         status, response = str(payload.get("status")), payload.get("response")
         if pending is None or pending.topic != message.topic:
             self._stray_reply(ref, message.topic, status, response)
             return
         del self._pending[ref]
         channel = self._topics.get(pending.topic)
-        if pending.kind == "heartbeat":
-            self._next_heartbeat = now + self._heartbeat_interval
-            self._events.append(HeartbeatReplied(now - pending.sent_at))
+        if pending.kind == "fence":
+            self._events.append(Fenced(ref))
         elif pending.kind == "push":
             self._settle(pending, "reply", status, response)
             if _is_unmatched(status, response) and channel and channel.state is ChannelState.JOINED:
@@ -411,7 +439,7 @@ class Session:
             if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_OK) is not None:
                 self._forget(pending.topic, timed_out=False)
         else:
-            self._joins_in_flight -= 1
+            self._join_done(ref, now)
             self._join_answered(ref, pending.topic, channel, status, response)
             self._send_joins(now)
 
@@ -495,25 +523,28 @@ class Session:
         self._events.append(PushSettled(pending.token, outcome, status, response, pending.written))
 
     def _send_joins(self, now: float) -> None:
-        while self._connected and self._join_queue and self._joins_in_flight < self._max_joins_in_flight:
+        while self._connected and self._join_queue and len(self._joins_in_flight) < self._max_joins_in_flight:
             topic = self._join_queue.popleft()
             channel = self._topics.get(topic)
             if channel is None or not channel.queued:
                 continue  # left meanwhile
             channel.queued = False
             channel.join_ref = str(self._last_ref + 1)
-            self._joins_in_flight += 1
-            self._send("join", topic, PHX_JOIN, channel.join_body, channel.join_ref, now, self._join_timeout)
+            timeout, ref = self._join_timeout, channel.join_ref
+            self._joins_in_flight[ref] = self._send("join", topic, PHX_JOIN, channel.join_body, ref, now, timeout)
 
     def _send(
         self, kind: str, topic: str, event: str, body: Body, join_ref: str | None, now: float, timeout: float
     ) -> _Pending:
         self._last_ref += 1
         ref = str(self._last_ref)
-        is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
-        self._frames.append(OutgoingFrame(is_binary, data, ref, f"{topic} {event}"))
+        self._frame(join_ref, ref, topic, event, body)
         pending = self._pending[ref] = _Pending(kind, topic, now, timeout, None)
         return pending
+
+    def _frame(self, join_ref: str | None, ref: str, topic: str, event: str, body: Body) -> None:
+        is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
+        self._frames.append(OutgoingFrame(is_binary, data, ref, f"{topic} {event}"))
 
     def _arm(self, pending: _Pending, ref: str) -> None:
         if pending.deadline is None:
@@ -524,15 +555,6 @@ class Session:
         heapq.heappush(self._timers, (pending.deadline, ref))
 
     def _expire(self, ref: str, pending: _Pending, now: float) -> None:
-        if pending.kind == "heartbeat":
-            if self._joins_in_flight:
-                # The server answers nothing while it runs a join; each of those has a deadline of its own.
-                pending.deadline = now + self._heartbeat_timeout
-                self._arm(pending, ref)
-                return
-            del self._pending[ref]
-            self._events.append(HeartbeatLost(now - pending.sent_at))
-            return
         del self._pending[ref]
         channel = self._topics.get(pending.topic)
         if pending.kind == "push":
@@ -541,18 +563,35 @@ class Session:
             if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_TIMEOUT) is not None:
                 self._forget(pending.topic, timed_out=True)
         else:
-            self._joins_in_flight -= 1
-            self._join_timed_out(ref, pending.topic, channel, now)
+            self._join_done(ref, now)
+            self._pulse.hasten(now)  # is it busy, or dead?
+            self._join_timed_out(ref, pending.topic, channel)
             self._send_joins(now)
 
-    def _join_timed_out(self, ref: str, topic: str, channel: _Topic | None, now: float) -> None:
+    def _join_done(self, ref: str, now: float) -> None:
+        self._joins_in_flight.pop(ref, None)
+        self._time_oldest_join(now)
+
+    def _time_oldest_join(self, now: float) -> None:
+        """The server runs joins one by one: the time of each begins when the one before is done."""
+        for ref, pending in self._joins_in_flight.items():
+            if pending.written and pending.deadline is None:
+                pending.deadline = now + pending.timeout
+                self._arm(pending, ref)
+            return
+
+    def _join_due(self, now: float) -> float | None:
+        for pending in self._joins_in_flight.values():
+            return now if pending.deadline is None else pending.deadline
+        return None
+
+    def _join_timed_out(self, ref: str, topic: str, channel: _Topic | None) -> None:
         if channel is None or channel.join_ref != ref or channel.queued:
             return
         if self._advance(topic, channel, ChannelInput.JOIN_TIMEOUT) is ChannelState.ERRORED:
             # The server may still let us in later: tell it not to. Its late reply matches no ref.
             self._last_ref += 1
-            is_binary, data = self._serializer.encode(ref, str(self._last_ref), topic, PHX_LEAVE, EMPTY_OBJECT)
-            self._frames.append(OutgoingFrame(is_binary, data, str(self._last_ref), f"{topic} {PHX_LEAVE}"))
+            self._frame(ref, str(self._last_ref), topic, PHX_LEAVE, EMPTY_OBJECT)
             self._events.append(JoinFailed(topic, None, True))
 
 

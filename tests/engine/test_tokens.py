@@ -28,6 +28,7 @@ class World:
 
     def __init__(self, *, in_use: bool = True) -> None:
         self.now = 1_000.0
+        self.skew = 0.0  # of the wall clock
         self.in_use = in_use
         self.timers: list[tuple[float, Timer]] = []
         self.jobs: list[Callable[[], None]] = []
@@ -42,7 +43,7 @@ class World:
             in_use=lambda source: self.in_use,
             renewed=self.renewed.append,
             rng=random.Random(1),
-            wall=lambda: datetime.fromtimestamp(self.now, timezone.utc),
+            wall=lambda: datetime.fromtimestamp(self.now + self.skew, timezone.utc),
             log=Log(logging.getLogger("rtpool.io")),
         )
 
@@ -337,3 +338,28 @@ def test_the_token_of_a_channel_that_is_gone_is_watched_no_longer() -> None:
     world.in_use = False
     world.tokens.release(source)
     assert world.due == []
+
+
+@pytest.mark.parametrize("jump", [-2_000.0, 2_000.0])
+def test_when_the_clocks_part_a_token_is_renewed_by_the_wall_clock(jump: float) -> None:
+    world = World()
+    source = TokenSource(lambda: jwt(1_000.0 + 3_600))
+    world.resolve(source)
+    world.answer()
+    (before,) = world.due
+    world.skew += jump
+    world.tokens.clocks_parted(source)
+    (after,) = world.due
+    assert after == pytest.approx(before - jump)
+
+
+def test_a_token_that_expired_in_a_suspend_is_renewed_at_once() -> None:
+    world = World()
+    source = TokenSource(lambda: jwt(1_000.0 + world.skew + 3_600))
+    world.resolve(source)
+    world.answer()
+    world.skew += 7_200
+    world.tokens.clocks_parted(source)
+    world.advance(0.0)
+    world.answer()
+    assert len(world.renewed) == 2

@@ -1,11 +1,12 @@
-"""Placement: fill first, never over capacity, a topic once per socket."""
+"""Placement: fill first, never over capacity, a topic once per socket; and merging what became sparse."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtpool.protocol.placement import OPEN, Slot, place
+from rtpool.protocol.placement import FULL_ENOUGH, OPEN, Merge, Slot, merge_plan, place
 
 
 def slot(connection_id: int, topics: set[str], capacity: int) -> Slot:
@@ -68,3 +69,96 @@ def test_any_sequence_keeps_the_rules_and_uses_as_few_sockets_as_it_may(
             host, gone = placed.pop(0)
             hosts[host].discard(gone)
     assert all(len(held) <= capacity for held in hosts.values())
+
+
+# Merging
+
+
+def test_the_emptiest_goes_into_the_fullest() -> None:
+    slots = [slot(1, {"a", "b"}, 10), slot(2, {"c"}, 10), slot(3, {"d", "e", "f"}, 10)]
+    assert merge_plan(slots, {1, 2, 3}) == Merge(2, {"c": 3})
+
+
+def test_among_equally_empty_ones_the_youngest_goes() -> None:
+    assert merge_plan([slot(1, {"a"}, 10), slot(2, {"b"}, 10)], {1, 2}) == Merge(2, {"b": 1})
+    assert merge_plan([slot(2, {"b"}, 10), slot(1, {"a"}, 10)], {1, 2}) == Merge(2, {"b": 1})
+
+
+def test_topics_never_go_to_an_emptier_or_younger_connection() -> None:
+    slots = [slot(1, {"a"}, 10), slot(2, {"b"}, 10)]
+    assert merge_plan(slots, {1}) is None
+    slots = [slot(1, {"a", "c"}, 10), slot(2, {"b"}, 10)]
+    assert merge_plan(slots, {1}) is None
+
+
+def test_a_connection_that_cannot_be_moved_is_passed_over_for_the_next() -> None:
+    slots = [slot(1, {"a", "b", "c"}, 10), slot(2, {"d", "e"}, 10), slot(3, {"f"}, 10)]
+    assert merge_plan(slots, {1, 2}) == Merge(2, {"d": 1, "e": 1})
+
+
+def test_a_connection_without_topics_closes_by_itself() -> None:
+    assert merge_plan([slot(1, {"a"}, 10), slot(2, set(), 10)], {1, 2}) is None
+
+
+def test_one_connection_stays_as_it_is() -> None:
+    assert merge_plan([], set()) is None
+    assert merge_plan([slot(1, {"a"}, 10)], {1}) is None
+
+
+def test_a_topic_that_stands_on_both_stays() -> None:
+    assert merge_plan([slot(1, {"a", "b"}, 10), slot(2, {"a"}, 10)], {1, 2}) is None
+    slots = [slot(1, {"a", "b", "c"}, 10), slot(2, {"d", "e"}, 10), slot(3, {"a"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"a": 2})
+
+
+@pytest.mark.parametrize(("used", "planned"), [(8, True), (9, False)])
+def test_room_is_left_for_the_next_topics(used: int, planned: bool) -> None:
+    slots = [slot(1, {str(number) for number in range(used)}, 10), slot(2, {"x"}, 10)]
+    assert (merge_plan(slots, {1, 2}) is not None) is planned
+
+
+def test_a_topic_that_few_can_take_is_not_left_without_a_place() -> None:
+    slots = [slot(1, {"a", "p", "q"}, 10), slot(2, {"r", "s", "t"}, 5), slot(3, {"a", "b"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"a": 2, "b": 1})
+
+
+@given(
+    held=st.lists(st.sets(st.sampled_from("abcdefghij")), max_size=6),
+    capacities=st.lists(st.integers(0, 12), min_size=6, max_size=6),
+    movable=st.sets(st.integers(0, 5)),
+)
+def test_any_plan_keeps_the_rules_and_merging_comes_to_an_end(
+    held: list[set[str]], capacities: list[int], movable: set[int]
+) -> None:
+    hosts = dict(enumerate(held))
+    for _ in range(len(held) + 1):
+        slots = [slot(i, topics, capacities[i]) for i, topics in hosts.items()]
+        plan = merge_plan(slots, movable)
+        if plan is None:
+            return
+        source, moves = plan
+        assert source in movable
+        fuller = {i for i, topics in hosts.items() if (-len(topics), i) < (-len(hosts[source]), source)}
+        assert set(moves) == hosts[source]
+        for topic, target in moves.items():
+            assert target in fuller
+            assert topic not in hosts[target]
+            hosts[target] = hosts[target] | {topic}
+            assert len(hosts[target]) <= capacities[target] * FULL_ENOUGH
+        del hosts[source]
+    raise AssertionError("each merge takes a connection away")
+
+
+@given(
+    held=st.lists(st.sets(st.sampled_from("abcdefghij"), min_size=1), min_size=2, max_size=5, unique_by=frozenset),
+    new=st.sampled_from("klm"),
+)
+def test_what_was_merged_does_not_come_apart_with_the_next_topic(held: list[set[str]], new: str) -> None:
+    hosts = dict(enumerate(held))
+    plan = merge_plan([slot(i, topics, 10) for i, topics in hosts.items()], set(hosts))
+    if plan is not None:
+        for topic, target in plan.moves.items():
+            hosts[target] = hosts[target] | {topic}
+        hosts[plan.connection_id] = set()
+        choice = place(new, [slot(i, topics, 10) for i, topics in hosts.items()], max_connections=10)
+        assert choice not in (OPEN, plan.connection_id)

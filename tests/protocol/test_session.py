@@ -455,3 +455,41 @@ def test_a_push_may_be_settled_when_it_is_sent_and_again_by_its_reply(driver: Dr
     outcomes = [(e.outcome, e.written) for e in driver.session.events() if isinstance(e, PushSettled)]
     assert outcomes == [("sent", True), ("reply", True)]
     assert ref
+
+
+def test_the_time_of_a_join_begins_when_the_one_before_it_is_done() -> None:
+    driver = Driver(join_timeout=10.0, max_joins_in_flight=3)
+    for topic in ("realtime:a", "realtime:b", "realtime:c"):
+        driver.session.join(topic, BODY, driver.now)
+    first, second, _ = driver.sent()
+    driver.advance(9.0)
+    driver.reply(first, "error", {"reason": "slow"})
+    driver.advance(9.0)  # 18 s after it was written, 9 s after its turn came
+    assert [type(e) for e in driver.session.events()] == [JoinFailed]
+    driver.reply(second)
+    driver.advance(10.0)
+    assert JoinFailed("realtime:c", None, True) in driver.session.events()
+
+
+def test_a_join_that_times_out_makes_the_session_ask_whether_the_server_lives() -> None:
+    driver = Driver(join_timeout=10.0)
+    driver.session.join(TOPIC, BODY, driver.now)
+    driver.sent()
+    driver.advance(10.0)
+    assert [frame[3] for frame in driver.sent()] == ["phx_leave", "heartbeat"]
+    driver.advance(10.0)
+    assert isinstance(driver.session.events()[-1], HeartbeatLost)
+
+
+def test_while_an_answer_is_late_no_more_joins_go_out() -> None:
+    driver = Driver(join_timeout=30.0)
+    driver.advance(25.0)
+    (beat,) = driver.sent()
+    driver.session.join(TOPIC, BODY, driver.now)
+    (join,) = driver.sent()
+    assert driver.session.joins_available > 0
+    driver.advance(10.0)
+    assert driver.session.joins_available == 0
+    driver.reply(join, "error", {"reason": "x"})
+    driver.reply(beat)
+    assert driver.session.joins_available == 5

@@ -1,0 +1,441 @@
+"""
+Joins: asked for, placed, paced, refused, tried again, given up, left. Everything here runs on the I/O thread.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from rtpool.actions import LONG_BACK_OFF, Action
+from rtpool.engine.connection import Connection
+from rtpool.engine.connections import Connections
+from rtpool.engine.dialer import Dialer
+from rtpool.engine.io_loop import IoLoop
+from rtpool.engine.join_queue import JoinQueue
+from rtpool.engine.joins import Join, Outage, fail_waiting, refused
+from rtpool.engine.logs import Log
+from rtpool.engine.pushes import Pushes
+from rtpool.engine.readiness import Readiness
+from rtpool.engine.routing import Router
+from rtpool.engine.tokens import Tokens, TokenSource
+from rtpool.errors import JoinTimeout, PoolClosed, PoolExhausted, RtpoolError
+from rtpool.events import ChannelState
+from rtpool.options import PoolOptions
+from rtpool.protocol.json_engine import dumps
+from rtpool.protocol.messages import ACCESS_TOKEN, JsonBody
+from rtpool.protocol.placement import OPEN, place
+from rtpool.protocol.presence import PresenceCalls
+from rtpool.protocol.refusals import classify_system
+from rtpool.protocol.replay import Replay, ReplayRequest
+from rtpool.protocol.session import UNMATCHED_TOPIC, ChannelLost
+from rtpool.registry import Registry, ShareKey, merge_configs
+
+__all__ = ["Joining"]
+
+#: Sockets tried one after the other when each is said to be full; then the join backs off.
+MAX_MOVES = 3
+#: The server's word when it ends a channel for a presence over its limit (protocol 8.2).
+TRACK_TOO_BIG = "Track message size exceeded"
+
+
+class Joining:
+    """
+    Makes the server's channels agree with the registry.
+
+    Args:
+        name: the pool's.
+        options: the pool's.
+        pool_token: the pool's token, str or callable.
+        registry, loop, connections, router, readiness, pushes: the engine's other parts.
+        callers: threads for token callables.
+        resync: has the I/O thread look at a share key again.
+        disturbed: called with a join that is about to be left, joined anew or given another token.
+        rng: source of jitter.
+        wall: aware wall-clock time.
+        log: where failures are told.
+
+    Thread-safety: confined to the I/O thread, except `joins`, whose length may be read anywhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: PoolOptions,
+        *,
+        pool_token: str | Callable[[], str] | None,
+        registry: Registry,
+        loop: IoLoop,
+        callers: Dialer,
+        connections: Connections,
+        router: Router,
+        readiness: Readiness,
+        pushes: Pushes,
+        resync: Callable[[ShareKey], None],
+        disturbed: Callable[[Join], None],
+        rng: random.Random,
+        wall: Callable[[], datetime],
+        log: Log,
+    ) -> None:
+        self._name = name
+        self._options = options
+        self._supabase = options.is_supabase
+        self._registry = registry
+        self._loop = loop
+        self._connections = connections
+        self._router = router
+        self._readiness = readiness
+        self._pushes = pushes
+        self._resync = resync
+        self._disturbed = disturbed
+        self._rng = rng
+        self._wall = wall
+        self._log = log
+        self.joins: dict[ShareKey, Join] = {}
+        self.tokens = Tokens(
+            loop,
+            callers,
+            patience=options.join_timeout,
+            base_delay=options.base_delay,
+            max_delay=options.max_delay,
+            in_use=lambda source: any(join.source is source for join in self.joins.values()),
+            renewed=self._renewed,
+            rng=rng,
+            wall=wall,
+            log=log,
+        )
+        self._sources: dict[Any, TokenSource] = {None: TokenSource(pool_token)}  # by the token of share keys
+        self.queue = JoinQueue(loop, options.max_joins_per_second, self._send_join, log)
+        self._homeless: dict[ShareKey, None] = {}  # joins without a place, oldest first; tried when one is free
+        self._stopping = False
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether no join waits for anything: for its turn, a token, a place, another attempt."""
+        return not self._homeless and not any(j.requested or j.retry is not None for j in self.joins.values())
+
+    def stop(self) -> None:
+        """Ask for no join any more."""
+        self._stopping = True
+        self.queue.stop()
+
+    def set_pool_token(self, token: str | Callable[[], str]) -> None:
+        """Use a new pool-wide token: on live joins now, on every later join too."""
+        self.tokens.replace(self._sources[None], token)
+
+    def sync(self, key: ShareKey) -> None:
+        """Make the server agree with the registry about one share key."""
+        share = self._registry.share(key)
+        join = self.joins.get(key)
+        if share is None:
+            if join is not None:
+                self._end(join)
+            return
+        if self._stopping:
+            # It was accepted in the very moment of the close; nobody else will answer it.
+            fail_waiting(share, PoolClosed(f"the pool {self._name} was closed"))
+            return
+        if join is not None and join.leaving:
+            join.share, join.members = share, ()
+            share.state = ChannelState.LEAVING
+            return  # `Left` comes back here
+        if join is None:
+            source = self._sources.get(key.token)
+            if source is None:
+                source = self._sources[key.token] = TokenSource(share.subscribers[0].token)
+            calls = PresenceCalls(self._options.max_presence_calls, self._options.presence_window)
+            join = self.joins[key] = Join(share, source, calls)
+        elif join.share is not share:
+            join.share = share  # everybody left and somebody came before the I/O thread looked
+            share.presence = join.presence.snapshot()
+        # By what they wait for, not by who they are: one may have left and come back before this thread looked.
+        added = [s for s in share.subscribers if (a := s.attachment) is not None and not a.ready.done()]
+        join.members = share.subscribers
+        if join.replay is None and any(s.replay for s in join.members):
+            join.replay = Replay(key.replay)
+            if join.joined:
+                join.replay.joined(self._now_ms(join))
+        if join.replay is not None and join.replay.has_joined:
+            self._router.catch_up(join)
+        self._converge(join, asking=bool(added))
+        self._router.introduce(join, tuple(s for s in join.members if s.is_ready))  # a callback may have come late
+        self._pushes.say_presence(join)  # who left may have been the one that was present
+
+    def _converge(self, join: Join, *, asking: bool) -> None:
+        if join.connection is None and not self._place(join):
+            return
+        state = join.connection.session.state(join.topic) if join.connection else ChannelState.CLOSED
+        if join.requested:
+            pass
+        elif state in (ChannelState.JOINED, ChannelState.JOINING):
+            wanted = merge_configs(s.config for s in join.members)
+            # Bindings the server refused hold up the others: without them it is asked again.
+            freed = join.changes_refused and wanted.changes != join.config.changes
+            if freed or not join.config.covers(wanted):
+                if state is ChannelState.JOINED:
+                    self._readiness.interrupt(join, Outage("rejoin", self._wall()))
+                self.request(join)
+            else:
+                self._readiness.flow(join)
+        elif join.blocked is not None:
+            if asking:  # a new Channel is a new wish: it is asked once more
+                join.blocked, join.second_chance, join.attempts = None, None, 0
+                self.request(join)
+        elif join.retry is None:
+            self.request(join)
+        self._readiness.publish_state(join)
+
+    def _place(self, join: Join) -> bool:
+        slots = [connection.slot() for connection in self._connections.all]
+        choice = place(join.topic, slots, max_connections=self._options.max_connections)
+        if choice is None:
+            error = PoolExhausted(
+                f"no room for {join.name!r}: {len(slots)} connections are open, each is full or holds this "
+                f"topic; raise max_connections ({self._options.max_connections}) or unsubscribe",
+                topic=join.name,
+            )
+            join.share.last_error = error
+            if join.share.key not in self._homeless:
+                self._homeless[join.share.key] = None
+                self._readiness.tell_members(join, "refused", error)
+            fail_waiting(join.share, error)
+            return False
+        self._homeless.pop(join.share.key, None)
+        connection = self._connections.new() if choice == OPEN else self._connections.get(choice)
+        connection.joins[join.topic] = join
+        join.connection = connection
+        if connection.state == "error":
+            self._connections.dial(connection)
+        return True
+
+    def request(self, join: Join) -> None:
+        """Ask for a join: it waits for its token, then for its turn, then for its connection."""
+        self._disturbed(join)
+        if join.retry is not None:
+            join.retry.cancel()
+            join.retry = None
+        if not join.requested:
+            join.requested = True
+            self.tokens.resolve(join.source, lambda token, error: self._has_token(join, error))
+
+    def _has_token(self, join: Join, error: RtpoolError | None) -> None:
+        if not join.requested or self.joins.get(join.share.key) is not join:
+            return
+        if error is None:
+            self.queue.add(join)
+        else:
+            join.requested = False
+            self.failed(join, error, Action.BACK_OFF)
+
+    def _send_join(self, join: Join) -> None:
+        connection = join.connection
+        join.requested = False
+        if connection is None or self.joins.get(join.share.key) is not join:
+            return
+        token = join.source.value
+        if join.second_chance is not None and token == join.token:
+            self.failed(join, join.second_chance, Action.NEW_TOKEN)
+            return
+        join.token = token
+        join.config = merge_configs(s.config for s in join.members)
+        join.replay_request = self._replay_request(join)
+        join.answered = join.replaying = join.changes_refused = join.changes_flow = False
+        join.changes_message, join.system_error = None, ""
+        join.presence.rejoined()
+        self._pushes.rejoining(join)
+        first = join.outage is None and not join.attempts
+        connection.session.join(join.topic, join.body(supabase=self._supabase), self._loop.now)
+        self._readiness.publish_state(join)
+        self._readiness.tell_members(join, "joining" if first else "rejoining", None)
+
+    def joined(self, join: Join, response: Any) -> None:
+        """The server let a join in."""
+        self.queue.succeeded(join)
+        join.answered, join.attempts, join.source.attempts = True, 0, 0
+        join.heard_at = self._loop.now
+        join.share.last_error, join.blocked, join.second_chance = None, None, None
+        self._router.joined(join, response)
+        self._readiness.publish_state(join)
+        if join.replay is not None:
+            join.replaying = join.replay.joined(self._now_ms(join))
+            self._router.catch_up(join)
+        if join.source.fresh:  # there may be another token since the join went out
+            self._send_token(join, join.source.value)
+        # The server forgot who is present with the channel of before; and its answer ends what it replays.
+        self._pushes.say_presence(join)
+        self._readiness.flow(join)
+        self._pushes.flush(join)
+        # Somebody may have come, gone or changed while the join was under way.
+        self._loop.post(self._resync, join.share.key)
+
+    def _replay_request(self, join: Join) -> ReplayRequest | None:
+        if join.replay is None:
+            return None
+        lost_from = None
+        if join.outage is not None and any(s.attachment is not None and s.attachment.caught_up for s in join.members):
+            lost_from = self._ms(join, join.outage.lost_from)
+        return join.replay.request(lost_from)
+
+    def _ms(self, join: Join, at: datetime) -> int:
+        """An instant of ours as the server's clock shows it, milliseconds since the epoch."""
+        skew = join.connection.clock_skew if join.connection is not None else 0.0
+        return int((at.timestamp() + skew) * 1000)
+
+    def _now_ms(self, join: Join) -> int:
+        return self._ms(join, self._wall())
+
+    def failed(self, join: Join, error: RtpoolError, action: Action) -> None:
+        """A join was refused or not answered, or its channel was ended: do what `action` says."""
+        self.queue.failed(join)
+        self.queue.heed(error)
+        join.share.last_error = error
+        self._readiness.publish_state(join)
+        if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
+            join.second_chance = error
+            if join.source.value == join.token:
+                self.tokens.expire(join.source)
+            self.request(join)
+            return
+        if not action.retryable:
+            join.needs_token = action is Action.NEW_TOKEN
+            self._refuse(join, error)
+            if join.needs_token:
+                self.tokens.refused(join.source, join.token)
+            return
+        timed_out = isinstance(error, JoinTimeout)
+        self._readiness.tell_members(join, "timed_out" if timed_out else "refused", error)
+        join.attempts += 1
+        if action is Action.OTHER_SOCKET and join.attempts <= MAX_MOVES and self._move(join, error):
+            return
+        delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
+        delay *= 0.0 if action is Action.RETRY else self._rng.uniform(0.5, 1.0)
+        at_least = error.retry_after or (LONG_BACK_OFF if action is Action.BACK_OFF_LONG else 0.0)
+        delay = max(delay, at_least * self._rng.uniform(1.0, 1.5))
+        join.retry = self._loop.call_later(delay, lambda: self._retry(join))
+
+    def _move(self, join: Join, error: RtpoolError) -> bool:
+        """Ask on another socket; False when there is none to be had."""
+        full = join.connection
+        if full is None:
+            return False
+        # The first of the pool's sockets may be the one that is full or going away, and so may the next.
+        full.capacity = min(full.capacity, len(full.joins) - 1)
+        slots = [connection.slot() for connection in self._connections.all]
+        if place(join.topic, slots, max_connections=self._options.max_connections) is None:
+            return False
+        self._log.warning("! %r leaves connection %d for another: %s", join.name, full.connection_id, error)
+        self._unplace(join)
+        if self._place(join):
+            self.request(join)
+        return True
+
+    def _retry(self, join: Join) -> None:
+        join.retry = None
+        if self.joins.get(join.share.key) is join and not join.leaving:
+            self.request(join)
+
+    def _refuse(self, join: Join, error: RtpoolError) -> None:
+        """Trying again cannot help: say so once, and wait for a new token or a new wish."""
+        join.blocked = error
+        join.share.state = ChannelState.ERRORED
+        self._readiness.tell_members(join, "refused", error)
+        fail_waiting(join.share, error)
+        self._pushes.fail(join, error)
+
+    def clocks_parted(self) -> None:
+        """The wall clock is another: every token is renewed by it."""
+        for source in self._sources.values():
+            self.tokens.clocks_parted(source)
+
+    def _renewed(self, source: TokenSource) -> None:
+        """There is another token: on live joins now, and what waited for one asks again."""
+        self._connections.hurry(afresh=True)
+        for join in list(self.joins.values()):
+            if join.source is source:
+                self._renew_token(join)
+
+    def _renew_token(self, join: Join) -> None:
+        if join.blocked is not None:
+            if join.needs_token and join.connection is not None:
+                join.blocked = None
+                self.request(join)
+        elif join.joined:
+            self._send_token(join, join.source.value)
+
+    def _send_token(self, join: Join, token: str | None) -> None:
+        if token is not None and token != join.token and join.joined and self._supabase:
+            self._disturbed(join)
+            join.token = token
+            if not token.startswith("sb_"):  # the server ignores those
+                join.renewals, join.renewed_at = join.renewals + 1, self._loop.now
+            self._pushes.say(join, ACCESS_TOKEN, JsonBody(dumps({"access_token": token})))
+            join.presence_calls.permission_changed()
+            self._pushes.say_presence(join)
+
+    def _end(self, join: Join) -> None:
+        """Nobody wants it any more."""
+        self._disturbed(join)
+        self._pushes.fail(join)
+        join.members = ()
+        join.requested = False
+        if join.retry is not None:
+            join.retry.cancel()
+            join.retry = None
+        connection = join.connection
+        if join.leaving:
+            return
+        if connection is None or connection.session.state(join.topic) is ChannelState.CLOSED:
+            self.forget(join)
+            return
+        join.leaving = True
+        connection.session.leave(join.topic, self._loop.now)
+        connection.tick(self._loop.now)
+
+    def forget(self, join: Join) -> None:
+        """The server has no channel for a join any more, and nobody wants one, unless somebody came meanwhile."""
+        self._unplace(join)
+        leavers, join.leavers = join.leavers, []
+        for attachment in leavers:
+            attachment.left.set_result(None)
+        if self.joins.get(join.share.key) is join:
+            del self.joins[join.share.key]
+            self._homeless.pop(join.share.key, None)
+            self.tokens.release(join.source)
+            if join.share.key.token is not None and not any(j.source is join.source for j in self.joins.values()):
+                self._sources.pop(join.share.key.token, None)
+        join.share.state = ChannelState.CLOSED
+        self.sync(join.share.key)  # a Channel that came while the leave was under way
+
+    def _unplace(self, join: Join) -> None:
+        connection, join.connection = join.connection, None
+        if connection is None:
+            return
+        connection.joins.pop(join.topic, None)
+        self.vacated(connection)
+
+    def vacated(self, connection: Connection) -> None:
+        """There is room on a connection again: for those that have none, or for nobody."""
+        for key in self._homeless:
+            self._loop.post(self._resync, key)
+        if connection.is_idle:
+            self._connections.close_when_idle(connection)
+
+    def channel_lost(self, join: Join, event: ChannelLost) -> None:
+        """The server ended a channel that was joined."""
+        action = classify_system(join.system_error)
+        if event.cause == UNMATCHED_TOPIC and not join.attempts:
+            action = Action.RETRY  # the server forgot the channel, nobody knows why (protocol 8.3)
+        silence = join.connection.under_way if join.connection is not None else 0.0
+        if event.cause == UNMATCHED_TOPIC:  # nor since when
+            silence += self._loop.now - join.heard_at
+        lost_from = self._wall() - timedelta(seconds=silence)
+        self._readiness.interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", lost_from))
+        join.answered = False
+        words = join.system_error or f"the server ended the channel ({event.cause})"
+        join.system_error = ""
+        if words == TRACK_TOO_BIG:
+            self._registry.refuse_tracking(join.share)  # the same payload would end the next join too
+            self._pushes.fail_presence(join, refused(join.name, words, Action.FATAL))
+        self.failed(join, refused(join.name, words, action), action)

@@ -1,0 +1,242 @@
+"""When a connection is dialled again: never in vain, never too soon, at once where there is hope."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import trustme
+
+import rtpool
+from rtpool.testing import RealtimeServer, Refusal
+from tests.conftest import MakePool
+from tests.support.recorder import Recorder
+from tests.support.wait import CAP, wait_until
+from tests.support.ways import serving, trusting
+
+
+class Door:
+    """Answers upgrades with what it is told to, and remembers when each came."""
+
+    def __init__(self, server: RealtimeServer, refusal: Refusal | None = None) -> None:
+        self.refusal = refusal
+        self.knocks: list[float] = []
+        server.on_connect = self._answer
+
+    def _answer(self, request: object) -> Refusal | None:
+        self.knocks.append(time.monotonic())
+        return self.refusal
+
+
+def wait_a_while(make_pool: MakePool, attempts: int = 12) -> None:
+    """Until another pool, which hopes, has tried so often with the same options."""
+    with RealtimeServer() as other:
+        door = Door(other, Refusal(503))
+        hopeful = make_pool(other.url, api_key=other.api_key, **QUICK)
+        hopeful.channel("room").subscribe(wait=False)
+        wait_until(lambda: len(door.knocks) >= attempts)
+        hopeful.close()
+
+
+QUICK = {"base_delay": 0.02, "max_delay": 0.05, "health_check_interval": 0.1}
+
+
+def back_within_a_second(pool: rtpool.RealtimePool, hope: Callable[[], object], what: str) -> None:
+    began = time.monotonic()
+    hope()
+    wait_until(lambda: pool.channels()[0].is_subscribed)
+    took = time.monotonic() - began
+    print(f"{what}: back {took * 1000:.0f} ms after the good token")
+    assert took < 1.0
+
+
+@pytest.mark.parametrize(("status", "body"), [(401, '{"error":"Token has expired"}'), (404, "Tenant not found")])
+def test_what_cannot_succeed_is_tried_once_and_told_once_until_there_is_another_token(
+    server: RealtimeServer, make_pool: MakePool, status: int, body: str
+) -> None:
+    door, seen, of_channel = Door(server, Refusal(status, body)), Recorder(), Recorder()
+    pool = make_pool(**QUICK).on_status(seen)
+    pool.channel("room").on_status(of_channel).subscribe(wait=False)
+    error = seen.wait_for(lambda events: events and events[-1].status == "error")[-1].error
+    assert isinstance(error, rtpool.HandshakeRefused)
+    assert (error.status, error.retryable) == (status, False)
+    wait_a_while(make_pool)
+    assert len(door.knocks) == 1
+    assert [change.status for change in seen.events] == ["connecting", "error"]
+    assert [(change.status, type(change.error)) for change in of_channel.events] == [("error", type(error))]
+    assert seen.events[-1].delay is None  # none will be made
+    door.refusal = None
+    back_within_a_second(pool, lambda: pool.set_auth(server.token(role="authenticated")), f"HTTP {status}")
+    assert len(door.knocks) == 2
+
+
+def test_a_bad_certificate_is_met_once_and_told_once_until_there_is_hope(
+    authority: trustme.CA, make_pool: MakePool
+) -> None:
+    handshakes = Recorder()
+    context = serving(authority, "127.0.0.1")
+    context.sni_callback = lambda sock, name, _: handshakes(name)
+    ours, seen = trusting(trustme.CA()), Recorder()
+    with RealtimeServer(ssl_context=context) as server:
+        pool = make_pool(server.url, api_key=server.api_key, ssl_context=ours, **QUICK).on_status(seen)
+        pool.channel("room").subscribe(wait=False)
+        error = seen.wait_for(lambda events: events and events[-1].status == "error")[-1].error
+        assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+        wait_a_while(make_pool)
+        assert len(handshakes.events) == 1
+        assert [change.status for change in seen.events] == ["connecting", "error"]
+        authority.configure_trust(ours)
+        back_within_a_second(pool, lambda: pool.set_auth(server.token()), "bad certificate")
+        pool.close()
+
+
+def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connections(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    door, seen = Door(server, Refusal(429, headers={"Retry-After": "3"})), Recorder()
+    pool = make_pool(max_channels_per_connection=1, **QUICK).on_status(seen)
+    pool.channel("a").subscribe(wait=False)
+    change = seen.wait_for(lambda events: events and events[-1].status == "reconnecting")[-1]
+    assert change.error.retry_after == 3
+    door.refusal = None
+    with pytest.raises(rtpool.ConnectionFailed, match=r"within 0\.05 s"):
+        pool.connect(timeout=0.05)
+    pool.set_auth(server.token())
+    pool.channel("b").subscribe()
+    wait_until(lambda: len(pool.channels()) == 2 and all(c.is_subscribed for c in pool.channels()))
+    pauses = [knock - door.knocks[0] for knock in door.knocks[1:]]
+    print(f"429 with Retry-After: 3: the next attempts came {', '.join(f'{p:.3f}' for p in pauses)} s later")
+    assert len(pauses) == 2
+    assert min(pauses) >= 3.0
+
+
+def test_a_crash_loop_is_held_down_and_said_to_be_an_error(server: RealtimeServer, make_pool: MakePool) -> None:
+    door, seen = Door(server), Recorder()
+    server.on_join = lambda topic, payload, connection: connection.abort()
+    pool = make_pool(base_delay=0.01, max_retries=3, health_check_interval=3_600).on_status(seen)
+    pool.channel("room").subscribe(wait=False)
+    final = seen.wait_for(lambda events: events and events[-1].status == "error")[-1]
+    assert final.attempt == 3
+    assert 1_800 <= final.delay <= 3_600
+    assert len(door.knocks) == 3
+    server.on_join = None
+    pool.connect()
+    wait_until(lambda: pool.channels()[0].is_subscribed)
+
+
+def test_what_lasted_begins_a_new_outage_when_it_is_lost(server: RealtimeServer, make_pool: MakePool) -> None:
+    seen = Recorder()
+    pool = make_pool(stable_after=0.0, max_retries=1).on_status(seen)
+    channel = pool.channel("room").subscribe()
+    for number in range(1, 6):
+        server.connections[0].abort()
+        server.wait_for(lambda s, n=number: s.connections_total == n + 1 and s.members("room") == 1)
+        wait_until(lambda: channel.is_subscribed)
+    told = [change for change in seen.events if change.error is not None]
+    assert [(change.status, change.attempt) for change in told] == [("reconnecting", 1)] * 5
+
+
+def test_no_retries_means_the_health_check_alone_brings_it_back(server: RealtimeServer, make_pool: MakePool) -> None:
+    seen = Recorder()
+    pool = make_pool(stable_after=0.0, max_retries=0, health_check_interval=0.2).on_status(seen)
+    pool.channel("room").subscribe()
+    server.connections[0].abort()
+    seen.wait_for(lambda events: events[-1].status == "connected" and len(events) > 2)
+    (trouble,) = [change for change in seen.events if change.error is not None]
+    assert trouble.status == "error"
+    assert 0.1 <= trouble.delay <= 0.2
+
+
+@pytest.mark.parametrize("how", ["a new token", "connect"])
+def test_hope_ends_the_wait_at_once(server: RealtimeServer, make_pool: MakePool, how: str) -> None:
+    seen = Recorder()
+    pool = make_pool(max_retries=1, health_check_interval=3_600).on_status(seen)
+    door = Door(server, Refusal(503))
+    pool.channel("room").subscribe(wait=False)
+    seen.wait_for(lambda events: events and events[-1].status == "error")
+    door.refusal = None
+    if how == "connect":
+        pool.connect(timeout=10)
+    else:
+        pool.set_auth(lambda: server.token())
+    wait_until(lambda: pool.channels()[0].is_subscribed)
+    assert len(door.knocks) == 2
+
+
+def test_one_connection_that_is_back_ends_the_wait_of_the_others(server: RealtimeServer, make_pool: MakePool) -> None:
+    seen = Recorder()
+    pool = make_pool(max_retries=1, health_check_interval=3_600, max_channels_per_connection=1, stable_after=0.0)
+    pool.on_status(seen)
+    channels = [pool.channel(f"room-{n}").subscribe() for n in range(3)]
+    door = Door(server, Refusal(503))
+    for connection in server.connections:
+        connection.abort()
+    seen.wait_for(lambda events: sum(e.status == "error" for e in events) == 3)
+    door.refusal = None
+    channels[0].unsubscribe(timeout=0.5)
+    pool.channel("room-0").subscribe()  # a new wish dials its own place
+    wait_until(lambda: all(channel.is_subscribed for channel in channels[1:]))
+    assert len(server.connections) == 3
+
+
+def test_a_channel_is_left_at_once_while_its_connection_is_away(server: RealtimeServer, make_pool: MakePool) -> None:
+    seen = Recorder()
+    pool = make_pool(max_retries=1, health_check_interval=3_600, cleanup_interval=0).on_status(seen)
+    channel = pool.channel("room").subscribe()
+    Door(server, Refusal(503))
+    server.connections[0].abort()
+    seen.wait_for(lambda events: events[-1].status == "error")
+    channel.unsubscribe(timeout=CAP)
+    wait_until(lambda: pool.stats().total_connections == 0)
+    assert not channel._subscriber.leaving
+    assert pool.stats().total_joins == 0
+
+
+def test_a_connection_that_crashes_gives_the_others_no_hope_and_gets_none(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    seen = Recorder()
+    pool = make_pool(max_retries=2, health_check_interval=3_600, max_channels_per_connection=1).on_status(seen)
+    server.on_join = lambda topic, payload, connection: connection.abort() if topic == "bad" else None
+    pool.channel("bad").subscribe(wait=False)
+    seen.wait_for(lambda events: events and events[-1].status == "error")
+    total = server.connections_total
+    pool.channel("good").subscribe()
+    assert server.connections_total == total + 1
+    assert pool.stats().error_connections == 1
+
+
+def test_without_auto_reconnect_everybody_is_told_once_and_no_attempt_is_made(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    door, seen, of_channel = Door(server), Recorder(), Recorder()
+    pool = make_pool(auto_reconnect=False, **QUICK).on_status(seen)
+    pool.channel("room").on_status(of_channel).subscribe()
+    server.connections[0].abort()
+    of_channel.wait_for(lambda events: events[-1].status == "error")
+    wait_a_while(make_pool)
+    assert len(door.knocks) == 1
+    told = [change for change in seen.events if change.error is not None]
+    assert [(change.status, change.delay) for change in told] == [("error", None)]
+    assert [change.status for change in of_channel.events] == ["joining", "joined", "error"]
+    pool.connect()
+    wait_until(lambda: pool.channels()[0].is_subscribed)
+
+
+def test_strategies_of_the_user_never_run_on_the_io_thread_and_a_failing_one_is_survived(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    threads = Recorder()
+
+    def broken(state: object) -> float:
+        threads(threading.current_thread().name)
+        raise SystemExit("a strategy that ends the program")
+
+    pool = make_pool(reconnect=rtpool.ReconnectPolicy(wait=broken))
+    pool.channel("room").subscribe()
+    server.connections[0].abort()
+    assert "-dial-" in threads.wait(1)[0]
+    server.wait_for(lambda s: s.connections_total == 2 and s.members("room") == 1)
