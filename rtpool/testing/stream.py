@@ -44,7 +44,7 @@ class Stream(WebSocket):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TCP (and TLS) are up."""
-        self._holds: set[str] = set()
+        self._holds: set[object] = set()
         self._gone = asyncio.Event()
         self._told = asyncio.Event()
         self.heard_at = self.of.clock.now()
@@ -109,14 +109,14 @@ class Stream(WebSocket):
         """Set when the TCP connection is gone."""
         return self._gone
 
-    def hold(self, reason: str) -> None:
+    def hold(self, reason: object) -> None:
         """Read nothing until every reason has been released."""
         if self.gone():
             return
         self._holds.add(reason)
         self.transport.pause_reading()
 
-    def release(self, reason: str) -> None:
+    def release(self, reason: object) -> None:
         """Take a reason back; the client's silence meanwhile was ours."""
         self._holds.discard(reason)
         if not self.gone() and not self._holds:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from rtpool.testing.faults.moments import Moment, Now, Opening, Receiving, Sending
+from rtpool.testing.faults.moments import Moment, Now, Occasion, Opening, Receiving, Sending
 
 if TYPE_CHECKING:
     from rtpool.testing.faults.injection import Deed, Hit, Injection
 
-__all__ = ["FROM_OPENING", "ConnectionFault", "Fault", "Frames"]
+__all__ = ["ConnectionFault", "FROM_OPENING", "Fault", "Frames"]
 
 #: What is queued for a connection: frames, and what is done in their midst.
 Frames = list["str | bytes | Deed"]
@@ -33,6 +33,10 @@ class Fault:
     def natural(self) -> Moment:
         """The moment it strikes at when none is given."""
         return self.moments[0]()
+
+    def fits(self, occasion: Occasion) -> bool:
+        """Whether there is anything to strike at; where there is not, nothing is counted."""
+        return True
 
     def begin(self, injection: Injection) -> None:
         """Put it on its way; on the thread of `RealtimeServer.inject`."""

@@ -5,12 +5,13 @@ What a server decides against a client.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import attrs
 
 from rtpool.testing.faults.base import FROM_OPENING, ConnectionFault, Fault
 from rtpool.testing.faults.injection import Hit
-from rtpool.testing.faults.moments import Moment, Now, Receiving, Upgrading
+from rtpool.testing.faults.moments import Moment, Now, Occasion, Receiving, Upgrading
 from rtpool.testing.records import JoinRefusal, Refusal
 from rtpool.testing.refusals import Join, System
 
@@ -43,7 +44,20 @@ class Refuse(Fault):
 
 
 @attrs.frozen
-class RefuseJoin(Fault):
+class _JoinFault(Fault):
+    moments: ClassVar[tuple[type[Moment], ...]] = (Receiving,)
+
+    def natural(self) -> Moment:
+        """Any join."""
+        return Receiving("phx_join")
+
+    def fits(self, occasion: Occasion) -> bool:
+        """Joins alone."""
+        return occasion.event == "phx_join"
+
+
+@attrs.frozen
+class RefuseJoin(_JoinFault):
     """
     A join is refused. `rtpool.testing.refusals.Join` has every reason of a real server.
 
@@ -56,26 +70,15 @@ class RefuseJoin(Fault):
     reason: str = "Unknown Error on Channel"
     delay: float | None = None
     close_code: int | None = None
-    moments = (Receiving,)
-
-    def natural(self) -> Moment:
-        """Any join."""
-        return Receiving("phx_join")
 
     def strike(self, hit: Hit) -> object:
-        """The refusal, of a join."""
-        if hit.occasion.event != "phx_join":
-            return None
+        """The refusal."""
         hit.done()
-        return self.refusal(hit)
-
-    def refusal(self, hit: Hit) -> JoinRefusal:
-        """What the server answers."""
         return JoinRefusal(self.reason, self.delay, self.close_code)
 
 
 @attrs.frozen
-class JoinStorm(Fault):
+class JoinStorm(_JoinFault):
     """
     A join is refused because the project joins too fast, and its socket is closed with the server's `disconnect_code`,
     all its channels with it. What happens when many clients come back at once.
@@ -83,16 +86,8 @@ class JoinStorm(Fault):
     `ServerOptions.max_joins_per_second` does the same by counting.
     """
 
-    moments = (Receiving,)
-
-    def natural(self) -> Moment:
-        """Any join."""
-        return Receiving("phx_join")
-
     def strike(self, hit: Hit) -> object:
-        """The refusal, of a join."""
-        if hit.occasion.event != "phx_join":
-            return None
+        """The refusal."""
         hit.done()
         return attrs.evolve(Join.TOO_MANY_JOINS(), close_code=hit.server.options.disconnect_code)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rtpool.testing.server import RealtimeServer
     from rtpool.testing.stream import Stream
 
-__all__ = ["SWALLOWED", "Deed", "Hit", "Injection", "Injections", "Strike"]
+__all__ = ["Deed", "Hit", "Injection", "Injections", "SWALLOWED", "Strike"]
 
 #: Something done when its turn among the frames of a connection has come.
 Deed = Callable[[], "Awaitable[None] | None"]
@@ -118,7 +118,7 @@ class Injection:
 
     def due(self, occasion: Occasion) -> bool:
         """Whether it strikes here; counts."""
-        if self._left == 0 or not self.on.matches(occasion):
+        if self._left == 0 or not self.fault.fits(occasion) or not self.on.matches(occasion):
             return False
         if self._to_skip > 0:
             self._to_skip -= 1

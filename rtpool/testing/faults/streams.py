@@ -11,7 +11,7 @@ import attrs
 
 from rtpool.testing.faults.base import FROM_OPENING, ConnectionFault
 from rtpool.testing.faults.injection import Hit
-from rtpool.testing.faults.moments import Accepting, Now, Upgrading
+from rtpool.testing.faults.moments import Accepting, Now, Sending, Upgrading
 
 if TYPE_CHECKING:
     from rtpool.testing.stream import Stream
@@ -45,7 +45,7 @@ class Reset(_OfStream):
             stream.valve.end()
             hit.server.spawn(_flush(stream, stream.reset, hit))
 
-        stream.valve.after(self.after, cut)
+        _after(self.after, hit, cut)
 
 
 @attrs.frozen
@@ -70,7 +70,12 @@ class Finish(_OfStream):
             stream.valve.end()
             hit.server.spawn(_flush(stream, stream.finish, hit))
 
-        stream.valve.after(self.after, cut)
+        _after(self.after, hit, cut)
+
+
+def _after(count: int, hit: Hit, then: Callable[[], None]) -> None:
+    # The frame a fault strikes at comes behind what waits; at any other moment the client's next byte is the first.
+    hit.occasion.stream.valve.after(count, then, behind=hit.occasion.moment is Sending)
 
 
 async def _flush(stream: Stream, then: Callable[[], None], hit: Hit) -> None:
@@ -97,20 +102,19 @@ class Freeze(_OfStream):
     def apply(self, hit: Hit) -> None:
         """Shut, now or later."""
         stream = hit.occasion.stream
-        reason = f"fault {id(hit)}"
 
         def shut() -> None:
-            stream.valve.shut()
-            stream.hold(reason)
+            stream.valve.shut(hit)
+            stream.hold(hit)
             hit.done()
 
         def thaw() -> None:
             if not stream.gone():
-                stream.valve.open()
-                stream.release(reason)
+                stream.valve.open(hit)
+                stream.release(hit)
 
         hit.injection.when_undone(thaw)
-        stream.valve.after(self.after, shut)
+        _after(self.after, hit, shut)
 
 
 @attrs.frozen
@@ -132,7 +136,7 @@ class Dribble(_OfStream):
         """Let it drip."""
         stream = hit.occasion.stream
         stream.valve.drip(self.size, self.every)
-        hit.injection.when_undone(lambda: None if stream.gone() else stream.valve.open())
+        hit.injection.when_undone(lambda: None if stream.gone() else stream.valve.flow())
         hit.done()
 
 

@@ -41,7 +41,7 @@ class Valve:
         self._cuts: list[_Cut] = []
         self._drop: tuple[int, float] | None = None
         self._timer: Timer | asyncio.Handle | None = None
-        self._shut = False  # nothing passes, until `open`
+        self._shut: set[object] = set()  # why nothing passes, until each reason is gone
         self._ended = False  # nothing passes any more, and nothing is kept
         self._then: Callable[[], None] | None = None  # what was to follow the last byte
 
@@ -50,22 +50,36 @@ class Valve:
 
     # What faults do
 
-    def after(self, count: int, then: Callable[[], None]) -> None:
-        """Call `then` when so many more bytes have gone out, exactly; at once for none."""
-        self._cuts.append(_Cut(len(self._waiting) + count, then))
+    def after(self, count: int, then: Callable[[], None], *, behind: bool = False) -> None:
+        """
+        Call `then` when so many more bytes have gone out, exactly; at once for none.
+
+        Args:
+            behind: count from the end of what waits here, not from its beginning.
+        """
+        count += len(self._waiting) if behind else 0
+        if count == 0:
+            then()
+            return
+        self._cuts.append(_Cut(count, then))
         self._pump()
 
-    def shut(self) -> None:
-        """Let nothing pass until `open`."""
-        self._shut = True
+    def shut(self, reason: object) -> None:
+        """Let nothing pass until `open` with the same reason."""
+        self._shut.add(reason)
+
+    def open(self, reason: object) -> None:
+        """Undo `shut`; what has waited goes out."""
+        self._shut.discard(reason)
+        self._pump()
 
     def drip(self, size: int, every: float) -> None:
         """Let `size` bytes pass at a time, each in a write of its own, `every` seconds apart."""
         self._drop = (size, every)
 
-    def open(self) -> None:
-        """Undo `shut` and `drip`; what has waited goes out."""
-        self._shut, self._drop = False, None
+    def flow(self) -> None:
+        """Undo `drip`; what has waited goes out."""
+        self._drop = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -91,8 +105,7 @@ class Valve:
 
     def write_eof(self) -> None:
         """End the stream after what waits."""
-        if not self._ended:
-            self._finally(self._transport.write_eof)
+        self._finally(self._transport.write_eof)
 
     def close(self) -> None:
         """Close the connection after what waits."""
