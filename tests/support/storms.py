@@ -68,7 +68,7 @@ class Traffic:
             for topic in topics:
                 book = self.published.setdefault(topic, [])
                 number, at = len(book), datetime.now(timezone.utc)
-                reached = self._server.broadcast(topic, "n", {"n": number})
+                reached = self._server.broadcast(topic, "n", {"n": number, "at": time.time()})
                 book.append(Publication(number, at, self.life, reached))
                 self.total += 1
 
