@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import rtpool
 from rtpool.testing import RealtimeServer
@@ -107,8 +107,12 @@ class Books:
                 wrong.append(f"{topic}: of life {life} it heard {''.join('.x'[h] for h in heard)}")
         for p in published:
             if p.number not in got and not self.covered(p.at):
-                wrong.append(f"{topic}: {p} is missing, and in none of {[(g.lost_from, g.lost_to) for g in self.gaps]}")
+                wrong.append(f"{topic}: {p} is missing unannounced, {self._off(p.at):.6f} s from the nearest gap")
         return wrong
+
+    def _off(self, at: datetime) -> float:
+        off = [abs((edge - at).total_seconds()) for gap in self.gaps for edge in (gap.lost_from, gap.lost_to)]
+        return min(off, default=float("inf"))
 
 
 def fullest_window(stamps: Iterable[float], seconds: float) -> int:
