@@ -56,7 +56,7 @@ def test_topics_that_are_always_refused_cost_their_neighbours_on_the_socket_noth
         for channel in [*bad, *(book.channel for book in books)]:
             channel.subscribe(wait=False)
         wait_until(lambda: all(book.channel.is_subscribed for book in books), "the good ones joined")
-        wait_until(lambda: len({r.topic for r in refusals.events if r.status == "refused"}) == failing, "the bad ones")
+        refusals.wait_for(lambda events: any(event.status == "refused" for event in events))
         for book in books:
             book.channel.on_status(trouble)
             book.channel.on_broadcast("n", lambda message: delays.append(time.time() - message.payload["at"]))
@@ -218,7 +218,7 @@ def test_fifty_pools_that_lose_the_server_at_once_come_back_spread_over_the_time
     took, fullest = max(attempts) - lost_at, fullest_window(attempts, 1.0)
     mean = len(attempts) / took
     print(
-        f"{len(pools)} pools, away for 5 s, the last back after {took:.1f} s: {len(attempts)} attempts, mean {mean:.1f} "
+        f"{len(pools)} pools, away for 5 s, the last back in {took:.1f} s: {len(attempts)} attempts, mean {mean:.1f} "
         f"a second, fullest {fullest} ({fullest / mean:.2f} times the mean), by second {per_second(attempts, lost_at)}"
     )
     assert len(attempts) >= 2 * len(pools)

@@ -32,13 +32,17 @@ class Traffic:
     Args:
         choose: the topics of the next burst.
         pause: seconds between two bursts.
+        keep: publications remembered per topic, None is all.
     """
 
-    def __init__(self, server: RealtimeServer, choose: Callable[[], Iterable[str]], *, pause: float) -> None:
-        self._server, self._choose, self._pause = server, choose, pause
+    def __init__(
+        self, server: RealtimeServer, choose: Callable[[], Iterable[str]], *, pause: float, keep: int | None = None
+    ) -> None:
+        self._server, self._choose, self._pause, self._keep = server, choose, pause, keep
         #: Which start of the server it is.
         self.life = 0
-        self.published: dict[str, list[Publication]] = {}
+        self.published: dict[str, deque[Publication]] = {}
+        self._next: dict[str, int] = {}
         self.total = 0
         self.errors: list[BaseException] = []
         self._stop = threading.Event()
@@ -66,8 +70,9 @@ class Traffic:
 
         def send() -> None:
             for topic in topics:
-                book = self.published.setdefault(topic, [])
-                number, at = len(book), datetime.now(timezone.utc)
+                book = self.published.setdefault(topic, deque(maxlen=self._keep))
+                number, at = self._next.get(topic, 0), datetime.now(timezone.utc)
+                self._next[topic] = number + 1
                 reached = self._server.broadcast(topic, "n", {"n": number, "at": time.time()})
                 book.append(Publication(number, at, self.life, reached))
                 self.total += 1
