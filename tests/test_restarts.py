@@ -55,6 +55,7 @@ def test_twenty_killings_of_the_server_cost_no_channel_and_no_message_unannounce
             max_joins_per_second=JOINS_PER_SECOND,
             max_delay=0.2,
             max_retries=1_000,
+            stable_after=0.0,
         )
         failures = Recorder()
         pool.on_status(lambda change: failures(change) if change.status == "reconnecting" else None)
