@@ -160,9 +160,9 @@ class JoinQueue:
         before = self._pace.per_second(now)
         if self._pace.slow_down(now):
             self._log.warning(
-                "! %s: at most %g a second from now on, instead of %g, and twice as many "
+                "! the server says %r: at most %g a second from now on, instead of %g, and twice as many "
                 "after every %g s without such a refusal (option max_joins_per_second)",
-                *(why, self._pace.per_second(now), before, RECOVERY),
+                *(words, self._pace.per_second(now), before, RECOVERY),
             )
 
     def spare(self, connection: Connection) -> bool:
