@@ -241,3 +241,17 @@ def test_strategies_of_the_user_never_run_on_the_io_thread_and_a_failing_one_is_
     server.connections[0].abort()
     assert "-dial-" in threads.wait(1)[0]
     server.wait_for(lambda s: s.connections_total == 2 and s.members("room") == 1)
+
+
+def test_a_newcomer_is_not_placed_on_a_connection_that_is_away(server: RealtimeServer, make_pool: MakePool) -> None:
+    seen = Recorder()
+    pool = make_pool(max_retries=1, health_check_interval=3_600, max_channels_per_connection=2).on_status(seen)
+    for name in ("a", "b", "c"):
+        pool.channel(name).subscribe()
+    pool.channels()[0].unsubscribe()
+    server.on_connect = lambda request: Refusal(503)
+    first = next(c for c in server.connections if "realtime:b" in c.topics)
+    first.abort()
+    seen.wait_for(lambda events: events[-1].status == "error")
+    pool.channel("late").subscribe()
+    assert pool.stats().error_connections == 1

@@ -218,7 +218,7 @@ class Connection:
     def slot(self) -> Slot:
         """What placement needs to know."""
         topics = {*self.joins, *self.guests}
-        return Slot(self.connection_id, topics, len(topics), self.capacity)
+        return Slot(self.connection_id, topics, len(topics), self.capacity, self.state == "open")
 
     @property
     def is_idle(self) -> bool:
