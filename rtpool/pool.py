@@ -388,6 +388,7 @@ class RealtimePool(RestBroadcasts):
             total_joins=len(coordinator.joins),
             reconnect_attempts=sockets.reconnect_attempts,
             messages_received=sockets.past_messages + sum(c.messages_received for c in connections),
+            messages_unheard=sockets.past_unheard + sum(c.messages_unheard for c in connections),
             events_received=engine.dispatcher.received,
             messages_delivered=engine.dispatcher.delivered,
             messages_dropped=engine.dispatcher.dropped,

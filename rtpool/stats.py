@@ -23,6 +23,7 @@ class ConnectionDetails:
         joins: joins placed on it.
         attempts: failed attempts of the present outage.
         bytes_received, bytes_sent, messages_received: since it was made.
+        messages_unheard: received ones that were nobody's: unreadable, of an earlier join, of a topic just left.
         heartbeat_latency: seconds of the last heartbeat's round trip, None before the first.
         send_queue: bytes waiting for the kernel.
     """
@@ -35,6 +36,7 @@ class ConnectionDetails:
     bytes_received: int
     bytes_sent: int
     messages_received: int
+    messages_unheard: int
     heartbeat_latency: float | None
     send_queue: int
 
@@ -77,6 +79,7 @@ class PoolStats:
         total_joins: server channels, each shared by one or more Channels.
         reconnect_attempts: dials after a failure or a loss.
         messages_received: Phoenix messages decoded.
+        messages_unheard: received ones that were nobody's: unreadable, of an earlier join, of a topic just left.
         events_received: events that came for a Channel, once for each; every one is delivered, dropped or still queued.
         messages_delivered: events handed to a callback or an iterator.
         messages_dropped: events lost to a full mailbox, or queued when their Channel ended.
@@ -104,6 +107,7 @@ class PoolStats:
     total_joins: int
     reconnect_attempts: int
     messages_received: int
+    messages_unheard: int
     events_received: int
     messages_delivered: int
     messages_dropped: int

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 import rtpool
-from rtpool.testing import RealtimeServer, Refusal
+from rtpool.testing import RealtimeServer, Refusal, faults
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP, wait_until
@@ -255,3 +255,31 @@ def test_a_newcomer_is_not_placed_on_a_connection_that_is_away(server: RealtimeS
     seen.wait_for(lambda events: events[-1].status == "error")
     pool.channel("late").subscribe()
     assert pool.stats().error_connections == 1
+
+
+@pytest.mark.parametrize("how", ["a new token", "connect"])
+def test_hope_that_comes_while_a_dial_is_under_way_is_followed_by_one_more(
+    server: RealtimeServer, make_pool: MakePool, how: str
+) -> None:
+    slow = server.inject(faults.Delay(3_600), on=faults.Upgrading())
+    server.inject(faults.Refuse(401))
+    pool = make_pool(health_check_interval=3_600)
+    channel = pool.channel("room").subscribe(wait=False)
+    slow.wait()
+    if how == "connect":
+        with pytest.raises(rtpool.ConnectionFailed):
+            pool.connect(timeout=0.05)
+    else:
+        pool.set_auth(server.token())
+    slow.undo()
+    wait_until(lambda: channel.is_subscribed)
+
+
+def test_an_idle_connection_that_is_lost_is_told_with_its_error(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    seen = Recorder()
+    pool.on_status(seen).connect()
+    server.connections[0].abort()
+    last = seen.wait_for(lambda events: events and events[-1].status == "idle")[-1]
+    assert isinstance(last.error, rtpool.ConnectionFailed)

@@ -156,6 +156,7 @@ def test_a_frame_that_is_no_message_is_dropped_and_nothing_else_happens(
     server.broadcast("room", "x", {"n": 1})
     heard.wait(1)
     assert server.connections_total == 1
+    assert pool.stats().messages_unheard == 2
 
 
 def test_a_text_frame_that_is_not_utf8_is_dropped(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:

@@ -90,6 +90,7 @@ class Connection:
         self.attempts = 0
         self.first_failed_at: float | None = None
         self.crashes = False
+        self.hoped = False  # there was reason to, while it was dialled
         self.redial: Timer | None = None
         self.last_error: RtpoolError | None = None
         self.opened_at = 0.0
@@ -99,6 +100,7 @@ class Connection:
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
+        self._unreadable = 0
         self._bytes_received = 0
         self._bytes_sent = 0
         self.heartbeat_latency: float | None = None
@@ -169,7 +171,7 @@ class Connection:
         """Take over a connected socket."""
         decoder = FrameDecoder(self._options.max_message_size)
         self.transport = Transport(sock, decoder, FrameEncoder(os.urandom))
-        self.state = "open"
+        self.state, self.hoped = "open", False
         self.epoch += 1
         self.opened_at = self.proof_of_life = self._wrote_at = now
         self.session.connected(now)
@@ -242,6 +244,7 @@ class Connection:
             bytes_received=self._bytes_received + (transport.bytes_received if transport else 0),
             bytes_sent=self._bytes_sent + (transport.bytes_sent if transport else 0),
             messages_received=self.messages_received,
+            messages_unheard=self._unreadable + self.session.dropped,
             heartbeat_latency=self.heartbeat_latency,
             send_queue=transport.queued if transport else 0,
         )
@@ -261,6 +264,7 @@ class Connection:
                 self.session.receive(message.data, message.opcode == OP_BINARY, now)
             except ProtocolError as error:
                 # A real server relays broken JSON of other clients; dropping the frame harms nobody.
+                self._unreadable += 1
                 self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
         elif message.opcode == OP_PING and self.transport is not None:
             self.transport.send(OP_PONG, message.data)

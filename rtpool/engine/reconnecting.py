@@ -80,6 +80,10 @@ class Reconnecting:
         if lasted or connection.first_failed_at is None:
             connection.first_failed_at = now
         at_least = self._heed(error)
+        if connection.hoped:  # asked before there was reason to hope
+            connection.hoped, connection.attempts, connection.first_failed_at = False, 0, None
+            self._retrying(connection, error, self._schedule(connection, 0.0))
+            return
         if not self._options.auto_reconnect:
             self._end(connection, error, None)
             return
@@ -150,6 +154,8 @@ class Reconnecting:
             afresh: a user gave reason to try, so the quick attempts begin anew. Otherwise another connection of the
                 pool was opened, which says nothing to one that opens and does not last.
         """
+        if connection.state == "dialing":
+            connection.hoped = afresh
         if connection.state not in ("waiting", "error"):
             return
         if afresh:
