@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from rtpool.engine import mover
 from rtpool.engine.mover import Mover
 from rtpool.testing import NO_REPLY, JoinRefusal, JoinReply, RealtimeServer
 from tests.conftest import MakePool
+from tests.support.proxy import Proxy
 from tests.support.recorder import Recorder
 from tests.support.wait import wait_until
 
@@ -171,6 +175,57 @@ def test_three_sparse_sockets_become_one_while_everybody_talks(
     assert pool.stats().reconnect_attempts == 0
     one_channel_each(server, topics, others=1)
     assert len(server.connections) == 2
+
+
+class Laggard(Proxy):
+    """Holds up what comes from the server, on the first connection or on the others, by times that differ."""
+
+    def __init__(self, target: int, slow: str) -> None:
+        super().__init__(target)
+        self._first_is_slow = slow == "new"
+
+    def _relay(self, source: socket.socket, sink: socket.socket, size: int) -> None:
+        index = self._sockets.index(source)
+        slow = index % 2 == 1 and (index == 1) is self._first_is_slow
+        lags = random.Random(index)
+        try:
+            while data := source.recv(2_048):
+                if slow:
+                    self._released.wait(lags.uniform(0.01, 0.03))
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+
+@pytest.mark.parametrize("slow", ["old", "new"])
+def test_whichever_socket_is_ahead_each_message_comes_once(
+    server: RealtimeServer, make_pool: MakePool, caplog: pytest.LogCaptureFixture, slow: str
+) -> None:
+    caplog.set_level("INFO", "rtpool.io")
+    with Laggard(server.port, slow) as proxy:
+        pool = make_sparse_pool(make_pool, url=f"http://127.0.0.1:{proxy.port}")
+        heard = sparse(pool)
+        publishers = Publishers(list(heard))
+        publishers.add("server", server.broadcast, 0.004)
+        publishers.add("other", server.broadcast, 0.006)
+        publishers.add("tick", server.broadcast, 0.3)
+        with publishers:
+            merge_until_one_is_left(server, pool)
+        for topic, each in heard.items():
+            each.messages.wait(publishers.said[topic].total())
+            each.until_end(server)
+            for who, count in publishers.said[topic].items():
+                assert each.of(who) == ([0] * count if who == "tick" else list(range(count))), (topic, who)
+            assert not each.gaps.events
+            assert not each.statuses.events
+        assert pool.close(10)
+    words = re.compile(r"moved from .*; (\d+) messages came there first, (\d+) later")
+    moves = [match for record in caplog.records if (match := words.search(record.message))]
+    first, later = (sum(int(move[n]) for move in moves) for n in (1, 2))
+    print(f"{len(moves)} moves, the {slow} socket slow: by the new one {first} messages came first, {later} later")
+    assert len(moves) == 2 * STAY
+    assert (first if slow == "old" else later) > 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"ack": True}, {"receive_own": True}, {"private": True}])

@@ -219,7 +219,7 @@ class Connection:
 
     def slot(self) -> Slot:
         """What placement needs to know."""
-        topics = {*self.joins, *self.guests}
+        topics = {*self.joins, *self.guests} if self.guests else self.joins
         return Slot(self.connection_id, topics, len(topics), self.capacity, self.state == "open")
 
     @property

@@ -427,3 +427,37 @@ def test_a_stopped_queue_sends_nothing() -> None:
     world.queue.stop()
     assert not world.ask("a", socket).requested
     assert world.taken() == []
+
+
+def test_a_join_that_can_wait_goes_when_no_other_wants_to() -> None:
+    world, one, other = World(per_second=2), Socket(), Socket()
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    join = world.ask("a", other)
+    assert world.sent == ["a"]
+    world.advance(10.0)
+    assert not world.queue.spare(one), "one is in flight"  # type: ignore[arg-type]
+    world.answer(join, ok=True)
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    assert not world.queue.spare(one), "it counts"  # type: ignore[arg-type]
+    world.ask("b", other)
+    world.advance(0.1)
+    assert not world.queue.spare(one), "one waits for the pace"  # type: ignore[arg-type]
+
+
+def test_a_join_that_can_wait_needs_room_and_a_queue_that_goes_on() -> None:
+    world, full, free = World(), Socket(in_flight=0), Socket()
+    assert not world.queue.spare(full)  # type: ignore[arg-type]
+    assert world.queue.spare(free)  # type: ignore[arg-type]
+    world.queue.stop()
+    assert not world.queue.spare(free)  # type: ignore[arg-type]
+
+
+def test_what_was_lost_with_a_socket_or_left_holds_up_nobody_that_can_wait() -> None:
+    world, one, other = World(), Socket(), Socket()
+    world.ask("a", other)
+    other.reconnect()
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    join = world.ask("b", other)
+    world.say(join, ChannelState.LEAVING)
+    assert world.queue.spare(one)  # type: ignore[arg-type]
