@@ -12,7 +12,7 @@ import trustme
 
 import rtpool
 from rtpool.testing import RealtimeServer, Refusal, faults
-from tests.conftest import MakePool
+from tests.conftest import Figure, MakePool
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP, wait_until
 from tests.support.ways import serving, trusting
@@ -44,18 +44,18 @@ def wait_a_while(make_pool: MakePool, attempts: int = 12) -> None:
 QUICK = {"base_delay": 0.02, "max_delay": 0.05, "health_check_interval": 0.1}
 
 
-def back_within_a_second(pool: rtpool.RealtimePool, hope: Callable[[], object], what: str) -> None:
+def back_within_a_second(pool: rtpool.RealtimePool, hope: Callable[[], object], figure: Figure) -> None:
     began = time.monotonic()
     hope()
     wait_until(lambda: pool.channels()[0].is_subscribed)
     took = time.monotonic() - began
-    print(f"{what}: back {took * 1000:.0f} ms after the good token")
+    figure(f"one attempt, then back {took * 1000:.0f} ms after the good token")
     assert took < 1.0
 
 
 @pytest.mark.parametrize(("status", "body"), [(401, '{"error":"Token has expired"}'), (404, "Tenant not found")])
 def test_what_cannot_succeed_is_tried_once_and_told_once_until_there_is_another_token(
-    server: RealtimeServer, make_pool: MakePool, status: int, body: str
+    server: RealtimeServer, make_pool: MakePool, figure: Figure, status: int, body: str
 ) -> None:
     door, seen, of_channel = Door(server, Refusal(status, body)), Recorder(), Recorder()
     pool = make_pool(**QUICK).on_status(seen)
@@ -69,12 +69,12 @@ def test_what_cannot_succeed_is_tried_once_and_told_once_until_there_is_another_
     assert [(change.status, type(change.error)) for change in of_channel.events] == [("error", type(error))]
     assert seen.events[-1].delay is None  # none will be made
     door.refusal = None
-    back_within_a_second(pool, lambda: pool.set_auth(server.token(role="authenticated")), f"HTTP {status}")
+    back_within_a_second(pool, lambda: pool.set_auth(server.token(role="authenticated")), figure)
     assert len(door.knocks) == 2
 
 
 def test_a_bad_certificate_is_met_once_and_told_once_until_there_is_hope(
-    authority: trustme.CA, make_pool: MakePool
+    authority: trustme.CA, make_pool: MakePool, figure: Figure
 ) -> None:
     handshakes = Recorder()
     context = serving(authority, "127.0.0.1")
@@ -89,12 +89,12 @@ def test_a_bad_certificate_is_met_once_and_told_once_until_there_is_hope(
         assert len(handshakes.events) == 1
         assert [change.status for change in seen.events] == ["connecting", "error"]
         authority.configure_trust(ours)
-        back_within_a_second(pool, lambda: pool.set_auth(server.token()), "bad certificate")
+        back_within_a_second(pool, lambda: pool.set_auth(server.token()), figure)
         pool.close()
 
 
 def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connections(
-    server: RealtimeServer, make_pool: MakePool
+    server: RealtimeServer, make_pool: MakePool, figure: Figure
 ) -> None:
     door, seen = Door(server, Refusal(429, headers={"Retry-After": "3"})), Recorder()
     pool = make_pool(max_channels_per_connection=1, **QUICK).on_status(seen)
@@ -108,7 +108,7 @@ def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connec
     pool.channel("b").subscribe()
     wait_until(lambda: len(pool.channels()) == 2 and all(c.is_subscribed for c in pool.channels()))
     pauses = [knock - door.knocks[0] for knock in door.knocks[1:]]
-    print(f"429 with Retry-After: 3: the next attempts came {', '.join(f'{p:.3f}' for p in pauses)} s later")
+    figure(f"429 with Retry-After: 3, and the next attempts came {', '.join(f'{p:.3f}' for p in pauses)} s later")
     assert len(pauses) == 2
     assert min(pauses) >= 3.0
 
