@@ -12,7 +12,7 @@ import pytest
 import rtpool
 from rtpool.events import ChannelState
 from rtpool.protocol.json_engine import dumps
-from rtpool.testing import JoinRefusal, RealtimeServer, Refusal, ServerOptions
+from rtpool.testing import JoinRefusal, JoinReply, RealtimeServer, Refusal, ServerOptions
 from rtpool.testing.refusals import Handshake, Join
 from rtpool.testing.wire import size_of
 from tests.conftest import MakePool
@@ -113,8 +113,8 @@ def test_plain_phoenix_has_the_limit_of_a_frame_alone(make_pool: MakePool) -> No
     with RealtimeServer(plain_phoenix=True, max_frame_size=20_000) as phoenix:
         pool = make_pool(f"{phoenix.url}/socket", topic_prefix="", max_payload_size=600, max_frame_size=20_000)
         channel = pool.channel("room").subscribe()
-        channel.push("shout", {"d": "x" * 19_000})
-        phoenix.wait_for(lambda s: events_of(s, "shout"))
+        channel.push("broadcast", {"d": "x" * 19_000})
+        phoenix.wait_for(lambda s: events_of(s, "broadcast"))
         with pytest.raises(rtpool.MessageTooBig, match="max_frame_size"):
             channel.push("shout", {"d": "x" * 20_000})
 
@@ -153,8 +153,8 @@ def test_presence_from_eight_threads_at_once_never_makes_the_server_end_the_chan
     channel.on_system(said).on_gap(said).subscribe()
 
     def appear(index: int) -> None:
-        pushes = [channel.track({"n": number}) if number % 5 else channel.untrack() for number in range(10)]
-        for push in pushes:
+        for number in range(10):
+            push = channel.track({"n": number}) if number % 5 else channel.untrack()
             push.result(timeout=30)
 
     in_threads(THREADS, appear)
@@ -252,7 +252,7 @@ def test_a_push_whose_turn_does_not_come_in_time_was_not_sent_and_says_so(
 
 
 def test_what_keeps_a_pool_alive_is_never_paced(server: RealtimeServer, make_pool: MakePool) -> None:
-    pool = make_pool(max_events_per_second=0.01, heartbeat_interval=0.05)
+    pool = make_pool(max_events_per_second=0.01, send_buffer_limit=1, heartbeat_interval=0.05)
     channel = pool.channel("room").subscribe()
     channel.send_broadcast("x", {}).result()
     waits = channel.send_broadcast("x", {}, timeout=60)
@@ -278,12 +278,23 @@ def test_a_caller_beyond_the_buffer_waits_for_room_and_only_its_own_time(
     with pytest.raises(rtpool.SendBufferFull, match=r"3 pushes wait for their turn") as caught:
         channel.send_broadcast("x", {"n": "never"}, timeout=0.1)
     assert caught.value.limit == 3
-    channel.track({"n": 1})  # presence waits for nothing
     pushes += [channel.send_broadcast("x", {"n": number}, timeout=30) for number in range(5, 8)]
     for push in pushes:
         push.result()
     server.wait_for(lambda s: len(events_of(s, "broadcast")) == 8)
     assert [message.payload["payload"]["n"] for message in events_of(server, "broadcast")] == list(range(8))
+
+
+def test_what_waited_for_a_join_waits_for_its_turn_too(server: RealtimeServer, make_pool: MakePool) -> None:
+    server.on_join = lambda topic, payload, connection: JoinReply({"postgres_changes": []}, delay=0.2)
+    pool = make_pool(max_events_per_second=3)
+    channel = pool.channel("room").subscribe(wait=False)
+    pushes = [channel.send_broadcast("x", {"n": number}, timeout=30) for number in range(8)]
+    for push in pushes:
+        push.result()
+    server.wait_for(lambda s: len(events_of(s, "broadcast")) == 8)
+    assert [message.payload["payload"]["n"] for message in events_of(server, "broadcast")] == list(range(8))
+    assert pool.stats().pushes_delayed == 5
 
 
 def test_what_waits_for_its_turn_outlives_the_connection(server: RealtimeServer, make_pool: MakePool) -> None:

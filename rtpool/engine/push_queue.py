@@ -62,13 +62,13 @@ class PushQueue:
         return self._pace is None or (not self._turns and self._pace.grant(self._loop.now))
 
     def line_up(self, join: Join, waiting: Iterable[Outgoing]) -> None:
-        """Give a turn, after all others, to pushes that are in the buffer of a join."""
+        """Give a turn, after all others, to pushes in the buffer of a join that have none."""
         if self._pace is None:
             return
         for outgoing in waiting:
-            if self._turns.pop(outgoing, None) is None:
+            if outgoing not in self._turns:
+                self._turns[outgoing] = join
                 self._count()
-            self._turns[outgoing] = join
         self._run()
 
     def __contains__(self, outgoing: Outgoing) -> bool:

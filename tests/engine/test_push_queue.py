@@ -107,6 +107,17 @@ def test_over_the_rate_they_wait_in_one_order_over_all_channels() -> None:
     assert world.queue.delayed == 6
 
 
+def test_who_comes_when_there_is_room_again_overtakes_nobody() -> None:
+    world, one, two = World(per_second=1), Joined("one"), Joined("two")
+    world.push(one, "a")
+    world.push(one, "b")
+    world.now += 1.3  # and the timer has not run yet
+    world.push(two, "c")
+    assert world.taken() == "ab"
+    world.advance(1.3)
+    assert world.taken() == "c"
+
+
 def test_what_ended_meanwhile_takes_no_turn_from_others() -> None:
     world, one, two = World(per_second=1), Joined("one"), Joined("two")
     world.push(one, "a")
