@@ -62,7 +62,7 @@ def table(played: list[Cell]) -> str:
     published, missing = sum(cell.published for cell in played), sum(cell.missing for cell in played)
     gaps, strikes = sum(cell.told_gaps for cell in played), sum(cell.strikes for cell in played)
     lines.append(
-        f"{strikes} strikes; {published} broadcasts while a Channel was wanted, {missing} of them missed, {gaps} gaps told"
+        f"{strikes} strikes; {published} broadcasts while a Channel was wanted, {missing} missed, {gaps} gaps told"
     )
     lines.append(f"cells tried: {len(played)}, cells survived: {len(played) - len(failed)}")
     return "\n".join(lines)
