@@ -135,7 +135,7 @@ def test_now_strikes_each_open_socket_that_matches_once(server: RealtimeServer, 
         assert [strike.connection_id for strike in injection.struck] == [2]
     with server.inject(faults.Freeze(), on=faults.Now(connection=server.connections[2])) as injection:
         assert [strike.connection_id for strike in injection.struck] == [3]
-    with server.inject(faults.Freeze(), on=faults.Now(where=lambda o: o.connection.id != 2)) as injection:
+    with server.inject(faults.Freeze(), on=faults.Now(where=lambda o: o.connection_id != 2)) as injection:
         assert [strike.connection_id for strike in injection.struck] == [1, 3]
 
 
@@ -392,8 +392,11 @@ def test_faults_of_one_moment_strike_in_the_order_of_injection(server: RealtimeS
 
 
 def test_upgrades_are_refused_so_often_and_the_next_is_let_in(server: RealtimeServer, connect: Connect) -> None:
+    def version_2(occasion: faults.Occasion) -> bool:
+        return occasion.request is not None and occasion.request.query["vsn"] == "2.0.0"
+
     fault = faults.Refuse(429, "slow down", {"Retry-After": "3"})
-    injection = server.inject(fault, times=2, on=faults.Upgrading(where=lambda o: o.request.query["vsn"] == "2.0.0"))
+    injection = server.inject(fault, times=2, on=faults.Upgrading(where=version_2))
     for _ in range(2):
         plain = connect(opened=False)
         head = plain.open()
@@ -528,7 +531,7 @@ def test_a_black_hole_may_spare_the_open_sockets_and_end_with_the_server(
         assert plain.message()[1] == "hb"
         with server.inject(faults.Restart()):
             pass
-        assert connect().heartbeat() is None, "another port than the one that fell in"
+        connect()  # on another port than the one that fell in
     connect()
 
 

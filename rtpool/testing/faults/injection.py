@@ -159,9 +159,8 @@ class Hit:
 
     def done(self) -> None:
         """It has happened."""
-        connection = self.occasion.connection
-        number = None if connection is None else connection.id
-        self.injection.record(Strike(number, self.occasion.topic, self.occasion.event))
+        occasion = self.occasion
+        self.injection.record(Strike(occasion.connection_id, occasion.topic, occasion.event))
 
     @property
     def server(self) -> RealtimeServer:

@@ -44,6 +44,11 @@ class Occasion:
     answers: str | None = None
     message: Any = None
 
+    @property
+    def connection_id(self) -> int | None:
+        """The socket's number; None before its upgrade has been answered."""
+        return None if self.connection is None else self.connection.id
+
 
 @attrs.frozen
 class Moment:

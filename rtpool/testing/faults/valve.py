@@ -95,7 +95,7 @@ class Valve:
 
     def write(self, data: bytes) -> None:
         """Send, as far as the valve is open."""
-        if not self._ended:
+        if not (self._ended or self._transport.is_closing()):
             self._waiting += data
             self._pump()
 
@@ -128,6 +128,9 @@ class Valve:
         while not (self._shut or self._ended or self._timer is not None):
             self._due()
             if self._shut or self._ended or not self._waiting:
+                break
+            if self._transport.is_closing():  # by the other side
+                self.end()
                 break
             size = min([len(self._waiting), *(cut.left for cut in self._cuts), *(self._drop or ())[:1]])
             self._transport.write(bytes(self._waiting[:size]))
