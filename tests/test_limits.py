@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -162,6 +164,32 @@ def test_presence_from_eight_threads_at_once_never_makes_the_server_end_the_chan
     assert said.events == []
     assert len(real.joins("lobby")) == 1
     assert [meta["n"] for meta in real.presence("lobby")["ann"]["metas"]] == ["last"]
+
+
+def test_topics_that_fail_have_a_socket_for_a_fifth_of_its_time_each_in_its_turn(make_pool: MakePool) -> None:
+    held_back, asked = 0.1, []
+
+    def refuse(topic: str, payload: Any, connection: Any) -> JoinRefusal | None:
+        if not topic.startswith("bad"):
+            return None
+        asked.append((topic, time.monotonic()))
+        return JoinRefusal("UnknownErrorOnChannel: boom", delay=held_back)
+
+    with RealtimeServer() as server:
+        server.on_join = refuse
+        pool = make_pool(server.url, api_key=server.api_key, base_delay=0.01, max_delay=0.01)
+        good = [pool.channel(f"good-{number}", ack=True).subscribe() for number in range(10)]
+        for number in range(3):
+            pool.channel(f"bad-{number}").subscribe(wait=False)
+        wait_until(lambda: len(asked) >= 12)
+        assert [channel.send_broadcast("x", {}).result() for channel in good] == [{}] * 10
+        assert all(channel.state is ChannelState.JOINED for channel in good)
+        assert server.connections_total == 1
+    turns = [topic for topic, _ in asked[3:12]]  # after the first of each, which go together
+    assert set(turns[:3]) == {"bad-0", "bad-1", "bad-2"}
+    assert turns == turns[:3] * 3
+    gaps = [later - earlier for (_, earlier), (_, later) in itertools.pairwise(asked[3:12])]
+    assert min(gaps) >= 5 * held_back * 0.95, gaps
 
 
 # What the server refuses all the same

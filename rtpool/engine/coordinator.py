@@ -94,14 +94,7 @@ class Coordinator:
         self._log = logger_for(options, "io")
         self.router = Router(dispatcher, wall, supabase=options.is_supabase)
         self.readiness = Readiness(registry, self.router, wall)
-        self.pushes = Pushes(
-            loop,
-            budget,
-            self.router,
-            reply_timeout=options.join_timeout,
-            max_per_second=options.max_events_per_second,
-            log=self._log,
-        )
+        self.pushes = Pushes(loop, budget, self.router, options)
         self._stopping = False
         rng = rng or random.Random()
         self.connections = Connections(

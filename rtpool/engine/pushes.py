@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joins import Join
-from rtpool.engine.logs import Log
+from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.push_queue import PushQueue
 from rtpool.engine.routing import Router
 from rtpool.errors import RtpoolError
+from rtpool.options import PoolOptions
 from rtpool.protocol.messages import PRESENCE, JsonBody
 from rtpool.protocol.presence import UNTRACK, track_body
 from rtpool.protocol.session import PushSettled
@@ -29,28 +30,17 @@ class Pushes:
         loop: the engine's.
         budget: frees the room of what is settled.
         router: loops broadcasts back to siblings.
-        reply_timeout: seconds for the reply to what rtpool says of its own accord.
-        max_per_second: see `PoolOptions.max_events_per_second`.
-        log: where it is told that pushes wait.
+        options: the pool's.
 
     Thread-safety: confined to the I/O thread, except `sent`, which may be read anywhere.
     """
 
-    def __init__(
-        self,
-        loop: IoLoop,
-        budget: SendBudget,
-        router: Router,
-        *,
-        reply_timeout: float,
-        max_per_second: float | None,
-        log: Log,
-    ) -> None:
+    def __init__(self, loop: IoLoop, budget: SendBudget, router: Router, options: PoolOptions) -> None:
         self._loop = loop
         self._budget = budget
         self._router = router
-        self._reply_timeout = reply_timeout
-        self.queue = PushQueue(loop, max_per_second, self._send_first, log)
+        self._reply_timeout = options.join_timeout  # for what rtpool says of its own accord
+        self.queue = PushQueue(loop, options.max_events_per_second, self._send_first, logger_for(options, "io"))
         #: Pushes the kernel has had whole.
         self.sent = 0
 
