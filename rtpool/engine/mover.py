@@ -23,6 +23,7 @@ from rtpool.engine.joins import Join
 from rtpool.engine.logs import Log
 from rtpool.engine.pushes import Pushes
 from rtpool.engine.routing import Router
+from rtpool.events import ChannelState
 from rtpool.options import PoolOptions
 from rtpool.protocol.handover import Handover
 from rtpool.protocol.messages import POSTGRES_CHANGES, SYSTEM, WireMessage
@@ -52,13 +53,14 @@ MARGIN_SECONDS = 0.5
 MOVE_SECONDS, HOLD_SECONDS = 60.0, 1.0
 #: Seconds without merging after a move failed; twice as many after each that follows.
 RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 3_600.0
-#: Seconds until it is looked again whether a join may go out that can wait.
+#: Seconds until a join that can wait asks again whether it may go out.
 PATIENCE_SECONDS = 0.5
 
 
 class _Phase(enum.Enum):
     """Where a move is."""
 
+    BEGINNING = "beginning"  #: what was said before it is known of must have been heard
     JOINING = "joining"  #: the guest awaits its answer, or that changes flow
     WATCHING = "watching"  #: both get all there is, and it is found out what that is
     HOLDING = "holding"  #: the guest may take over as soon as no push awaits an answer
@@ -67,7 +69,7 @@ class _Phase(enum.Enum):
     GIVEN_UP = "given up"  #: the guest is leaving
 
 
-_BEFORE = (_Phase.JOINING, _Phase.WATCHING, _Phase.HOLDING)
+_BEFORE = (_Phase.BEGINNING, _Phase.JOINING, _Phase.WATCHING, _Phase.HOLDING)
 
 
 @attrs.define(eq=False)
@@ -80,7 +82,7 @@ class _Move:
     target: Connection
     handover: Handover
     deadline: Timer
-    phase: _Phase = _Phase.JOINING
+    phase: _Phase = _Phase.BEGINNING
     response: object = None
     timer: Timer | None = None
     fence: tuple[Connection, str] | None = None
@@ -158,7 +160,7 @@ class Mover:
         return self._joining.is_calm and all(c.state == "open" and c.opened_at <= since for c in self._connections.all)
 
     def _next(self) -> None:
-        """Move the next join of the source, or end; in a while, when other joins come first."""
+        """Move the next join of the source, or end."""
         source = self._source
         if source is None or self._stopped or self._move is not None:
             return
@@ -175,11 +177,9 @@ class Mover:
         elif target is None or not self._has_room(target, topic) or source.state != "open" or not _is_movable(join):
             self._source = None
             self._log.info("= connection %d is merged no further: things changed", source.connection_id)
-        elif self._joining.queue.spare(target):
+        else:
             self._to_move.popleft()
             self._begin(join, source, target)
-        else:
-            self._loop.call_later(PATIENCE_SECONDS, self._next)
 
     def _has_room(self, target: Connection, topic: str) -> bool:
         slot = target.slot()
@@ -290,12 +290,21 @@ class Mover:
     # The steps
 
     def _begin(self, join: Join, source: Connection, target: Connection) -> None:
-        topic, now = join.topic, self._loop.now
         deadline = self._loop.call_later(MOVE_SECONDS, lambda: self._give_up("it takes too long"))
-        self._move = _Move(join, topic, source, target, Handover(), deadline)
-        join.handover = self._move.handover
-        target.guests.add(topic)
-        target.session.join(topic, join.body(supabase=True, replay=False), now)
+        move = self._move = _Move(join, join.topic, source, target, Handover(), deadline)
+        join.handover = move.handover
+        target.guests.add(move.topic)
+        # The guest hears from the server what we say on the old channel. All of that must be known here: so what was
+        # said until now has to be there before the guest.
+        self._fence_in(move, 0.0, source)
+
+    def _invite(self, move: _Move) -> None:
+        """Join the topic on the other socket, unless other joins come first."""
+        if self._joining.queue.spare(move.target):
+            move.phase = _Phase.JOINING
+            move.target.session.join(move.topic, move.join.body(supabase=True, replay=False), self._loop.now)
+        else:
+            move.timer = self._loop.call_later(PATIENCE_SECONDS, lambda: self._invite(move))
 
     def _watch(self, move: _Move, settle: float) -> None:
         move.phase = _Phase.WATCHING
@@ -305,6 +314,8 @@ class Mover:
         def begin() -> None:
             if connection.state == "open":
                 move.fence = connection, connection.session.fence(self._loop.now)
+                if move.phase is _Phase.WATCHING and connection is move.source:
+                    move.handover.live_fence_begun()
             elif move.phase is _Phase.ENDING:
                 self._over(move)
 
@@ -314,6 +325,8 @@ class Mover:
         move.fence = None
         if move.phase is _Phase.ENDING:
             self._over(move)
+        elif move.phase is _Phase.BEGINNING:
+            move.timer = self._loop.call_later(MARGIN_SECONDS, lambda: self._invite(move))
         if move.phase is not _Phase.WATCHING:
             return
         of_source = connection is move.source
@@ -405,6 +418,7 @@ class Mover:
         session.leave(move.topic, self._loop.now)
         if move.target.state != "open":
             session.events()  # that it has left; nothing else happens to a session without a socket
+        if session.state(move.topic) is not ChannelState.LEAVING:
             self._over(move)
 
     def _let_go(self, move: _Move) -> None:
