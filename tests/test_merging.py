@@ -357,6 +357,27 @@ def test_who_is_present_is_told_as_if_nothing_had_moved(server: RealtimeServer, 
         assert not each.statuses.events
 
 
+def test_stored_messages_are_neither_asked_for_nor_told_again(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool = make_sparse_pool(make_pool)
+    for number in range(30):
+        server.database_send(f"topic-{number}", "stored", {"n": -1})
+    heard = sparse(pool, private=True, replay={"since": 0})
+    before = len(server.joins())
+    publishers = Publishers(list(heard))
+    publishers.add("stored", server.database_send, 0.005)
+    with publishers:
+        merge_until_one_is_left(server, pool)
+    for topic, each in heard.items():
+        each.messages.wait(1 + publishers.said[topic].total())
+        each.until_end(server, private=True)
+        assert each.of("stored") == list(range(-1, publishers.said[topic]["stored"]))
+        assert [m.replayed for m in each.messages.events if m.event == "stored"].count(True) == 1
+        assert not each.gaps.events
+    guests = server.joins()[before:]
+    assert len(guests) == 2 * STAY
+    assert not any("replay" in guest.payload["config"]["broadcast"] for guest in guests)
+
+
 # Trouble, at each step
 
 
@@ -503,6 +524,29 @@ def test_a_channel_that_changes_while_it_moves_does_as_it_was_told(
         assert heard[topic].of("after") == list(range(20))
     if how == "track":
         server.wait_for(lambda s: len(s.presence(topic)) == 1)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_second_join_of_the_topic_finds_a_socket_of_its_own_meanwhile(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    pool = make_sparse_pool(make_pool)
+    heard = sparse(pool)
+    moving = Recorder()
+    reached = at_step(monkeypatch, step, lambda move: moving(move.topic.removeprefix("realtime:")))
+    merge(pool)
+    assert reached.wait(10)
+    (topic,) = moving.wait(1)
+    second = Heard(pool.channel(topic, presence_key="second").subscribe())
+    wait_until(lambda: is_resting(pool))
+    server.wait_for(lambda s: s.members(topic) == 2)
+    for number in range(20):
+        server.broadcast(topic, "after", {"n": number})
+    for each in (heard[topic], second):
+        each.until_end(server)
+        assert each.of("after") == list(range(20))
+        assert not each.gaps.events
+    assert not heard[topic].statuses.events
 
 
 # What is not moved

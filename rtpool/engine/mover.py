@@ -450,7 +450,7 @@ def _is_movable(join: Join) -> bool:
         and join.blocked is None
         and join.outage is None
         and share.wish is None
-        and not (calls.in_flight or join.presence_pushes or join.presence_calling or calls.has_news(None, asked=False))
+        and not (calls.in_flight or calls.has_news(None, asked=False))
         and (join.held or not join.buffer)
         and source.fresh
         and source.value == join.token
