@@ -15,7 +15,8 @@ import pytest
 import rtpool
 from rtpool.engine import mover
 from rtpool.engine.mover import Mover
-from rtpool.testing import NO_REPLY, JoinRefusal, JoinReply, RealtimeServer
+from rtpool.testing import NO_REPLY, JoinRefusal, JoinReply, RealtimeServer, Refusal
+from rtpool.testing.connection import ServerConnection
 from tests.conftest import MakePool
 from tests.support.proxy import Proxy
 from tests.support.recorder import Recorder
@@ -319,6 +320,20 @@ def test_every_change_comes_once(server: RealtimeServer, make_pool: MakePool) ->
         assert not each.statuses.events
 
 
+def test_a_restart_of_the_feed_meanwhile_is_one_gap(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_sparse_pool(make_pool)
+    heard = sparse(pool, lambda channel: channel.on_postgres_changes("*", lambda change: None, table="cars"))
+    restarted = at_step(monkeypatch, "_watch", lambda move: server.restart_changes_feed())
+    merge(pool)
+    assert restarted.wait(10)
+    merge_until_one_is_left(server, pool)
+    for each in heard.values():
+        assert [gap.cause for gap in each.gaps.wait(1)] == ["feed restart"]
+        assert not each.statuses.events
+
+
 def test_who_is_present_is_told_as_if_nothing_had_moved(server: RealtimeServer, make_pool: MakePool) -> None:
     pool, other = make_sparse_pool(make_pool), make_pool(max_presence_calls=1_000_000)
     told: dict[str, Recorder] = {}
@@ -398,6 +413,12 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[Any], None
     return done
 
 
+def server_side(server: RealtimeServer, connection: Any) -> ServerConnection:
+    """The same socket as the server sees it."""
+    port = connection.transport.sock.getsockname()[1]
+    return next(c for c in server.connections if c.peer[1] == port)
+
+
 STEPS = ["_begin", "_invite", "_watch", "_fenced", "_cut_when_answered", "_cut", "_left_source"]
 
 
@@ -412,8 +433,7 @@ def test_a_socket_lost_at_any_step_is_an_outage_like_any_other(
 
     def kill(move: Any) -> None:
         for connection in {"source": [move.source], "target": [move.target]}.get(end, [move.source, move.target]):
-            ours = connection.transport.sock.getsockname()
-            next(c for c in server.connections if c.peer[1] == ours[1]).abort()
+            server_side(server, connection).abort()
 
     killed = at_step(monkeypatch, step, kill)
     publishers = Publishers(topics)
@@ -526,6 +546,35 @@ def test_a_channel_that_changes_while_it_moves_does_as_it_was_told(
         server.wait_for(lambda s: len(s.presence(topic)) == 1)
 
 
+@pytest.mark.parametrize("then", ["stay", "unsubscribe"])
+def test_what_is_said_while_the_old_socket_is_stuck_is_not_held_up_for_long(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(mover, "HOLD_SECONDS", 0.2 if then == "stay" else 3_600.0)
+    pool, other = make_sparse_pool(make_pool, join_timeout=20.0, heartbeat_interval=25.0), make_pool()
+    heard = sparse(pool)
+    strangers = {topic: Heard(other.channel(topic).subscribe()) for topic in heard}
+    moving, stuck = Recorder(), Recorder()
+
+    def hold_up(move: Any) -> None:
+        stuck(server_side(server, move.source))
+        stuck.events[0].pause_reading()
+        moving(move.topic.removeprefix("realtime:"))
+
+    at_step(monkeypatch, "_cut", hold_up)
+    merge(pool)
+    (topic,) = moving.wait(1)
+    push = heard[topic].channel.send_broadcast("held", {"n": 0})
+    if then == "unsubscribe":
+        heard[topic].channel.unsubscribe()
+    push.result(10)
+    strangers[topic].messages.wait(1)
+    stuck.events[0].resume_reading()
+    wait_until(lambda: is_resting(pool))
+    strangers[topic].until_end(server)
+    assert strangers[topic].of("held") == [0]
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_second_join_of_the_topic_finds_a_socket_of_its_own_meanwhile(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, step: str
@@ -579,7 +628,7 @@ def test_nothing_is_moved_while_a_socket_is_young_or_away(
     monkeypatch.setattr(mover, "CALM_SECONDS", 3_600.0)
     assert stays(server, pool, 3)
     monkeypatch.setattr(mover, "CALM_SECONDS", 0.0)
-    server.on_connect = lambda request: rtpool.testing.Refusal(503)
+    server.on_connect = lambda request: Refusal(503)
     server.connections[0].abort()
     wait_until(lambda: pool.stats().active_connections == 2)
     assert stays(server, pool, 2)

@@ -49,7 +49,7 @@ CALM_SECONDS = 30.0
 SETTLE_SECONDS, CHANGES_SETTLE_SECONDS = 2.0, 10.0
 #: Seconds by which the two sockets may get a message at different times.
 MARGIN_SECONDS = 0.5
-#: Seconds a move may take until the guest takes over, and pushes may be held for that.
+#: Seconds a move may take until the guest takes over; pushes may be held before that, and again after it.
 MOVE_SECONDS, HOLD_SECONDS = 60.0, 1.0
 #: Seconds without merging after a move failed; twice as many after each that follows.
 RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 3_600.0
@@ -189,8 +189,13 @@ class Mover:
 
     def disturbed(self, join: Join) -> None:
         """A join is about to be left, joined anew, or given another token."""
-        if self._move is not None and self._move.join is join and self._move.phase in _BEFORE:
+        move = self._move
+        if move is None or move.join is not join:
+            return
+        if move.phase in _BEFORE:
             self._give_up("it changes meanwhile")
+        else:
+            self._release(join)  # what was said before comes first
 
     def lost(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -230,7 +235,8 @@ class Mover:
         if isinstance(event, PushSettled) and event.token is not None and event.token[0] is move.join:
             if event.outcome == "timeout":
                 self._give_up("a push was not answered")  # the guest may hear it all the same
-            self._loop.post(self._cut_when_answered)  # once it is seen to
+            elif move.phase is _Phase.HOLDING:
+                self._loop.post(self._cut_when_answered)  # once it is seen to
         if not isinstance(event, Received | ChannelEvent) or event.topic != move.topic:
             return False
         if connection is move.target:
@@ -368,6 +374,8 @@ class Mover:
         join.presence_calls.rejoined()
         self._router.joined(join, move.response)
         source.session.leave(topic, self._loop.now)
+        # In order after what was said on the old channel, but late for nobody.
+        move.timer = self._loop.call_later(HOLD_SECONDS, lambda: self._release(join))
         for message in kept:
             self._deliver(join, Received(topic, message))
         self._flush()
@@ -380,6 +388,7 @@ class Mover:
     def _left_source(self, move: _Move) -> None:
         """The server has done all that was pushed on the old channel: what came since goes out by the new one."""
         move.phase = _Phase.ENDING
+        self._cancel(move)
         move.source.guests.discard(move.topic)
         self._joining.vacated(move.source)
         self._release(move.join)
