@@ -15,7 +15,8 @@ import pytest
 import rtpool
 from rtpool.engine import mover
 from rtpool.engine.mover import Mover
-from rtpool.testing import NO_REPLY, JoinRefusal, JoinReply, RealtimeServer
+from rtpool.testing import NO_REPLY, JoinRefusal, JoinReply, RealtimeServer, Refusal
+from rtpool.testing.connection import ServerConnection
 from tests.conftest import MakePool
 from tests.support.proxy import Proxy
 from tests.support.recorder import Recorder
@@ -178,15 +179,21 @@ def test_three_sparse_sockets_become_one_while_everybody_talks(
 
 
 class Laggard(Proxy):
-    """Holds up what comes from the server, on the first connection or on the others, by times that differ."""
+    """
+    Holds up what goes down to the client, or up to the server, by times that differ.
 
-    def __init__(self, target: int, slow: str) -> None:
+    Args:
+        slow: ``new`` is the first connection, to which joins are moved; ``old`` is every other.
+        up: whether it is what the client says.
+    """
+
+    def __init__(self, target: int, slow: str, *, up: bool = False) -> None:
         super().__init__(target)
-        self._first_is_slow = slow == "new"
+        self._slow, self._upwards = slow, up
 
     def _relay(self, source: socket.socket, sink: socket.socket, size: int) -> None:
         index = self._sockets.index(source)
-        slow = index % 2 == 1 and (index == 1) is self._first_is_slow
+        slow = (index % 2 == 0) is self._upwards and ("new" if index < 2 else "old") == self._slow
         lags = random.Random(index)
         try:
             while data := source.recv(2_048):
@@ -226,6 +233,24 @@ def test_whichever_socket_is_ahead_each_message_comes_once(
     print(f"{len(moves)} moves, the {slow} socket slow: by the new one {first} messages came first, {later} later")
     assert len(moves) == 2 * STAY
     assert (first if slow == "old" else later) > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"ack": True}])
+def test_what_is_said_by_the_old_socket_arrives_before_what_is_said_by_the_new(
+    server: RealtimeServer, make_pool: MakePool, settings: dict[str, Any]
+) -> None:
+    with Laggard(server.port, "old", up=True) as proxy:
+        pool, other = make_sparse_pool(make_pool, url=f"http://127.0.0.1:{proxy.port}"), make_pool()
+        heard = sparse(pool, **settings)
+        strangers = {topic: Heard(other.channel(topic).subscribe()) for topic in heard}
+        publishers = Publishers(list(heard))
+        publishers.add("mine", lambda t, e, p: heard[t].channel.send_broadcast(e, p), 0.01)
+        with publishers:
+            merge_until_one_is_left(server, pool)
+        for topic, stranger in strangers.items():
+            stranger.messages.wait(publishers.said[topic]["mine"])
+            assert stranger.of("mine") == list(range(publishers.said[topic]["mine"]))
+        assert pool.close(10)
 
 
 @pytest.mark.parametrize("settings", [{}, {"ack": True}, {"receive_own": True}, {"private": True}])
@@ -295,6 +320,20 @@ def test_every_change_comes_once(server: RealtimeServer, make_pool: MakePool) ->
         assert not each.statuses.events
 
 
+def test_a_restart_of_the_feed_meanwhile_is_one_gap(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_sparse_pool(make_pool)
+    heard = sparse(pool, lambda channel: channel.on_postgres_changes("*", lambda change: None, table="cars"))
+    restarted = at_step(monkeypatch, "_watch", lambda move: server.restart_changes_feed())
+    merge(pool)
+    assert restarted.wait(10)
+    merge_until_one_is_left(server, pool)
+    for each in heard.values():
+        assert [gap.cause for gap in each.gaps.wait(1)] == ["feed restart"]
+        assert not each.statuses.events
+
+
 def test_who_is_present_is_told_as_if_nothing_had_moved(server: RealtimeServer, make_pool: MakePool) -> None:
     pool, other = make_sparse_pool(make_pool), make_pool(max_presence_calls=1_000_000)
     told: dict[str, Recorder] = {}
@@ -333,6 +372,27 @@ def test_who_is_present_is_told_as_if_nothing_had_moved(server: RealtimeServer, 
         assert not each.statuses.events
 
 
+def test_stored_messages_are_neither_asked_for_nor_told_again(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool = make_sparse_pool(make_pool)
+    for number in range(30):
+        server.database_send(f"topic-{number}", "stored", {"n": -1})
+    heard = sparse(pool, private=True, replay={"since": 0})
+    before = len(server.joins())
+    publishers = Publishers(list(heard))
+    publishers.add("stored", server.database_send, 0.005)
+    with publishers:
+        merge_until_one_is_left(server, pool)
+    for topic, each in heard.items():
+        each.messages.wait(1 + publishers.said[topic].total())
+        each.until_end(server, private=True)
+        assert each.of("stored") == list(range(-1, publishers.said[topic]["stored"]))
+        assert [m.replayed for m in each.messages.events if m.event == "stored"].count(True) == 1
+        assert not each.gaps.events
+    guests = server.joins()[before:]
+    assert len(guests) == 2 * STAY
+    assert not any("replay" in guest.payload["config"]["broadcast"] for guest in guests)
+
+
 # Trouble, at each step
 
 
@@ -353,7 +413,13 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[Any], None
     return done
 
 
-STEPS = ["_begin", "_watch", "_fenced", "_cut_when_answered", "_cut", "_left_source"]
+def server_side(server: RealtimeServer, connection: Any) -> ServerConnection:
+    """The same socket as the server sees it."""
+    port = connection.transport.sock.getsockname()[1]
+    return next(c for c in server.connections if c.peer[1] == port)
+
+
+STEPS = ["_begin", "_invite", "_watch", "_fenced", "_cut_when_answered", "_cut", "_left_source"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -367,8 +433,7 @@ def test_a_socket_lost_at_any_step_is_an_outage_like_any_other(
 
     def kill(move: Any) -> None:
         for connection in {"source": [move.source], "target": [move.target]}.get(end, [move.source, move.target]):
-            ours = connection.transport.sock.getsockname()
-            next(c for c in server.connections if c.peer[1] == ours[1]).abort()
+            server_side(server, connection).abort()
 
     killed = at_step(monkeypatch, step, kill)
     publishers = Publishers(topics)
@@ -459,6 +524,8 @@ def test_a_channel_that_changes_while_it_moves_does_as_it_was_told(
 ) -> None:
     pool = make_sparse_pool(make_pool)
     heard = sparse(pool)
+    if step == "_watch" and how in ("unsubscribe", "config", "token", "crash"):
+        monkeypatch.setattr(mover, "SETTLE_SECONDS", 3_600.0)  # it is not found out at the next step, but at once
     moving: list[str] = []
     reached = at_step(monkeypatch, step, lambda move: moving.append(move.topic.removeprefix("realtime:")))
     merge(pool)
@@ -477,6 +544,58 @@ def test_a_channel_that_changes_while_it_moves_does_as_it_was_told(
         assert heard[topic].of("after") == list(range(20))
     if how == "track":
         server.wait_for(lambda s: len(s.presence(topic)) == 1)
+
+
+@pytest.mark.parametrize("then", ["stay", "unsubscribe"])
+def test_what_is_said_while_the_old_socket_is_stuck_is_not_held_up_for_long(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(mover, "HOLD_SECONDS", 0.2 if then == "stay" else 3_600.0)
+    pool, other = make_sparse_pool(make_pool, join_timeout=20.0, heartbeat_interval=25.0), make_pool()
+    heard = sparse(pool)
+    strangers = {topic: Heard(other.channel(topic).subscribe()) for topic in heard}
+    moving, stuck = Recorder(), Recorder()
+
+    def hold_up(move: Any) -> None:
+        stuck(server_side(server, move.source))
+        stuck.events[0].pause_reading()
+        moving(move.topic.removeprefix("realtime:"))
+
+    at_step(monkeypatch, "_cut", hold_up)
+    merge(pool)
+    (topic,) = moving.wait(1)
+    push = heard[topic].channel.send_broadcast("held", {"n": 0})
+    if then == "unsubscribe":
+        heard[topic].channel.unsubscribe()
+    push.result(10)
+    strangers[topic].messages.wait(1)
+    stuck.events[0].resume_reading()
+    wait_until(lambda: is_resting(pool))
+    strangers[topic].until_end(server)
+    assert strangers[topic].of("held") == [0]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_second_join_of_the_topic_finds_a_socket_of_its_own_meanwhile(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    pool = make_sparse_pool(make_pool)
+    heard = sparse(pool)
+    moving = Recorder()
+    reached = at_step(monkeypatch, step, lambda move: moving(move.topic.removeprefix("realtime:")))
+    merge(pool)
+    assert reached.wait(10)
+    (topic,) = moving.wait(1)
+    second = Heard(pool.channel(topic, presence_key="second").subscribe())
+    wait_until(lambda: is_resting(pool))
+    server.wait_for(lambda s: s.members(topic) == 2)
+    for number in range(20):
+        server.broadcast(topic, "after", {"n": number})
+    for each in (heard[topic], second):
+        each.until_end(server)
+        assert each.of("after") == list(range(20))
+        assert not each.gaps.events
+    assert not heard[topic].statuses.events
 
 
 # What is not moved
@@ -509,7 +628,7 @@ def test_nothing_is_moved_while_a_socket_is_young_or_away(
     monkeypatch.setattr(mover, "CALM_SECONDS", 3_600.0)
     assert stays(server, pool, 3)
     monkeypatch.setattr(mover, "CALM_SECONDS", 0.0)
-    server.on_connect = lambda request: rtpool.testing.Refusal(503)
+    server.on_connect = lambda request: Refusal(503)
     server.connections[0].abort()
     wait_until(lambda: pool.stats().active_connections == 2)
     assert stays(server, pool, 2)
