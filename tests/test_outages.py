@@ -12,7 +12,7 @@ import pytest
 import rtpool
 from rtpool.testing import JoinRefusal, RealtimeServer, Refusal, RequestInfo, ServerConnection
 from rtpool.testing.refusals import Join
-from tests.conftest import MakePool
+from tests.conftest import Figure, MakePool
 from tests.support.recorder import Recorder
 from tests.support.storms import Books, Traffic, fullest_window, per_second
 from tests.support.wait import wait_until
@@ -28,7 +28,7 @@ BLOCK = 5.0 / FASTER
 @pytest.mark.stress
 @pytest.mark.parametrize("failing", [1, 10])
 def test_topics_that_are_always_refused_cost_their_neighbours_on_the_socket_nothing(
-    make_pool: MakePool, failing: int
+    make_pool: MakePool, figure: Figure, failing: int
 ) -> None:
     refused_at: list[float] = []
     delays: list[float] = []
@@ -72,7 +72,7 @@ def test_topics_that_are_always_refused_cost_their_neighbours_on_the_socket_noth
         wait_until(lambda: all(len(b.numbers) == latest.get(b.channel.topic, 0) for b in books), "every message")
         during = beats.events[beats_before:]
         blocked = sum(min(BLOCK, until - at) for at in refused_at if since <= at < until) / (until - since)
-        print(
+        figure(
             f"{failing} refused, {len(books)} good for {until - since:.1f} s ({(until - since) * FASTER:.0f} s of real "
             f"time): socket blocked {blocked:.0%} by {sum(since <= at < until for at in refused_at)} refusals; "
             f"{traffic.total} messages, slowest {max(delays):.3f} s; heartbeats "
@@ -99,7 +99,9 @@ FELT = 0.05
 
 
 @pytest.mark.stress
-def test_a_frozen_peer_is_replaced_and_the_channels_of_the_other_sockets_never_feel_it(make_pool: MakePool) -> None:
+def test_a_frozen_peer_is_replaced_and_the_channels_of_the_other_sockets_never_feel_it(
+    make_pool: MakePool, figure: Figure
+) -> None:
     """
     One of three sockets freezes while all get messages, until it is found out and replaced; three times over.
 
@@ -123,7 +125,7 @@ def test_a_frozen_peer_is_replaced_and_the_channels_of_the_other_sockets_never_f
             book.channel.subscribe(wait=False)
         wait_until(lambda: all(book.channel.is_subscribed for book in books))
         with Traffic(server, lambda: list(delays), pause=0.01) as traffic:
-            longest = [_freeze_one(server, books, delays) for _ in range(3)]
+            longest = [_freeze_one(server, books, delays, figure) for _ in range(3)]
         for book in books:
             last = traffic.published[book.channel.topic][-1].number
             wait_until(lambda book=book, last=last: book.numbers[-1] == last, "the last message")
@@ -134,7 +136,7 @@ def test_a_frozen_peer_is_replaced_and_the_channels_of_the_other_sockets_never_f
     assert min(longest) <= FELT, f"longest delays of the healthy: {longest}"
 
 
-def _freeze_one(server: RealtimeServer, books: list[Books], delays: dict[str, list[float]]) -> float:
+def _freeze_one(server: RealtimeServer, books: list[Books], delays: dict[str, list[float]], figure: Figure) -> float:
     """Freeze a socket until another has its topics; the longest delay that Channels of other sockets saw meanwhile."""
     frozen = random.choice(server.connections)
     lost = {topic.removeprefix("realtime:") for topic in frozen.topics}
@@ -161,7 +163,7 @@ def _freeze_one(server: RealtimeServer, books: list[Books], delays: dict[str, li
     took = time.monotonic() - at
     more(1)
     during = taken()
-    print(
+    figure(
         f"frozen and replaced in {took:.2f} s; delays of the healthy, ms, median, 99th of 100, longest: before "
         f"{_three(before)} of {len(before)}, during {_three(during)} of {len(during)}"
     )
@@ -178,7 +180,9 @@ AT_MOST = 3.0
 
 
 @pytest.mark.stress
-def test_fifty_pools_that_lose_the_server_at_once_come_back_spread_over_the_time(make_pool: MakePool) -> None:
+def test_fifty_pools_that_lose_the_server_at_once_come_back_spread_over_the_time(
+    make_pool: MakePool, figure: Figure
+) -> None:
     """
     The server sends everybody away and answers each attempt with 503 for five seconds, so it sees them all.
 
@@ -218,11 +222,11 @@ def test_fifty_pools_that_lose_the_server_at_once_come_back_spread_over_the_time
             assert pool.close(10)
     took, fullest = max(attempts) - lost_at, fullest_window(attempts, 1.0)
     mean = len(attempts) / took
-    print(
+    figure(
         f"{len(pools)} pools, away for 5 s, the last back in {took:.1f} s: {len(attempts)} attempts, mean {mean:.1f} "
         f"a second, fullest {fullest} ({fullest / mean:.2f} times the mean), by second {per_second(attempts, lost_at)}"
     )
-    print(f"simulated with the default options: {_simulated(rtpool.PoolOptions(), len(pools), away=5.0):.1f} times")
+    figure(f"simulated with the default options: {_simulated(rtpool.PoolOptions(), len(pools), away=5.0):.1f} times")
     assert len(attempts) >= 2 * len(pools)
     assert fullest <= AT_MOST * mean
 

@@ -11,7 +11,7 @@ import pytest
 
 import rtpool
 from rtpool.testing import RealtimeServer
-from tests.conftest import MakePool
+from tests.conftest import Figure, MakePool
 from tests.support.recorder import Recorder
 from tests.support.storms import Books, Traffic, fullest_window
 from tests.support.wait import wait_until
@@ -31,10 +31,12 @@ class Kill(NamedTuple):
 
 @pytest.mark.stress
 @pytest.mark.timeout(180)
-def test_twenty_killings_of_the_server_cost_no_channel_and_no_message_unannounced(make_pool: MakePool) -> None:
+def test_twenty_killings_of_the_server_cost_no_channel_and_no_message_unannounced(
+    make_pool: MakePool, figure: Figure
+) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    print(f"seed {seed}")
+    figure(f"seed {seed}")
     began = time.monotonic()
     stamps: list[float] = []
     most_sockets = 0
@@ -59,7 +61,7 @@ def test_twenty_killings_of_the_server_cost_no_channel_and_no_message_unannounce
         books = [Books(pool.channel(topic)) for topic in TOPICS]
         for book in books:
             book.channel.subscribe(wait=False)
-        everybody_is_back(server, pool, books)
+        _everybody_is_back(server, pool, books)
         kills: list[Kill] = []
         with Traffic(server, lambda: chance.sample(TOPICS, 50), pause=0.03) as traffic:
             for number in range(RESTARTS):
@@ -68,7 +70,7 @@ def test_twenty_killings_of_the_server_cost_no_channel_and_no_message_unannounce
                     enough = len(stamps) + chance.randrange(1, 900)
                     wait_until(lambda enough=enough: len(stamps) >= enough)
                 else:
-                    everybody_is_back(server, pool, books)
+                    _everybody_is_back(server, pool, books)
                     enough = traffic.total + chance.randrange(1, 600)
                     wait_until(lambda enough=enough: traffic.total >= enough)
                 since = datetime.now(timezone.utc)
@@ -78,13 +80,13 @@ def test_twenty_killings_of_the_server_cost_no_channel_and_no_message_unannounce
                 failures.wait(chance.choice([1, 1, 15, 40]))  # at once, or after attempts on a port where nobody is
                 traffic.life += 1
                 server.start()
-            everybody_is_back(server, pool, books)
+            _everybody_is_back(server, pool, books)
         traffic.burst(TOPICS)
         latest = {topic: traffic.published[topic][-1].number for topic in TOPICS}
         wait_until(lambda: all(b.numbers[-1:] == [latest[b.channel.topic]] for b in books), "the last message of each")
         assert traffic.errors == []
         assert pool.close(10)
-    report(began, stamps, kills, traffic, books)
+    _tell(figure, began, stamps, kills, traffic, books)
 
     assert most_sockets == SOCKETS, "a socket too many"
     assert fullest_window(stamps, 1.0) <= JOINS_PER_SECOND
@@ -97,7 +99,7 @@ def test_twenty_killings_of_the_server_cost_no_channel_and_no_message_unannounce
         assert len(book.gaps) >= sum(not kill.midway for kill in kills), "a kill without a gap"
 
 
-def everybody_is_back(server: RealtimeServer, pool: rtpool.RealtimePool, books: list[Books]) -> None:
+def _everybody_is_back(server: RealtimeServer, pool: rtpool.RealtimePool, books: list[Books]) -> None:
     wait_until(lambda: all(book.channel.is_subscribed for book in books), "every Channel joined", cap=30)
     homes = [topic for connection in server.connections for topic in connection.topics]
     assert sorted(homes) == sorted(f"realtime:{topic}" for topic in TOPICS), "a topic joined twice, or not at all"
@@ -105,12 +107,14 @@ def everybody_is_back(server: RealtimeServer, pool: rtpool.RealtimePool, books: 
     assert pool.stats().active_subscriptions == len(books)
 
 
-def report(began: float, stamps: list[float], kills: list[Kill], traffic: Traffic, books: list[Books]) -> None:
+def _tell(
+    figure: Figure, began: float, stamps: list[float], kills: list[Kill], traffic: Traffic, books: list[Books]
+) -> None:
     published = [(book, p) for book in books for p in traffic.published[book.channel.topic]]
     got = {book: set(book.numbers) for book in books}
     received = sum(len(book.numbers) for book in books)
     missing = [(book, p) for book, p in published if p.number not in got[book]]
-    print(
+    figure(
         f"{len(books)} Channels, {SOCKETS} sockets, {len(kills)} kills ({sum(k.midway for k in kills)} amid a rejoin) "
         f"in {time.monotonic() - began:.1f} s\n"
         f"joins seen {len(stamps)}; fullest second {fullest_window(stamps, 1.0)}, allowed "

@@ -28,7 +28,7 @@ import pytest
 
 import rtpool
 from rtpool.testing import RealtimeServer
-from tests.conftest import MakePool
+from tests.conftest import Figure, MakePool
 from tests.stress.saboteur import Saboteur
 from tests.support.storms import Traffic
 from tests.support.wait import wait_until
@@ -147,9 +147,11 @@ def quiet() -> Iterator[logging.Logger]:
 
 @pytest.mark.stress
 @pytest.mark.timeout(SECONDS * 3 + 120)
-def test_after_any_number_of_faults_everything_is_as_it_was(make_pool: MakePool, quiet: logging.Logger) -> None:
+def test_after_any_number_of_faults_everything_is_as_it_was(
+    make_pool: MakePool, quiet: logging.Logger, figure: Figure
+) -> None:
     seed = random.randrange(2**32)
-    print(f"seed {seed}, {SECONDS:.0f} s")
+    figure(f"seed {seed}, {SECONDS:.0f} s")
     options: dict[str, Any] = {"record_limit": 100, "join_error_backoff": 0.1, "connect_error_backoff": 0.05}
     with RealtimeServer(**options) as server:
         pools = [make_pool(server.url, **_options(server, quiet, number)) for number in range(3)]
@@ -185,11 +187,11 @@ def test_after_any_number_of_faults_everything_is_as_it_was(make_pool: MakePool,
                 calms.append(_calm(server, pools, residents, pushes, lambda: traffic.burst(TOPICS)))
                 calms[-1]["seconds"] = time.monotonic() - calm_at
                 assert (traffic.errors, actors.escaped, saboteur.escaped) == ([], [], [])
-        print(f"{len(calms)} rounds; done: {dict(actors.counts)}; faults: {dict(saboteur.counts)}")
-        print(f"{pushes.made} pushes; heard {sum(r.heard for r in residents)}")
+        figure(f"{len(calms)} rounds; done: {dict(actors.counts)}; faults: {dict(saboteur.counts)}")
+        figure(f"{pushes.made} pushes; heard {sum(r.heard for r in residents)}")
         for number, calm in enumerate(calms):
             if number in (0, len(calms) - 1) or number % max(1, len(calms) // 10) == 0:
-                print(number, {name: f"{value:,.0f}" for name, value in calm.items()})
+                figure(f"calm {number}: " + ", ".join(f"{name} {value:,.0f}" for name, value in calm.items()))
         for pool in pools:
             assert pool.close(10)
     first, last = calms[0], calms[-1]
@@ -247,7 +249,15 @@ def _calm(
 ) -> dict[str, float]:
     """Wait until all is well; what there is then."""
 
-    _none(lambda: [f"{r.channel!r}" for r in residents if not r.channel.is_subscribed], cap=30)
+    def missing() -> list[Any]:
+        away = [repr(r.channel) for r in residents if not r.channel.is_subscribed]
+        return (
+            [*away, *(pool.health() for pool in pools), *(pool.stats().connection_details for pool in pools)]
+            if away
+            else []
+        )
+
+    _none(missing, cap=30)
     _none(lambda: [pushes.unresolved] if pushes.unresolved else [])
     assert pushes.twice == 0
     heard = {resident: resident.heard for resident in residents}
