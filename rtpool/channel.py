@@ -23,7 +23,6 @@ from rtpool.errors import (
     InvalidValue,
     JoinRefused,
     JoinTimeout,
-    MessageTooBig,
     NotSubscribed,
     PoolClosed,
     ReceiveTimeout,
@@ -54,8 +53,6 @@ __all__ = ["Channel"]
 SUPABASE_EVENTS = {BROADCAST: "send_broadcast()", PRESENCE: "track() and untrack()"}
 #: Seconds a push may take when its caller names none; the official clients' push time-out.
 PUSH_TIMEOUT = 10.0
-#: A Realtime server refuses a frame over 5,000,000 bytes and drops the socket; its headers take up to about 1,100.
-MAX_PAYLOAD_BYTES = 5_000_000 - 1_100
 
 
 class Channel(Callbacks):
@@ -204,7 +201,8 @@ class Channel(Callbacks):
         Raises:
             NotSubscribed: `subscribe` first.
             InvalidType, InvalidValue: the payload is no object, or cannot be written as JSON.
-            MessageTooBig: over the server's limit of a frame.
+            MessageTooBig: over the server's limit of a payload or a frame (options `max_payload_size`,
+                `max_frame_size`), which a server would drop without a word, or the whole socket for it.
             SendBufferFull: too much is waiting already; nothing was accepted.
         """
         self._require_supabase("send_broadcast", "push(event, payload)")
@@ -315,7 +313,7 @@ class Channel(Callbacks):
         timeout = PUSH_TIMEOUT if timeout is None else timeout
         check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
-        self._check_size(body)
+        engine.sizes.check(subscriber.key.topic, event, body, name=self.topic)
         if engine.closed:
             raise PoolClosed(f"the pool {engine.name} is closed; make a new one")
         if subscriber.attachment is None:
@@ -331,15 +329,6 @@ class Channel(Callbacks):
             engine.budget.settle(outgoing, None, error)
             raise
         return Push(engine, outgoing)
-
-    def _check_size(self, body: Body) -> None:
-        if len(body.data) > MAX_PAYLOAD_BYTES and self._engine.options.is_supabase:
-            raise MessageTooBig(
-                f"a payload of {len(body.data)} bytes on {self.topic!r}: a Realtime server takes frames of at most "
-                "5,000,000 bytes",
-                size=len(body.data),
-                limit=MAX_PAYLOAD_BYTES,
-            )
 
     def _check_binary(self) -> None:
         if self._engine.options.protocol == "1.0.0":

@@ -142,6 +142,14 @@ def _number(low: float, *, exclusive: bool = False, integer: bool = False) -> An
     return check
 
 
+def _or_none(validator: Any) -> Any:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is not None:
+            validator(instance, attribute, value)
+
+    return check
+
+
 def _one_of(*allowed: str) -> Any:
     def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value not in allowed:
@@ -241,7 +249,9 @@ class PoolOptions:
         join_timeout: seconds for a join's reply, counted from the moment its frame is written and the join before it on
             the socket is answered: the server runs them one by one. It delays a refusal by 5 s, so less than about 6
             turns refusals into time-outs.
-        max_joins_per_second: pool-wide pacing; over the project's limit the server drops the whole socket.
+        max_joins_per_second: pool-wide pacing; at the project's limit the server drops the whole socket. So many go at
+            once, and as many again after 1.3 s. When the server refuses joins all the same the pace is halved, and
+            doubles with every minute without another refusal.
         max_joins_in_flight: joins awaiting a reply on one socket; the server runs them one at a time.
         heartbeat_interval, heartbeat_timeout: seconds between heartbeats, and for a reply to one. The server closes a
             socket that was silent for 60 s.
@@ -256,9 +266,19 @@ class PoolOptions:
         num_workers: callback threads.
         mailbox_limit, overflow: events waiting per Channel, and what happens to more: ``"drop_oldest"``,
             ``"drop_newest"``, ``"block"`` (the socket is read no further, TCP pushes back) or ``"close"``.
-        send_buffer_limit: pushes kept per Channel while it is not joined.
+        send_buffer_limit: pushes kept per Channel while it is not joined, or waits its turn (`max_events_per_second`);
+            beyond it the call fails, or waits too.
         max_presence_calls, presence_window: presence calls a join may make in so many seconds, as the server counts
             them (its `CLIENT_PRESENCE_MAX_CALLS` and `…_WINDOW_MS`); more are merged into the newest.
+        max_events_per_second: pool-wide pacing, as of joins, of broadcasts and of `Channel.push`, None for none; more
+            wait their turn within their time-outs. The server's limit counts each broadcast and each delivery of it, so
+            with n receivers a project's limit allows its (n + 1)th part. What is sent by REST counts there and waits
+            for nothing here.
+        max_payload_size: bytes of a broadcast or a presence, None for any: what a Realtime server is set to
+            (`max_payload_size_in_kb`, times 1,000, plus 500). It counts them as Erlang's external term format, and so
+            does rtpool. Not for plain Phoenix.
+        max_frame_size: bytes of one sent frame, None for any; over its limit a server drops the socket. The refs are
+            taken for long ones, so up to 20 bytes less may be refused.
         max_message_size: bytes of one received message; a larger one recycles the connection.
         protocol: ``"2.0.0"`` or ``"1.0.0"``, the Phoenix serializer.
         topic_prefix: put before every topic on the wire; ``""`` for plain Phoenix.
@@ -307,6 +327,9 @@ class PoolOptions:
     send_buffer_limit: int = attrs.field(default=100, validator=_AT_LEAST_ONE)
     max_presence_calls: int = attrs.field(default=5, validator=_AT_LEAST_ONE)
     presence_window: float = attrs.field(default=30.0, validator=_POSITIVE)
+    max_events_per_second: float | None = attrs.field(default=None, validator=_or_none(_POSITIVE))
+    max_payload_size: int | None = attrs.field(default=3_000_500, validator=_or_none(_number(500, integer=True)))
+    max_frame_size: int | None = attrs.field(default=5_000_000, validator=_or_none(_number(1024, integer=True)))
     max_message_size: int = attrs.field(default=5 * 1024 * 1024, validator=_number(1024, integer=True))
     protocol: str = attrs.field(default="2.0.0", validator=_one_of("2.0.0", "1.0.0"))
     topic_prefix: str = attrs.field(default="realtime:", validator=_of_type(str))

@@ -24,6 +24,7 @@ from rtpool.channel import Channel
 from rtpool.checks import check_callable, check_name, check_timeout, check_token, check_type
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
+from rtpool.engine.health import health_of
 from rtpool.engine.mailboxes import make_subscriber_mailbox
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
@@ -355,15 +356,15 @@ class RealtimePool(RestBroadcasts):
 
     def force_cleanup(self) -> int:
         """
-        Close idle connections now instead of after `cleanup_interval`.
+        Close idle connections now instead of after `cleanup_interval`, and run the health check's audit at once.
 
         Returns:
-            How many.
+            How many connections were closed.
         """
         if not self._engine.started or self._engine.closed:
             return 0
         done: Future[int] = Future()
-        self._engine.post(self._engine.coordinator.connections.close_idle, done)
+        self._engine.post(self._engine.coordinator.clean_up, done)
         return outcome_of(done, CLOSE_TIMEOUT)
 
     # What is going on
@@ -387,13 +388,20 @@ class RealtimePool(RestBroadcasts):
             total_joins=len(coordinator.joins),
             reconnect_attempts=sockets.reconnect_attempts,
             messages_received=sockets.past_messages + sum(c.messages_received for c in connections),
+            messages_unheard=sockets.past_unheard + sum(c.messages_unheard for c in connections),
+            events_received=engine.dispatcher.received,
             messages_delivered=engine.dispatcher.delivered,
             messages_dropped=engine.dispatcher.dropped,
             callback_errors=engine.callback_errors,
             gaps=coordinator.router.gaps + engine.overflow_gaps,
             pushes_sent=coordinator.pushes.sent,
+            pushes_delayed=coordinator.pushes.queue.delayed,
+            joins_per_second=coordinator.joining.queue.per_second,
+            events_per_second=coordinator.pushes.queue.per_second,
             bytes_received=sockets.past_bytes_received + sum(c.bytes_received for c in connections),
             bytes_sent=sockets.past_bytes_sent + sum(c.bytes_sent for c in connections),
+            joins_moved=coordinator.mover.moved,
+            repairs=coordinator.audit.repairs,
             heartbeat_latency=max(latencies, default=None),
             connection_details=connections,
             subscription_details=tuple(_details(s) for s in subscribers),
@@ -401,18 +409,9 @@ class RealtimePool(RestBroadcasts):
 
     def health(self) -> Health:
         """
-        Whether the pool does what it was asked to; for probes.
+        Whether the pool does what it was asked to; for probes. Costs no request and waits for nothing.
         """
-        engine = self._engine
-        if engine.closed:
-            return Health(ok=False, status="closed", reasons=("the pool is closed",))
-        reasons = [
-            f"connection {c.connection_id} is {c.state} after {c.attempts} failed attempts"
-            for c in (connection.details() for connection in engine.coordinator.connections.all)
-            if c.state in ("waiting", "error")
-        ]
-        reasons += [f"{s.topic!r} is {s.state}" for s in engine.registry.subscribers() if not s.is_ready]
-        return Health(ok=not reasons, status=engine.coordinator.connections.status, reasons=tuple(reasons))
+        return health_of(self._engine)
 
     @property
     def closed(self) -> bool:
@@ -545,7 +544,8 @@ def _details(subscriber: Subscriber) -> SubscriptionDetails:
         state=subscriber.state.value,
         private=subscriber.key.private,
         callbacks=len(subscriber.bindings),
-        queued=sum(len(m.items) for m in mailboxes),
+        received=sum(m.received for m in mailboxes),
+        queued=max(0, sum(m.queued for m in mailboxes)),
         delivered=sum(m.delivered for m in mailboxes),
         dropped=sum(m.dropped for m in mailboxes),
     )

@@ -436,6 +436,11 @@ class Registry:
         with self._lock:
             return self._shares.get(key)
 
+    def share_keys(self) -> tuple[ShareKey, ...]:
+        """The key of every share."""
+        with self._lock:
+            return tuple(self._shares)
+
     def subscribers(self) -> tuple[Subscriber, ...]:
         """Every attached Channel."""
         with self._lock:

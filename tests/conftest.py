@@ -29,6 +29,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 pytest_plugins = ["pytester"]
 
+Figure = Callable[[str], None]
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Figure:
+    """Tells what a test measured; shown at the end of the run, whatever is captured."""
+    figures = request.config.stash.setdefault(_FIGURES, [])
+    return lambda text: figures.append(f"{request.node.name}: {text}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(_FIGURES, [])
+    if figures:
+        terminalreporter.section("figures")
+        for text in figures:
+            terminalreporter.write_line(text)
+
 
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
@@ -64,6 +82,7 @@ def make_pool(server: RealtimeServer) -> Iterator[MakePool]:
 
     def make(url: str | None = None, **options: Any) -> rtpool.RealtimePool:
         settings: dict[str, Any] = {"api_key": server.api_key, "base_delay": 0.05, "max_joins_per_second": 10_000}
+        settings["stable_after"] = 0.0  # tests break connections far more often than a crash loop
         pools.append(rtpool.RealtimePool(url or server.url, **{**settings, **options}))
         return pools[-1]
 

@@ -24,7 +24,13 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 #: Defaults the README shows in a friendlier form.
-SHOWN = {"max_message_size": "5 MiB", "mailbox_limit": "10,000", "reconnect": "ReconnectPolicy()"}
+SHOWN = {
+    "max_message_size": "5 MiB",
+    "max_payload_size": "3,000,500",
+    "max_frame_size": "5,000,000",
+    "mailbox_limit": "10,000",
+    "reconnect": "ReconnectPolicy()",
+}
 
 
 def run(arguments: list[str], **env: str) -> subprocess.CompletedProcess[str]:
@@ -70,10 +76,11 @@ def test_a_block_of_the_readme_runs(block: str, server: RealtimeServer) -> None:
     assert done.stderr == ""
 
 
-def test_the_readmes_test_passes_with_the_fixture_that_pytest_finds_by_itself(pytester: pytest.Pytester) -> None:
-    (block,) = [b for b in BLOCKS if "def test_" in b]
-    pytester.makepyfile(block)
-    pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=1)
+def test_the_readmes_tests_pass_with_the_fixture_that_pytest_finds_by_itself(pytester: pytest.Pytester) -> None:
+    blocks = [b for b in BLOCKS if "def test_" in b]
+    assert len(blocks) == 2
+    pytester.makepyfile(*blocks[:1], test_faults=blocks[1])
+    pytester.runpytest_subprocess("-p", "no:randomly").assert_outcomes(passed=2)
 
 
 def test_the_readmes_option_table_is_the_options() -> None:

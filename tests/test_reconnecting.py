@@ -11,8 +11,8 @@ import pytest
 import trustme
 
 import rtpool
-from rtpool.testing import RealtimeServer, Refusal
-from tests.conftest import MakePool
+from rtpool.testing import RealtimeServer, Refusal, faults
+from tests.conftest import Figure, MakePool
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP, wait_until
 from tests.support.ways import serving, trusting
@@ -44,18 +44,18 @@ def wait_a_while(make_pool: MakePool, attempts: int = 12) -> None:
 QUICK = {"base_delay": 0.02, "max_delay": 0.05, "health_check_interval": 0.1}
 
 
-def back_within_a_second(pool: rtpool.RealtimePool, hope: Callable[[], object], what: str) -> None:
+def back_within_a_second(pool: rtpool.RealtimePool, hope: Callable[[], object], figure: Figure) -> None:
     began = time.monotonic()
     hope()
     wait_until(lambda: pool.channels()[0].is_subscribed)
     took = time.monotonic() - began
-    print(f"{what}: back {took * 1000:.0f} ms after the good token")
+    figure(f"one attempt, then back {took * 1000:.0f} ms after the good token")
     assert took < 1.0
 
 
 @pytest.mark.parametrize(("status", "body"), [(401, '{"error":"Token has expired"}'), (404, "Tenant not found")])
 def test_what_cannot_succeed_is_tried_once_and_told_once_until_there_is_another_token(
-    server: RealtimeServer, make_pool: MakePool, status: int, body: str
+    server: RealtimeServer, make_pool: MakePool, figure: Figure, status: int, body: str
 ) -> None:
     door, seen, of_channel = Door(server, Refusal(status, body)), Recorder(), Recorder()
     pool = make_pool(**QUICK).on_status(seen)
@@ -69,12 +69,12 @@ def test_what_cannot_succeed_is_tried_once_and_told_once_until_there_is_another_
     assert [(change.status, type(change.error)) for change in of_channel.events] == [("error", type(error))]
     assert seen.events[-1].delay is None  # none will be made
     door.refusal = None
-    back_within_a_second(pool, lambda: pool.set_auth(server.token(role="authenticated")), f"HTTP {status}")
+    back_within_a_second(pool, lambda: pool.set_auth(server.token(role="authenticated")), figure)
     assert len(door.knocks) == 2
 
 
 def test_a_bad_certificate_is_met_once_and_told_once_until_there_is_hope(
-    authority: trustme.CA, make_pool: MakePool
+    authority: trustme.CA, make_pool: MakePool, figure: Figure
 ) -> None:
     handshakes = Recorder()
     context = serving(authority, "127.0.0.1")
@@ -89,12 +89,12 @@ def test_a_bad_certificate_is_met_once_and_told_once_until_there_is_hope(
         assert len(handshakes.events) == 1
         assert [change.status for change in seen.events] == ["connecting", "error"]
         authority.configure_trust(ours)
-        back_within_a_second(pool, lambda: pool.set_auth(server.token()), "bad certificate")
+        back_within_a_second(pool, lambda: pool.set_auth(server.token()), figure)
         pool.close()
 
 
 def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connections(
-    server: RealtimeServer, make_pool: MakePool
+    server: RealtimeServer, make_pool: MakePool, figure: Figure
 ) -> None:
     door, seen = Door(server, Refusal(429, headers={"Retry-After": "3"})), Recorder()
     pool = make_pool(max_channels_per_connection=1, **QUICK).on_status(seen)
@@ -108,7 +108,7 @@ def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connec
     pool.channel("b").subscribe()
     wait_until(lambda: len(pool.channels()) == 2 and all(c.is_subscribed for c in pool.channels()))
     pauses = [knock - door.knocks[0] for knock in door.knocks[1:]]
-    print(f"429 with Retry-After: 3: the next attempts came {', '.join(f'{p:.3f}' for p in pauses)} s later")
+    figure(f"429 with Retry-After: 3, and the next attempts came {', '.join(f'{p:.3f}' for p in pauses)} s later")
     assert len(pauses) == 2
     assert min(pauses) >= 3.0
 
@@ -116,7 +116,7 @@ def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connec
 def test_a_crash_loop_is_held_down_and_said_to_be_an_error(server: RealtimeServer, make_pool: MakePool) -> None:
     door, seen = Door(server), Recorder()
     server.on_join = lambda topic, payload, connection: connection.abort()
-    pool = make_pool(base_delay=0.01, max_retries=3, health_check_interval=3_600).on_status(seen)
+    pool = make_pool(stable_after=10.0, base_delay=0.01, max_retries=3, health_check_interval=3_600).on_status(seen)
     pool.channel("room").subscribe(wait=False)
     final = seen.wait_for(lambda events: events and events[-1].status == "error")[-1]
     assert final.attempt == 3
@@ -129,7 +129,7 @@ def test_a_crash_loop_is_held_down_and_said_to_be_an_error(server: RealtimeServe
 
 def test_what_lasted_begins_a_new_outage_when_it_is_lost(server: RealtimeServer, make_pool: MakePool) -> None:
     seen = Recorder()
-    pool = make_pool(stable_after=0.0, max_retries=1).on_status(seen)
+    pool = make_pool(max_retries=1).on_status(seen)
     channel = pool.channel("room").subscribe()
     for number in range(1, 6):
         server.connections[0].abort()
@@ -141,7 +141,7 @@ def test_what_lasted_begins_a_new_outage_when_it_is_lost(server: RealtimeServer,
 
 def test_no_retries_means_the_health_check_alone_brings_it_back(server: RealtimeServer, make_pool: MakePool) -> None:
     seen = Recorder()
-    pool = make_pool(stable_after=0.0, max_retries=0, health_check_interval=0.2).on_status(seen)
+    pool = make_pool(max_retries=0, health_check_interval=0.2).on_status(seen)
     pool.channel("room").subscribe()
     server.connections[0].abort()
     seen.wait_for(lambda events: events[-1].status == "connected" and len(events) > 2)
@@ -168,7 +168,7 @@ def test_hope_ends_the_wait_at_once(server: RealtimeServer, make_pool: MakePool,
 
 def test_one_connection_that_is_back_ends_the_wait_of_the_others(server: RealtimeServer, make_pool: MakePool) -> None:
     seen = Recorder()
-    pool = make_pool(max_retries=1, health_check_interval=3_600, max_channels_per_connection=1, stable_after=0.0)
+    pool = make_pool(max_retries=1, health_check_interval=3_600, max_channels_per_connection=1)
     pool.on_status(seen)
     channels = [pool.channel(f"room-{n}").subscribe() for n in range(3)]
     door = Door(server, Refusal(503))
@@ -199,7 +199,8 @@ def test_a_connection_that_crashes_gives_the_others_no_hope_and_gets_none(
     server: RealtimeServer, make_pool: MakePool
 ) -> None:
     seen = Recorder()
-    pool = make_pool(max_retries=2, health_check_interval=3_600, max_channels_per_connection=1).on_status(seen)
+    pool = make_pool(stable_after=10.0, max_retries=2, health_check_interval=3_600, max_channels_per_connection=1)
+    pool.on_status(seen)
     server.on_join = lambda topic, payload, connection: connection.abort() if topic == "bad" else None
     pool.channel("bad").subscribe(wait=False)
     seen.wait_for(lambda events: events and events[-1].status == "error")
@@ -240,3 +241,45 @@ def test_strategies_of_the_user_never_run_on_the_io_thread_and_a_failing_one_is_
     server.connections[0].abort()
     assert "-dial-" in threads.wait(1)[0]
     server.wait_for(lambda s: s.connections_total == 2 and s.members("room") == 1)
+
+
+def test_a_newcomer_is_not_placed_on_a_connection_that_is_away(server: RealtimeServer, make_pool: MakePool) -> None:
+    seen = Recorder()
+    pool = make_pool(max_retries=1, health_check_interval=3_600, max_channels_per_connection=2).on_status(seen)
+    for name in ("a", "b", "c"):
+        pool.channel(name).subscribe()
+    pool.channels()[0].unsubscribe()
+    server.on_connect = lambda request: Refusal(503)
+    first = next(c for c in server.connections if "realtime:b" in c.topics)
+    first.abort()
+    seen.wait_for(lambda events: events[-1].status == "error")
+    pool.channel("late").subscribe()
+    assert pool.stats().error_connections == 1
+
+
+@pytest.mark.parametrize("how", ["a new token", "connect"])
+def test_hope_that_comes_while_a_dial_is_under_way_is_followed_by_one_more(
+    server: RealtimeServer, make_pool: MakePool, how: str
+) -> None:
+    slow = server.inject(faults.Delay(3_600), on=faults.Upgrading())
+    server.inject(faults.Refuse(401))
+    pool = make_pool(health_check_interval=3_600)
+    channel = pool.channel("room").subscribe(wait=False)
+    slow.wait()
+    if how == "connect":
+        with pytest.raises(rtpool.ConnectionFailed):
+            pool.connect(timeout=0.05)
+    else:
+        pool.set_auth(server.token())
+    slow.undo()
+    wait_until(lambda: channel.is_subscribed)
+
+
+def test_an_idle_connection_that_is_lost_is_told_with_its_error(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    seen = Recorder()
+    pool.on_status(seen).connect()
+    server.connections[0].abort()
+    last = seen.wait_for(lambda events: events and events[-1].status == "idle")[-1]
+    assert isinstance(last.error, rtpool.ConnectionFailed)

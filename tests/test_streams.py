@@ -98,7 +98,7 @@ def test_five_megabyte_frames_pass_both_ways(
     served: tuple[RealtimeServer, dict[str, object]], make_pool: MakePool
 ) -> None:
     server, options = served
-    pool, heard = make_pool(server.url, **options), Recorder()
+    pool, heard = make_pool(server.url, max_payload_size=None, **options), Recorder()
     channel = pool.channel("room", receive_own=True).on_broadcast("*", heard).subscribe()
     blob = bytes(range(256)) * 19_500  # 4,992,000 bytes
     channel.send_broadcast("up", blob, timeout=60)
@@ -156,6 +156,7 @@ def test_a_frame_that_is_no_message_is_dropped_and_nothing_else_happens(
     server.broadcast("room", "x", {"n": 1})
     heard.wait(1)
     assert server.connections_total == 1
+    assert pool.stats().messages_unheard == 2
 
 
 def test_a_text_frame_that_is_not_utf8_is_dropped(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:

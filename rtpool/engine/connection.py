@@ -90,6 +90,7 @@ class Connection:
         self.attempts = 0
         self.first_failed_at: float | None = None
         self.crashes = False
+        self.hoped = False  # there was reason to, while it was dialled
         self.redial: Timer | None = None
         self.last_error: RtpoolError | None = None
         self.opened_at = 0.0
@@ -99,6 +100,7 @@ class Connection:
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
+        self._unreadable = 0
         self._bytes_received = 0
         self._bytes_sent = 0
         self.heartbeat_latency: float | None = None
@@ -134,8 +136,9 @@ class Connection:
             return
         try:
             if (events & selectors.EVENT_READ or self.transport.read_wants_write) and not self.paused_by:
+                received_before = self.transport.bytes_received
                 messages = self.transport.receive()
-                if messages:
+                if self.transport.bytes_received != received_before:
                     self.proof_of_life = now
                 for message in messages:
                     self._receive(message, now)
@@ -168,7 +171,7 @@ class Connection:
         """Take over a connected socket."""
         decoder = FrameDecoder(self._options.max_message_size)
         self.transport = Transport(sock, decoder, FrameEncoder(os.urandom))
-        self.state = "open"
+        self.state, self.hoped = "open", False
         self.epoch += 1
         self.opened_at = self.proof_of_life = self._wrote_at = now
         self.session.connected(now)
@@ -216,13 +219,18 @@ class Connection:
 
     def slot(self) -> Slot:
         """What placement needs to know."""
-        topics = {*self.joins, *self.guests}
-        return Slot(self.connection_id, topics, len(topics), self.capacity)
+        topics = {*self.joins, *self.guests} if self.guests else self.joins
+        return Slot(self.connection_id, topics, len(topics), self.capacity, self.state == "open")
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody lives here."""
         return not (self.joins or self.guests)
+
+    @property
+    def awaits_closing(self) -> bool:
+        """Whether it will be closed unless somebody comes to live here."""
+        return self.idle_timer is not None and not self.idle_timer.cancelled
 
     def details(self) -> ConnectionDetails:
         """A snapshot for stats; numbers may be a moment apart when called on another thread."""
@@ -236,6 +244,7 @@ class Connection:
             bytes_received=self._bytes_received + (transport.bytes_received if transport else 0),
             bytes_sent=self._bytes_sent + (transport.bytes_sent if transport else 0),
             messages_received=self.messages_received,
+            messages_unheard=self._unreadable + self.session.dropped,
             heartbeat_latency=self.heartbeat_latency,
             send_queue=transport.queued if transport else 0,
         )
@@ -255,6 +264,7 @@ class Connection:
                 self.session.receive(message.data, message.opcode == OP_BINARY, now)
             except ProtocolError as error:
                 # A real server relays broken JSON of other clients; dropping the frame harms nobody.
+                self._unreadable += 1
                 self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
         elif message.opcode == OP_PING and self.transport is not None:
             self.transport.send(OP_PONG, message.data)

@@ -102,11 +102,16 @@ class Connections:
         self.status = self._announced = "idle"
         self.reconnect_attempts = 0
         # What connections that are gone had counted.
-        self.past_messages = self.past_bytes_received = self.past_bytes_sent = 0
+        self.past_messages = self.past_unheard = self.past_bytes_received = self.past_bytes_sent = 0
 
     def get(self, connection_id: int) -> Connection:
         """The connection with this id."""
         return self._by_id[connection_id]
+
+    @property
+    def every(self) -> set[Connection]:
+        """All of them, those saying goodbye included."""
+        return {*self.all, *self._closing}
 
     def connect(self, waiter: Future[None]) -> None:
         """Have at least one connection; `waiter` is done when one is open."""
@@ -233,7 +238,7 @@ class Connections:
         self._tenant.heard(connection, connection.session.events())
         self._tenant.lost(connection, error)
         if connection.is_idle:
-            self._remove(connection)  # the server reaps sockets without channels; nobody misses it
+            self._remove(connection, error)  # the server reaps sockets without channels; nobody misses it
             return
         self._reconnecting.failed(connection, error, lived=now - connection.opened_at)
         self.status = self._summary()  # announced with what is decided
@@ -307,13 +312,13 @@ class Connections:
         self._log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
         self._tell_when_closed()
 
-    def _remove(self, connection: Connection) -> None:
+    def _remove(self, connection: Connection, error: RtpoolError | None = None) -> None:
         connection.cancel_redial()
         connection.state = "closed"
         self._by_id.pop(connection.connection_id, None)
         self._publish()
         self._account(connection)
-        self._update_status()
+        self._update_status(error)
 
     def _drop_socket(self, connection: Connection) -> None:
         self._loop.remove(connection)
@@ -322,20 +327,21 @@ class Connections:
     def _account(self, connection: Connection) -> None:
         details = connection.details()
         self.past_messages += details.messages_received
+        self.past_unheard += details.messages_unheard
         self.past_bytes_received += details.bytes_received
         self.past_bytes_sent += details.bytes_sent
 
     # Saying what is
 
-    def _set_status(self, status: str) -> None:
+    def _set_status(self, status: str, error: RtpoolError | None = None) -> None:
         self.status = status
         if status != self._announced:
             self._announced = status
-            self._announce(StatusChange(None, status))
+            self._announce(StatusChange(None, status, error))
 
-    def _update_status(self) -> None:
+    def _update_status(self, error: RtpoolError | None = None) -> None:
         if not self._stopping:
-            self._set_status(self._summary())
+            self._set_status(self._summary(), error)
 
     def _summary(self) -> str:
         states = {c.state for c in self.all}

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from rtpool.engine.audit import Audit
 from rtpool.engine.clock_watch import ClockWatch, boot_clock
 from rtpool.engine.connection import Connection
-from rtpool.engine.connections import Connections
+from rtpool.engine.connections import GOODBYE_SECONDS, Connections
 from rtpool.engine.dialer import Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher
 from rtpool.engine.io_loop import IoLoop
@@ -33,7 +35,7 @@ from rtpool.errors import (
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.session import (
-    ChannelLost,
+    ChannelEvent,
     HeartbeatLost,
     HeartbeatReplied,
     HeartbeatSent,
@@ -92,7 +94,7 @@ class Coordinator:
         self._log = logger_for(options, "io")
         self.router = Router(dispatcher, wall, supabase=options.is_supabase)
         self.readiness = Readiness(registry, self.router, wall)
-        self.pushes = Pushes(loop, budget, self.router, reply_timeout=options.join_timeout)
+        self.pushes = Pushes(loop, budget, self.router, options)
         self._stopping = False
         rng = rng or random.Random()
         self.connections = Connections(
@@ -127,6 +129,17 @@ class Coordinator:
             flush=lambda: self._overflowed(self.router.flush()),
             log=self._log,
         )
+        self.audit = Audit(
+            name,
+            options,
+            registry=registry,
+            loop=loop,
+            connections=self.connections,
+            joining=self.joining,
+            resync=self.sync,
+            merge=self.mover.merge,
+            log=self._log,
+        )
         self._watch = ClockWatch(
             loop,
             resumed=self._resumed,
@@ -140,6 +153,12 @@ class Coordinator:
     def start(self) -> None:
         """The I/O thread runs."""
         self._watch.start()
+        self.audit.start()
+
+    def clean_up(self, done: Future[int]) -> None:
+        """Mend what should not be, and close idle connections now; `done` gets the number of those."""
+        self.audit.run(at_once=True)
+        self.connections.close_idle(done)
 
     def _resumed(self, slept: float, stopped: float) -> None:
         """The machine slept, or this process was stopped: ask at once who is still there."""
@@ -203,12 +222,14 @@ class Coordinator:
         self._stopping = True
         self.mover.stop()
         self.joining.stop()
-        self.connections.close_all(deadline)
+        last_words = max(self._loop.now, deadline - GOODBYE_SECONDS)
+        self.pushes.queue.drain(last_words, lambda: self.connections.close_all(deadline))
 
     def abandon(self, error: RtpoolError) -> None:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
         self._stopping = True
         self.mover.stop()
+        self.pushes.queue.stop()
         self.connections.abandon(error)
         for join in self.joins.values():
             self.pushes.fail(join, error)
@@ -280,7 +301,7 @@ class Coordinator:
                 self._push_settled(event, unsent)
             elif isinstance(event, (HeartbeatSent, HeartbeatReplied, HeartbeatLost)):
                 self._tell_heartbeat(connection, event)
-            elif isinstance(event, (Joined, JoinFailed, ChannelLost, Left)):
+            elif isinstance(event, ChannelEvent):
                 joins_answered = True
                 join = connection.joins.get(event.topic)
                 if join is not None:
@@ -311,7 +332,7 @@ class Coordinator:
             return
         self.readiness.feed_spoke(join, flowed, alive_at, self._loop.now)
 
-    def _channel_event(self, join: Join, event: Joined | JoinFailed | ChannelLost | Left) -> None:
+    def _channel_event(self, join: Join, event: ChannelEvent) -> None:
         if isinstance(event, Left):
             join.leaving = False
             self.joining.forget(join)

@@ -66,8 +66,10 @@ class Mailbox:
         "items",
         "limit",
         "loss",
+        "ordinary",
         "overflow",
         "owner",
+        "received",
         "run",
         "running",
         "runs",
@@ -90,6 +92,7 @@ class Mailbox:
         self.overflow = overflow
         self.announce_loss = announce_loss
         self.items: deque[Any] = deque()
+        self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
         self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
         self.loss: _Loss | None = None
         self.scheduled = False
@@ -99,8 +102,14 @@ class Mailbox:
         self.blocked = False
         self.ended = True  # closed to ordinary items until its Channel is attached
         self.generation = 0  # of the subscription; a worker drops what an earlier one left in its hands
+        self.received = 0
         self.delivered = 0
         self.dropped = 0
+
+    @property
+    def queued(self) -> int:
+        """Ordinary items that wait, or that a worker has in its hands."""
+        return self.received - self.delivered - self.dropped
 
 
 class _Essential(NamedTuple):
@@ -138,10 +147,11 @@ class Dispatcher:
         self._num_workers = num_workers
         self._on_drained = on_drained
         self._wall = wall
-        #: Ordinary items handed over, and lost; over every mailbox there ever was. Read anywhere.
+        #: Ordinary items that came, were handed over, were lost; over every mailbox there ever was. Read anywhere.
+        self.received = 0
         self.delivered = 0
         self.dropped = 0
-        # Guards: _runnable, _stopping, _idle, _threads, delivered, dropped and every Mailbox
+        # Guards: _runnable, _stopping, _idle, _threads, received, delivered, dropped and every Mailbox
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
@@ -182,12 +192,15 @@ class Dispatcher:
         overflowed: list[Mailbox] = []
         with self._lock:
             for mailbox, item in batch:
+                mailbox.received += 1
+                self.received += 1
                 if mailbox.ended or self._stopping:
                     self._drop(mailbox, 1)
                     continue
-                if len(mailbox.items) >= mailbox.limit and not self._make_room(mailbox, overflowed):
+                if mailbox.ordinary >= mailbox.limit and not self._make_room(mailbox, overflowed):
                     continue
                 mailbox.items.append(item)
+                mailbox.ordinary += 1
                 self._schedule(mailbox)
         return overflowed
 
@@ -265,6 +278,7 @@ class Dispatcher:
                 mailbox.delivered += 1
                 self.delivered += 1
                 item = mailbox.items.popleft()
+                mailbox.ordinary -= 1
                 drained = self._has_drained(mailbox)
         if loss is not None:
             return mailbox.announce_loss(loss.first, loss.last, loss.count)
@@ -319,6 +333,7 @@ class Dispatcher:
         for index, item in enumerate(mailbox.items):
             if not isinstance(item, _Essential):
                 del mailbox.items[index]
+                mailbox.ordinary -= 1
                 break
         return True
 
@@ -343,12 +358,13 @@ class Dispatcher:
         kept = [item for item in mailbox.items if isinstance(item, _Essential)]
         self._drop(mailbox, len(mailbox.items) - len(kept))
         mailbox.items.clear()
+        mailbox.ordinary = 0
         mailbox.spare.extend(kept)
         mailbox.loss = None
 
     def _has_drained(self, mailbox: Mailbox) -> bool:
         assert self._lock.locked()
-        if mailbox.blocked and mailbox.overflow == "block" and len(mailbox.items) <= mailbox.limit * RESUME_AT:
+        if mailbox.blocked and mailbox.overflow == "block" and mailbox.ordinary <= mailbox.limit * RESUME_AT:
             mailbox.blocked = False
             return True
         return False
@@ -362,7 +378,9 @@ class Dispatcher:
         if mailbox.run is not None:
             items = mailbox.items
             while items and len(batch) < BATCH:
-                batch.append(items.popleft())
+                item = items.popleft()
+                mailbox.ordinary -= not isinstance(item, _Essential)
+                batch.append(item)
             if mailbox.loss is not None and (mailbox.overflow == "drop_oldest" or not items):
                 loss, mailbox.loss = mailbox.loss, None
         return batch, loss
@@ -426,6 +444,7 @@ class Dispatcher:
         for item in reversed(rest):
             if current:
                 mailbox.items.appendleft(item)
+                mailbox.ordinary += not isinstance(item, _Essential)
             elif isinstance(item, _Essential):
                 mailbox.spare.appendleft(item)
             else:

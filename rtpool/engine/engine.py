@@ -22,6 +22,8 @@ from rtpool.engine.outgoing import SendBudget
 from rtpool.errors import PoolClosed
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
+from rtpool.protocol.serializer import serializer_for
+from rtpool.protocol.sizes import SizeLimits
 from rtpool.registry import Callback, Registry
 
 __all__ = ["Engine"]
@@ -67,7 +69,13 @@ class Engine:
         self.options = options
         self._log = logger_for(options, "pool")
         self.registry = Registry()
-        self.budget = SendBudget(options.send_buffer_limit)
+        self.budget = SendBudget(options.send_buffer_limit, paced=options.max_events_per_second is not None)
+        #: What the server takes, for whoever sends.
+        self.sizes = SizeLimits(
+            serializer_for(options.protocol),
+            payload=options.max_payload_size if options.is_supabase else None,
+            frame=options.max_frame_size,
+        )
         self.dialer = Dialer(name, log=logger_for(options, "io"))
         # Token callables have threads of their own: one that hangs holds up nobody's dial.
         self.callers = Dialer(name, log=logger_for(options, "io"), first=MAX_THREADS)

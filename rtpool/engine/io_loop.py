@@ -177,6 +177,11 @@ class IoLoop:
 
     # On the I/O thread
 
+    @property
+    def pollables(self) -> list[Pollable]:
+        """The connections served."""
+        return [pollable for pollable, _ in self._pollables.values()]
+
     def add(self, pollable: Pollable) -> None:
         """Serve a connection from now on."""
         self._pollables[id(pollable)] = (pollable, pollable.fileno())

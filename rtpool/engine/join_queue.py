@@ -167,11 +167,16 @@ class JoinQueue:
 
     def spare(self, connection: Connection) -> bool:
         """Whether a join that can wait may go out on `connection` now, since no other wants to; if so it counts."""
-        if self._stopped or any(
-            line.first or line.again or line.sent or line.in_doubt for line in self._lines.values()
-        ):
+        for line in self._lines.values():
+            line.look()
+        if self._stopped or any(line.first or line.again or line.sent for line in self._lines.values()):
             return False
         return connection.session.joins_available > 0 and self._pace.grant(self._loop.now)
+
+    def holds(self, join: Join) -> bool:
+        """Whether a join waits here."""
+        line = self._line_of(join)
+        return line is not None and any(join is waiting for _, waiting in (*line.first, *line.again))
 
     def stop(self) -> None:
         """Send nothing any more."""

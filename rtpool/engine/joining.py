@@ -116,6 +116,14 @@ class Joining:
         """Whether no join waits for anything: for its turn, a token, a place, another attempt."""
         return not self._homeless and not any(j.requested or j.retry is not None for j in self.joins.values())
 
+    def is_homeless(self, join: Join) -> bool:
+        """Whether it waits for a place."""
+        return join.share.key in self._homeless
+
+    def awaits_its_turn(self, join: Join) -> bool:
+        """Whether a join that is `requested` waits for its token, or in the queue."""
+        return bool(join.source.waiters) or self.queue.holds(join)
+
     def stop(self) -> None:
         """Ask for no join any more."""
         self._stopping = True
@@ -311,7 +319,9 @@ class Joining:
             return
         delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
         delay *= 0.0 if action is Action.RETRY else self._rng.uniform(0.5, 1.0)
-        at_least = error.retry_after or (LONG_BACK_OFF if action is Action.BACK_OFF_LONG else 0.0)
+        at_least = error.retry_after
+        if at_least is None:
+            at_least = LONG_BACK_OFF if action is Action.BACK_OFF_LONG else 0.0
         delay = max(delay, at_least * self._rng.uniform(1.0, 1.5))
         join.retry = self._loop.call_later(delay, lambda: self._retry(join))
 
@@ -424,15 +434,16 @@ class Joining:
 
     def channel_lost(self, join: Join, event: ChannelLost) -> None:
         """The server ended a channel that was joined."""
-        action = classify_system(join.system_error)
-        if event.cause == UNMATCHED_TOPIC and not join.attempts:
-            action = Action.RETRY  # the server forgot the channel, nobody knows why (protocol 8.3)
+        action = classify_system(join.system_error or event.cause)
+        if action is Action.RETRY and join.attempts:
+            action = Action.BACK_OFF
         silence = join.connection.under_way if join.connection is not None else 0.0
         if event.cause == UNMATCHED_TOPIC:  # nor since when
             silence += self._loop.now - join.heard_at
         lost_from = self._wall() - timedelta(seconds=silence)
         self._readiness.interrupt(join, Outage("token" if action is Action.NEW_TOKEN else "rejoin", lost_from))
         join.answered = False
+        self._pushes.queue.heed(join.system_error)
         words = join.system_error or f"the server ended the channel ({event.cause})"
         join.system_error = ""
         if words == TRACK_TOO_BIG:

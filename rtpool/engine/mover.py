@@ -23,13 +23,14 @@ from rtpool.engine.joins import Join
 from rtpool.engine.logs import Log
 from rtpool.engine.pushes import Pushes
 from rtpool.engine.routing import Router
+from rtpool.events import ChannelState
 from rtpool.options import PoolOptions
 from rtpool.protocol.handover import Handover
 from rtpool.protocol.messages import POSTGRES_CHANGES, SYSTEM, WireMessage
 from rtpool.protocol.placement import merge_plan
 from rtpool.protocol.refusals import classify_join
 from rtpool.protocol.session import (
-    ChannelLost,
+    ChannelEvent,
     Fenced,
     Joined,
     JoinFailed,
@@ -48,17 +49,18 @@ CALM_SECONDS = 30.0
 SETTLE_SECONDS, CHANGES_SETTLE_SECONDS = 2.0, 10.0
 #: Seconds by which the two sockets may get a message at different times.
 MARGIN_SECONDS = 0.5
-#: Seconds a move may take until the guest takes over, and pushes may be held for that.
+#: Seconds a move may take until the guest takes over; pushes may be held before that, and again after it.
 MOVE_SECONDS, HOLD_SECONDS = 60.0, 1.0
 #: Seconds without merging after a move failed; twice as many after each that follows.
 RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 3_600.0
-#: Seconds until it is looked again whether a join may go out that can wait.
+#: Seconds until a join that can wait asks again whether it may go out.
 PATIENCE_SECONDS = 0.5
 
 
 class _Phase(enum.Enum):
     """Where a move is."""
 
+    BEGINNING = "beginning"  #: what was said before it is known of must have been heard
     JOINING = "joining"  #: the guest awaits its answer, or that changes flow
     WATCHING = "watching"  #: both get all there is, and it is found out what that is
     HOLDING = "holding"  #: the guest may take over as soon as no push awaits an answer
@@ -67,7 +69,7 @@ class _Phase(enum.Enum):
     GIVEN_UP = "given up"  #: the guest is leaving
 
 
-_BEFORE = (_Phase.JOINING, _Phase.WATCHING, _Phase.HOLDING)
+_BEFORE = (_Phase.BEGINNING, _Phase.JOINING, _Phase.WATCHING, _Phase.HOLDING)
 
 
 @attrs.define(eq=False)
@@ -80,7 +82,7 @@ class _Move:
     target: Connection
     handover: Handover
     deadline: Timer
-    phase: _Phase = _Phase.JOINING
+    phase: _Phase = _Phase.BEGINNING
     response: object = None
     timer: Timer | None = None
     fence: tuple[Connection, str] | None = None
@@ -158,7 +160,7 @@ class Mover:
         return self._joining.is_calm and all(c.state == "open" and c.opened_at <= since for c in self._connections.all)
 
     def _next(self) -> None:
-        """Move the next join of the source, or end; in a while, when other joins come first."""
+        """Move the next join of the source, or end."""
         source = self._source
         if source is None or self._stopped or self._move is not None:
             return
@@ -175,11 +177,9 @@ class Mover:
         elif target is None or not self._has_room(target, topic) or source.state != "open" or not _is_movable(join):
             self._source = None
             self._log.info("= connection %d is merged no further: things changed", source.connection_id)
-        elif self._joining.queue.spare(target):
+        else:
             self._to_move.popleft()
             self._begin(join, source, target)
-        else:
-            self._loop.call_later(PATIENCE_SECONDS, self._next)
 
     def _has_room(self, target: Connection, topic: str) -> bool:
         slot = target.slot()
@@ -189,8 +189,13 @@ class Mover:
 
     def disturbed(self, join: Join) -> None:
         """A join is about to be left, joined anew, or given another token."""
-        if self._move is not None and self._move.join is join and self._move.phase in _BEFORE:
+        move = self._move
+        if move is None or move.join is not join:
+            return
+        if move.phase in _BEFORE:
             self._give_up("it changes meanwhile")
+        else:
+            self._release(join)  # what was said before comes first
 
     def lost(self, connection: Connection) -> None:
         """A connection is gone."""
@@ -230,14 +235,15 @@ class Mover:
         if isinstance(event, PushSettled) and event.token is not None and event.token[0] is move.join:
             if event.outcome == "timeout":
                 self._give_up("a push was not answered")  # the guest may hear it all the same
-            self._loop.post(self._cut_when_answered)  # once it is seen to
-        if not isinstance(event, (Received, Joined, JoinFailed, ChannelLost, Left)) or event.topic != move.topic:
+            elif move.phase is _Phase.HOLDING:
+                self._loop.post(self._cut_when_answered)  # once it is seen to
+        if not isinstance(event, Received | ChannelEvent) or event.topic != move.topic:
             return False
         if connection is move.target:
             return self._target_said(move, event)
         return connection is move.source and self._source_said(move, event)
 
-    def _source_said(self, move: _Move, event: Received | Joined | JoinFailed | ChannelLost | Left) -> bool:
+    def _source_said(self, move: _Move, event: Received | ChannelEvent) -> bool:
         if move.phase in _BEFORE:
             if isinstance(event, Received):
                 move.handover.live(event.message)
@@ -250,7 +256,7 @@ class Mover:
             return True
         return False
 
-    def _target_said(self, move: _Move, event: Received | Joined | JoinFailed | ChannelLost | Left) -> bool:
+    def _target_said(self, move: _Move, event: Received | ChannelEvent) -> bool:
         if move.phase is _Phase.GIVEN_UP:
             if isinstance(event, Left):
                 self._over(move)
@@ -290,12 +296,21 @@ class Mover:
     # The steps
 
     def _begin(self, join: Join, source: Connection, target: Connection) -> None:
-        topic, now = join.topic, self._loop.now
         deadline = self._loop.call_later(MOVE_SECONDS, lambda: self._give_up("it takes too long"))
-        self._move = _Move(join, topic, source, target, Handover(), deadline)
-        join.handover = self._move.handover
-        target.guests.add(topic)
-        target.session.join(topic, join.body(supabase=True, replay=False), now)
+        move = self._move = _Move(join, join.topic, source, target, Handover(), deadline)
+        join.handover = move.handover
+        target.guests.add(move.topic)
+        # The guest hears from the server what we say on the old channel. All of that must be known here: so what was
+        # said until now has to be there before the guest.
+        self._fence_in(move, 0.0, source)
+
+    def _invite(self, move: _Move) -> None:
+        """Join the topic on the other socket, unless other joins come first."""
+        if self._joining.queue.spare(move.target):
+            move.phase = _Phase.JOINING
+            move.target.session.join(move.topic, move.join.body(supabase=True, replay=False), self._loop.now)
+        else:
+            move.timer = self._loop.call_later(PATIENCE_SECONDS, lambda: self._invite(move))
 
     def _watch(self, move: _Move, settle: float) -> None:
         move.phase = _Phase.WATCHING
@@ -305,6 +320,8 @@ class Mover:
         def begin() -> None:
             if connection.state == "open":
                 move.fence = connection, connection.session.fence(self._loop.now)
+                if move.phase is _Phase.WATCHING and connection is move.source:
+                    move.handover.live_fence_begun()
             elif move.phase is _Phase.ENDING:
                 self._over(move)
 
@@ -314,6 +331,8 @@ class Mover:
         move.fence = None
         if move.phase is _Phase.ENDING:
             self._over(move)
+        elif move.phase is _Phase.BEGINNING:
+            move.timer = self._loop.call_later(MARGIN_SECONDS, lambda: self._invite(move))
         if move.phase is not _Phase.WATCHING:
             return
         of_source = connection is move.source
@@ -355,6 +374,8 @@ class Mover:
         join.presence_calls.rejoined()
         self._router.joined(join, move.response)
         source.session.leave(topic, self._loop.now)
+        # In order after what was said on the old channel, but late for nobody.
+        move.timer = self._loop.call_later(HOLD_SECONDS, lambda: self._release(join))
         for message in kept:
             self._deliver(join, Received(topic, message))
         self._flush()
@@ -367,6 +388,7 @@ class Mover:
     def _left_source(self, move: _Move) -> None:
         """The server has done all that was pushed on the old channel: what came since goes out by the new one."""
         move.phase = _Phase.ENDING
+        self._cancel(move)
         move.source.guests.discard(move.topic)
         self._joining.vacated(move.source)
         self._release(move.join)
@@ -405,6 +427,7 @@ class Mover:
         session.leave(move.topic, self._loop.now)
         if move.target.state != "open":
             session.events()  # that it has left; nothing else happens to a session without a socket
+        if session.state(move.topic) is not ChannelState.LEAVING:
             self._over(move)
 
     def _let_go(self, move: _Move) -> None:
@@ -436,7 +459,7 @@ def _is_movable(join: Join) -> bool:
         and join.blocked is None
         and join.outage is None
         and share.wish is None
-        and not (calls.in_flight or join.presence_pushes or join.presence_calling or calls.has_news(None, asked=False))
+        and not (calls.in_flight or calls.has_news(None, asked=False))
         and (join.held or not join.buffer)
         and source.fresh
         and source.value == join.token

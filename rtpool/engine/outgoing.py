@@ -73,8 +73,8 @@ class Outgoing:
         """Bytes of payload."""
         return len(self.body.data)
 
-    def timed_out(self, *, written: bool) -> PushTimeout:
-        """The error for its deadline."""
+    def timed_out(self, *, written: bool, paced: bool = False) -> PushTimeout:
+        """The error for its deadline; `paced` when it waited for its turn among all pushes of the pool."""
         waited = "no reply to" if written else "could not send"
         why = ""
         if written and self.broadcast and self.subscriber.key.private:
@@ -85,6 +85,8 @@ class Outgoing:
             )
         elif not written and self.presence and self.subscriber.state is ChannelState.JOINED:
             why = "; the server allows few presence calls, so the newest one goes out by itself as soon as it may"
+        elif paced:
+            why = ": its turn did not come (option max_events_per_second)"
         return PushTimeout(
             f"{waited} push {self.name!r} on {self.subscriber.topic!r} within {self.timeout} s{why}",
             topic=self.subscriber.topic,
@@ -118,13 +120,18 @@ class Outgoing:
 
 class SendBudget:
     """
-    Bounds what is on its way out: bytes over the pool, pushes per Channel that is not joined.
+    Bounds what is on its way out: bytes over the pool; pushes per Channel that is not joined, or is paced.
+
+    Args:
+        send_buffer_limit: pushes of one Channel; more are refused while it is not joined.
+        paced: whether pushes wait their turn when it is; then a caller beyond the limit waits too.
 
     Thread-safety: every method may be called from any thread.
     """
 
-    def __init__(self, send_buffer_limit: int) -> None:
+    def __init__(self, send_buffer_limit: int, *, paced: bool = False) -> None:
         self._limit = send_buffer_limit
+        self._paced = paced
         # Guards: _outstanding, _closed and every Subscriber.unsettled
         self._lock = Lock()
         self._room = threading.Condition(self._lock)
@@ -146,16 +153,29 @@ class SendBudget:
                     f"send_buffer_limit is {self._limit}",
                     limit=self._limit,
                 )
-            while self._outstanding and self._outstanding + size > MAX_OUTSTANDING_BYTES and not self._closed:
+            while (full := self._full(outgoing)) is not None and not self._closed:
                 remaining = outgoing.deadline - time.monotonic()
                 if remaining <= 0 or not self._room.wait(remaining):
-                    raise SendBufferFull(
-                        f"{self._outstanding} bytes wait to be sent and the server takes no more; push "
-                        f"{outgoing.name!r} on {subscriber.topic!r} was not accepted",
-                        limit=MAX_OUTSTANDING_BYTES,
-                    )
+                    raise full
             self._outstanding += size
             subscriber.unsettled += 1
+
+    def _full(self, outgoing: Outgoing) -> SendBufferFull | None:
+        """Why there is no room now. The caller must hold `self._lock`."""
+        subscriber = outgoing.subscriber
+        told = f"push {outgoing.name!r} on {subscriber.topic!r} was not accepted"
+        if self._outstanding and self._outstanding + outgoing.size > MAX_OUTSTANDING_BYTES:
+            return SendBufferFull(
+                f"{self._outstanding} bytes wait to be sent and the server takes no more; {told}",
+                limit=MAX_OUTSTANDING_BYTES,
+            )
+        if self._paced and not outgoing.presence and subscriber.unsettled >= self._limit:
+            return SendBufferFull(
+                f"{subscriber.unsettled} pushes wait for their turn (options max_events_per_second and "
+                f"send_buffer_limit, {self._limit}); {told}",
+                limit=self._limit,
+            )
+        return None
 
     def settle(self, outgoing: Outgoing, result: Any, error: RtpoolError | None) -> bool:
         """

@@ -9,9 +9,12 @@ from collections.abc import Callable
 
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joins import Join
+from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import Outgoing, SendBudget
+from rtpool.engine.push_queue import PushQueue
 from rtpool.engine.routing import Router
 from rtpool.errors import RtpoolError
+from rtpool.options import PoolOptions
 from rtpool.protocol.messages import PRESENCE, JsonBody
 from rtpool.protocol.presence import UNTRACK, track_body
 from rtpool.protocol.session import PushSettled
@@ -27,28 +30,31 @@ class Pushes:
         loop: the engine's.
         budget: frees the room of what is settled.
         router: loops broadcasts back to siblings.
-        reply_timeout: seconds for the reply to what rtpool says of its own accord.
+        options: the pool's.
 
     Thread-safety: confined to the I/O thread, except `sent`, which may be read anywhere.
     """
 
-    def __init__(self, loop: IoLoop, budget: SendBudget, router: Router, *, reply_timeout: float) -> None:
+    def __init__(self, loop: IoLoop, budget: SendBudget, router: Router, options: PoolOptions) -> None:
         self._loop = loop
         self._budget = budget
         self._router = router
-        self._reply_timeout = reply_timeout
+        self._reply_timeout = options.join_timeout  # for what rtpool says of its own accord
+        self.queue = PushQueue(loop, options.max_events_per_second, self._send_first, logger_for(options, "io"))
         #: Pushes the kernel has had whole.
         self.sent = 0
 
     def push(self, join: Join, outgoing: Outgoing) -> None:
-        """Send a push now, or keep it until its join is."""
+        """Send a push now, or keep it until its join is and its turn comes."""
         if outgoing.presence:
             telling = join.presence_calls.is_telling(join.share.wish)
             (join.presence_calling if telling else join.presence_pushes)[outgoing] = None
             self._expire_at_deadline(outgoing, lambda: self._expire_presence(join, outgoing))
             self.say_presence(join)
-        elif join.buffer or not self._hand_over(join, outgoing):
+        elif join.buffer or not join.joined or not self.queue.passes() or not self._hand_over(join, outgoing):
             self._keep(join, outgoing, first=False)
+            if join.joined:
+                self.queue.line_up(join, (outgoing,))
 
     def refuse(self, outgoing: Outgoing, error: RtpoolError) -> None:
         """A push that cannot be carried at all."""
@@ -56,8 +62,9 @@ class Pushes:
 
     def flush(self, join: Join) -> None:
         """A join is joined: send what waited for that."""
-        while join.buffer and self._hand_over(join, join.buffer[0]):
-            join.buffer.popleft()
+        while join.buffer and self.queue.passes() and self._send_first(join):
+            continue
+        self.queue.line_up(join, tuple(join.buffer))
 
     def fail(self, join: Join, error: RtpoolError | None = None) -> None:
         """Nothing of a join is sent any more, because of `error`, or because everybody left."""
@@ -127,6 +134,13 @@ class Pushes:
             self._router.sent(join, outgoing)
         return accepted
 
+    def _send_first(self, join: Join) -> bool:
+        """Send what has waited longest in a join's buffer."""
+        sent = bool(join.buffer) and self._hand_over(join, join.buffer[0])
+        if sent:
+            join.buffer.popleft()
+        return sent
+
     def _keep(self, join: Join, outgoing: Outgoing, *, first: bool) -> None:
         if first:
             join.buffer.appendleft(outgoing)
@@ -141,7 +155,8 @@ class Pushes:
     def _expire(self, join: Join, outgoing: Outgoing) -> None:
         if outgoing in join.buffer:
             join.buffer.remove(outgoing)
-            self._budget.settle(outgoing, None, outgoing.timed_out(written=False))
+            paced = outgoing in self.queue
+            self._budget.settle(outgoing, None, outgoing.timed_out(written=False, paced=paced))
 
     # Presence
 

@@ -80,6 +80,10 @@ class Reconnecting:
         if lasted or connection.first_failed_at is None:
             connection.first_failed_at = now
         at_least = self._heed(error)
+        if connection.hoped:  # asked before there was reason to hope
+            connection.hoped, connection.attempts, connection.first_failed_at = False, 0, None
+            self._retrying(connection, error, self._schedule(connection, 0.0))
+            return
         if not self._options.auto_reconnect:
             self._end(connection, error, None)
             return
@@ -100,10 +104,10 @@ class Reconnecting:
 
     def _heed(self, error: RtpoolError) -> float:
         """The seconds an error asks to wait. What the server says at the door is said to every connection of a pool."""
-        wait = error.retry_after or 0.0
-        if error.action is Action.BACK_OFF_LONG and not error.retry_after:
-            wait = LONG_BACK_OFF * self._rng.uniform(1.0, 1.5)
-        if error.retry_after or isinstance(error, HandshakeRefused):
+        wait = error.retry_after
+        if wait is None:
+            wait = LONG_BACK_OFF * self._rng.uniform(1.0, 1.5) if error.action is Action.BACK_OFF_LONG else 0.0
+        if error.retry_after is not None or isinstance(error, HandshakeRefused):
             self.not_before = max(self.not_before, self._loop.now + wait)
         return wait
 
@@ -150,6 +154,8 @@ class Reconnecting:
             afresh: a user gave reason to try, so the quick attempts begin anew. Otherwise another connection of the
                 pool was opened, which says nothing to one that opens and does not last.
         """
+        if connection.state == "dialing":
+            connection.hoped = afresh
         if connection.state not in ("waiting", "error"):
             return
         if afresh:

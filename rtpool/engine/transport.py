@@ -26,8 +26,6 @@ READS_PER_TURN = 16
 class TransportClosed(ConnectionFailed):
     """The stream ended or broke; the cause is chained."""
 
-    __module__ = "rtpool"
-
 
 class _Chunk(NamedTuple):
     view: memoryview

@@ -42,7 +42,7 @@ class _Content:
 
     Attributes:
         live, guest: by the live channel, by the guest.
-        live_then, guest_then: the same at the latest fence of each.
+        live_then, guest_then: the same when the latest fence of the live channel began, when that of the guest came.
         least, most: bounds of how often it came by the live channel alone.
         kept: where those of the guest stand among the kept ones.
     """
@@ -138,19 +138,24 @@ class Handover:
         self._match(key, content)
         return None
 
+    def live_fence_begun(self) -> None:
+        """A fence of the live channel is on its way, behind all that we have said there ourselves."""
+        for content in self._contents.values():
+            content.live_then = content.live
+
     def live_fenced(self) -> None:
         """A fence of the live channel came back."""
         self._fenced = True
         for key, content in list(self._contents.items()):
             # The live channel has had at least what the guest had had at its fence.
             content.most = min(content.most, content.live - content.guest_then)
-            content.live_then = content.live
             self._match(key, content)
         self._judge()
 
     def guest_fenced(self) -> None:
         """A fence of the guest came back."""
         for key, content in list(self._contents.items()):
+            # The guest has had at least what the live channel had had, but for what came by that alone.
             content.least = max(content.least, content.live_then - content.guest)
             content.guest_then = content.guest
             self._match(key, content)

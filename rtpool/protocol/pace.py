@@ -13,6 +13,9 @@ __all__ = ["Pace"]
 #: the limit (protocol 7). Of windows of one second six fit into those, the edges counted; of these four, with 0.2 s to
 #: spare for what comes faster than it was sent.
 WINDOW = 1.3
+#: A window is spent in so many parts, each with its share of the time: what a busy server works off late is then never
+#: met by a whole second's worth of what follows.
+PARTS = 4
 #: Seconds in which the server does not judge anew: refusals so close are one.
 ONE_REFUSAL = 5.0
 #: Seconds without a refusal after which the pace doubles: what the server averages over.
@@ -23,21 +26,21 @@ SLOWEST = 1.0
 
 class Pace:
     """
-    At most `per_second` grants in any span of `WINDOW` seconds, so that a server with this very limit never sees it
-    reached; for less than one a second, one in ``WINDOW / per_second`` seconds.
+    ``per_second / WINDOW`` grants a second, at most ``per_second / PARTS`` of them at once, so that no second ever sees
+    more than `per_second`, and a server with this very limit never finds it reached.
 
     A refusal halves the pace. It doubles with every minute that passes without another: who is refused is so mostly
     because everybody joins at once, after an outage, and that passes; by steps of one it would take an hour.
 
     Args:
-        per_second: > 0. A fraction over one is not used.
+        per_second: > 0.
 
     Thread-safety: none; confined to the I/O thread, except `per_second`, which may be called anywhere.
     """
 
     def __init__(self, per_second: float) -> None:
         self._full = per_second
-        self._granted: deque[float] = deque(maxlen=max(1, int(per_second)))
+        self._granted: deque[float] = deque(maxlen=max(1, int(per_second / PARTS)))
         self._slowed_to = per_second
         self._slowed_at = self._refused_at = -math.inf
 
@@ -58,8 +61,8 @@ class Pace:
     def next_at(self, now: float) -> float:
         """The instant from which `grant` says yes; it may have passed."""
         rate = self.per_second(now)
-        limit = max(1, int(rate))
-        return self._granted[-limit] + WINDOW / min(1.0, rate) if len(self._granted) >= limit else now
+        at_once = max(1, int(rate / PARTS))
+        return self._granted[-at_once] + WINDOW * at_once / rate if len(self._granted) >= at_once else now
 
     def slow_down(self, now: float) -> bool:
         """

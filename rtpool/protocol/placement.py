@@ -28,17 +28,19 @@ class Slot(NamedTuple):
         topics: the topics placed on it, joined or not.
         used: how many those are.
         capacity: how many it may hold; lower than the option after the server said so.
+        is_open: whether it serves now; one that is away is no place for a newcomer while another has room.
     """
 
     connection_id: int
     topics: Collection[str]
     used: int
     capacity: int
+    is_open: bool = True
 
 
 def place(topic: str, slots: Iterable[Slot], *, max_connections: int) -> int | None:
     """
-    Choose the fullest connection that has room for `topic` and does not hold it yet.
+    Choose the fullest connection that has room for `topic` and does not hold it yet; one that is open, if there is.
 
     Args:
         topic: the wire topic.
@@ -55,11 +57,15 @@ def place(topic: str, slots: Iterable[Slot], *, max_connections: int) -> int | N
         count += 1
         if slot.used >= slot.capacity or topic in slot.topics:
             continue
-        if best is None or (slot.used, -slot.connection_id) > (best.used, -best.connection_id):
+        if best is None or _rank(slot) > _rank(best):
             best = slot
     if best is not None:
         return best.connection_id
     return OPEN if count < max_connections else None
+
+
+def _rank(slot: Slot) -> tuple[bool, int, int]:
+    return slot.is_open, slot.used, -slot.connection_id
 
 
 class Merge(NamedTuple):

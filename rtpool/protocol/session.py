@@ -353,7 +353,7 @@ class Session:
         return any(pending.kind == "push" and pending.topic == topic for pending in self._pending.values())
 
     def fence(self, now: float) -> str:
-        """Send a heartbeat whose reply, which comes after all that was sent here before, is told as `Fenced`; its ref."""
+        """Send a heartbeat whose reply, which comes after all that was sent here before, is `Fenced`; its ref."""
         self._send("fence", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None, now, 0.0)
         return str(self._last_ref)
 

@@ -363,9 +363,16 @@ class RealtimeServer(Controls):
             await stop.wait()
         finally:
             port.close()
-        for stream in list(self._streams):  # also those that have not shaken hands
-            stream.transport.abort()
+        self._abort_streams()
         await port.wait_closed()
+        while self._streams:  # accepted while it was closing
+            self._abort_streams()
+            await asyncio.sleep(0)
+
+    def _abort_streams(self) -> None:
+        """Cut every client off, also those that have not shaken hands."""
+        for stream in list(self._streams):
+            stream.transport.abort()
 
     async def _listen(self, listener: socket.socket) -> Server:
         server: Server = await serve(

@@ -180,13 +180,32 @@ def _user_broadcast(topic: str, payload: dict[str, Any]) -> bytes:
 
 
 def size_of(payload: Any) -> int:
-    """About the bytes a broadcast's payload takes."""
-    if isinstance(payload, dict):
-        return sum(len(str(name)) + size_of(value) + 10 for name, value in payload.items())
-    if isinstance(payload, list):
-        return sum(size_of(value) + 5 for value in payload)
-    if isinstance(payload, RawJson):
-        return len(payload.data)
-    if isinstance(payload, str):
-        return len(payload) if payload.isascii() else len(payload.encode())
-    return len(payload) if isinstance(payload, bytes) else 8
+    """The bytes a payload takes as Erlang's external term format, by which the real server counts."""
+    return 1 + _term(payload)
+
+
+def _term(value: Any) -> int:
+    if isinstance(value, dict):
+        return 5 + sum(_term(name) + _term(inner) for name, inner in value.items())
+    if isinstance(value, list):
+        if value and all(type(item) is int and 0 <= item <= 255 for item in value) and len(value) < 0xFFFF:
+            return 3 + len(value)  # taken for a string
+        return 6 + sum(map(_term, value)) if value else 1
+    if isinstance(value, RawJson):
+        return 5 + len(value.data)
+    if isinstance(value, str):
+        return 5 + len(value.encode(errors="surrogatepass"))
+    if isinstance(value, bytes):
+        return 5 + len(value)
+    if value is None or isinstance(value, bool):
+        return 2 + len({None: "nil", True: "true", False: "false"}[value])
+    return _number(value) if isinstance(value, int) else 9
+
+
+def _number(value: int) -> int:
+    if 0 <= value <= 255:
+        return 2
+    if -(2**27) <= value < 2**27:
+        return 5
+    digits = -(-abs(value).bit_length() // 8)
+    return digits + (3 if digits <= 255 else 6)

@@ -140,8 +140,8 @@ def test_what_is_essential_is_never_dropped_and_keeps_its_place(dispatcher: Disp
     dispatcher.start()
     events = got.wait_for(lambda seen: 5 in seen)
     assert "status" in events
-    assert [e for e in events if isinstance(e, int)] == [4, 5]
-    assert events.index("status") < events.index(4)
+    assert [e for e in events if isinstance(e, int)] == [3, 4, 5]
+    assert events.index("status") < events.index(3)
 
 
 def test_after_end_nothing_ordinary_starts_and_what_waited_is_counted(dispatcher: Dispatcher) -> None:
@@ -283,3 +283,35 @@ def test_after_stop_nothing_is_accepted_and_essentials_that_waited_still_run(dra
     assert dispatcher.delivered + dispatcher.dropped == 4
     dispatcher.start()  # never again
     assert dispatcher.join(0) == []
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "block", "close"])
+def test_what_is_essential_comes_on_top_of_the_limit_and_costs_no_item(dispatcher: Dispatcher, policy: str) -> None:
+    got = Recorder()
+    box = mailbox(got, limit=2, overflow=policy)
+    dispatcher.open(box)
+    for number in range(5):
+        dispatcher.deliver_essential(box, got, f"status {number}")
+    assert fill(dispatcher, box, range(2)) == []
+    dispatcher.start()
+    assert got.wait(7) == [*(f"status {number}" for number in range(5)), 0, 1]
+    wait_until(lambda: box.queued == 0)
+    assert (box.received, box.delivered, box.dropped, box.loss) == (2, 2, 0, None)
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest", "block", "close"])
+def test_every_item_is_delivered_dropped_or_queued(dispatcher: Dispatcher, policy: str) -> None:
+    box, go_on = mailbox(lambda item: go_on.wait(CAP), limit=5, overflow=policy), threading.Event()
+    dispatcher.open(box)
+    dispatcher.start()
+    fill(dispatcher, box, range(100))
+    for _ in range(3):
+        assert box.received == box.delivered + box.dropped + box.queued == 100
+        dispatcher.deliver_essential(box, print, "between")
+    go_on.set()
+    wait_until(lambda: box.queued == 0)
+    dispatcher.end(box)
+    fill(dispatcher, box, range(7))
+    assert (box.received, box.queued) == (107, 0)
+    assert box.delivered + box.dropped == 107
+    assert (dispatcher.received, dispatcher.delivered + dispatcher.dropped) == (107, 107)

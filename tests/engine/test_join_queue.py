@@ -139,15 +139,15 @@ def failed(world: World, socket: Socket, *topics: str) -> list[Join]:
 
 
 def test_the_pace_is_the_pools_and_the_oldest_goes_first_whatever_its_socket() -> None:
-    world, one, two = World(per_second=3), Socket(), Socket()
+    world, one, two = World(per_second=13), Socket(), Socket()  # three at once, and 0.3 s until the next three
     for number in range(8):
         world.ask(f"t{number}", (one, two)[number % 2])
     assert world.taken() == ["t0", "t1", "t2"]
-    world.advance(1.29)
+    world.advance(0.29)
     assert world.taken() == []
-    world.advance(0.01)
+    world.advance(0.011)
     assert world.taken() == ["t3", "t4", "t5"]
-    world.advance(1.3)
+    world.advance(0.301)
     assert world.taken() == ["t6", "t7"]
     assert world.due == []
 
@@ -400,9 +400,9 @@ def test_a_refusal_of_joins_slows_the_pool_down_and_says_so_once(caplog: pytest.
     assert "25 a second from now on, instead of 50" in line
     for number in range(60):
         world.ask(f"t{number}", socket)
-    assert len(world.taken()) == 25
-    world.advance(1.3)
-    assert len(world.taken()) == 25
+    assert len(world.taken()) == 6  # a quarter of them at once
+    world.advance(0.32)
+    assert len(world.taken()) == 6
     world.advance(60.0)
     assert world.queue.per_second == 50
 
@@ -427,3 +427,37 @@ def test_a_stopped_queue_sends_nothing() -> None:
     world.queue.stop()
     assert not world.ask("a", socket).requested
     assert world.taken() == []
+
+
+def test_a_join_that_can_wait_goes_when_no_other_wants_to() -> None:
+    world, one, other = World(per_second=8), Socket(), Socket()
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    join = world.ask("a", other)
+    assert world.sent == ["a"]
+    world.advance(10.0)
+    assert not world.queue.spare(one), "one is in flight"  # type: ignore[arg-type]
+    world.answer(join, ok=True)
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    assert not world.queue.spare(one), "it counts"  # type: ignore[arg-type]
+    world.ask("b", other)
+    world.advance(0.1)
+    assert not world.queue.spare(one), "one waits for the pace"  # type: ignore[arg-type]
+
+
+def test_a_join_that_can_wait_needs_room_and_a_queue_that_goes_on() -> None:
+    world, full, free = World(), Socket(in_flight=0), Socket()
+    assert not world.queue.spare(full)  # type: ignore[arg-type]
+    assert world.queue.spare(free)  # type: ignore[arg-type]
+    world.queue.stop()
+    assert not world.queue.spare(free)  # type: ignore[arg-type]
+
+
+def test_what_was_lost_with_a_socket_or_left_holds_up_nobody_that_can_wait() -> None:
+    world, one, other = World(), Socket(), Socket()
+    world.ask("a", other)
+    other.reconnect()
+    assert world.queue.spare(one)  # type: ignore[arg-type]
+    join = world.ask("b", other)
+    world.say(join, ChannelState.LEAVING)
+    assert world.queue.spare(one)  # type: ignore[arg-type]

@@ -114,6 +114,7 @@ def test_a_message_up_to_the_limit_passes_and_one_byte_more_is_refused(size: int
         with pytest.raises(MessageTooBig) as caught:
             FrameDecoder(LIMIT).receive(wire)
         assert (caught.value.size, caught.value.limit) == (LIMIT + 1, LIMIT)
+        assert caught.value.retryable  # the next connection may hear less
 
 
 def test_fragments_are_added_up_against_the_limit() -> None:

@@ -84,6 +84,8 @@ class World:
             return
         self.settle()
         self.fence = "guest" if self.fences % 2 else "live"
+        if self.fence == "live":
+            self.handover.live_fence_begun()
         self.streams[self.fence].append(None)
 
     def read(self, socket: str) -> None:
@@ -211,11 +213,16 @@ def test_the_model_knows_what_one_channel_could_have_had(received: str, fits: bo
 # One by one
 
 
-def fenced(handover: Handover, rounds: int = 2) -> Handover:
+def live_fence(handover: Handover) -> None:
+    handover.live_fence_begun()
     handover.live_fenced()
+
+
+def fenced(handover: Handover, rounds: int = 2) -> Handover:
+    live_fence(handover)
     for _ in range(rounds - 1):
         handover.guest_fenced()
-        handover.live_fenced()
+        live_fence(handover)
     return handover
 
 
@@ -244,7 +251,7 @@ def test_what_came_by_the_live_channel_alone_swallows_nothing() -> None:
     handover.live(message("a"))
     assert not fenced(handover, 1).ready
     handover.guest_fenced()
-    handover.live_fenced()
+    live_fence(handover)
     assert handover.ready
     handover.cut(())
     assert handover.guest(message("a")) == message("a")
@@ -255,7 +262,7 @@ def test_nothing_is_certain_before_the_first_fence() -> None:
     assert not handover.ready
     handover.guest_fenced()
     assert not handover.ready
-    handover.live_fenced()
+    live_fence(handover)
     assert handover.ready
 
 
@@ -263,7 +270,7 @@ def test_the_same_message_again_and_again_leaves_it_uncertain_until_it_pauses() 
     handover = Handover()
     handover.live(message("tick"))  # before the guest was in
     for _ in range(5):
-        handover.live_fenced()
+        live_fence(handover)
         handover.live(message("tick"))
         handover.guest(message("tick"))
         handover.guest_fenced()
@@ -271,23 +278,34 @@ def test_the_same_message_again_and_again_leaves_it_uncertain_until_it_pauses() 
         handover.guest(message("tick"))
         assert not handover.ready
         assert not handover.trouble
-    handover.live_fenced()
+    live_fence(handover)
     handover.guest_fenced()
-    handover.live_fenced()
+    live_fence(handover)
     assert handover.ready
     assert handover.cut(()) == []
     assert handover.guest(message("tick")) is not None
 
 
+def test_what_we_say_while_a_fence_is_on_its_way_may_come_after_it() -> None:
+    handover = fenced(Handover())
+    handover.live_fence_begun()
+    handover.live(message("mine"))
+    handover.live_fenced()
+    handover.guest_fenced()
+    assert handover.ready
+    assert handover.cut(()) == []
+    assert handover.owed == 1
+
+
 def test_a_message_that_only_one_channel_gets_is_trouble() -> None:
     only_live = fenced(Handover())
     only_live.live(message("a"))
-    only_live.live_fenced()
+    live_fence(only_live)
     only_live.guest_fenced()
     only_guest = fenced(Handover())
     only_guest.guest(message("a"))
     only_guest.guest_fenced()
-    only_guest.live_fenced()
+    live_fence(only_guest)
     for handover in (only_live, only_guest):
         assert "same messages" in handover.trouble
         assert not handover.ready

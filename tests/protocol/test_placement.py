@@ -26,6 +26,12 @@ def test_among_equally_full_ones_the_oldest_is_taken() -> None:
     assert place("x", [slot(2, {"b"}, 3), slot(1, {"a"}, 3)], max_connections=3) == 1
 
 
+def test_a_connection_that_is_away_is_taken_only_when_no_open_one_has_room() -> None:
+    away = slot(1, {"a", "b"}, 3)._replace(is_open=False)
+    assert place("x", [away, slot(2, {"c"}, 3)], max_connections=3) == 2
+    assert place("x", [away, slot(2, {"c"}, 1)], max_connections=3) == 1
+
+
 def test_a_topic_stands_once_per_connection() -> None:
     assert place("a", [slot(1, {"a"}, 3)], max_connections=2) == OPEN
     assert place("a", [slot(1, {"a"}, 3), slot(2, set(), 3)], max_connections=2) == 2

@@ -13,6 +13,7 @@ from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.session import (
     ChannelLost,
+    Fenced,
     HeartbeatLost,
     HeartbeatReplied,
     HeartbeatSent,
@@ -493,3 +494,44 @@ def test_while_an_answer_is_late_no_more_joins_go_out() -> None:
     driver.reply(join, "error", {"reason": "x"})
     driver.reply(beat)
     assert driver.session.joins_available == 5
+
+
+def test_a_fence_is_a_heartbeat_of_its_own(driver: Driver) -> None:
+    driver.joined()
+    first, second = driver.session.fence(driver.now), driver.session.fence(driver.now)
+    frames = driver.sent()
+    assert frames == [[None, ref, "phoenix", "heartbeat", {}] for ref in (first, second)]
+    driver.advance(25.0)
+    (heartbeat,) = driver.sent()
+    driver.server(None, None, TOPIC, "broadcast", {})
+    for frame in (frames[0], heartbeat, frames[1]):
+        driver.reply(frame)
+    told = [event for event in driver.session.events() if not isinstance(event, HeartbeatSent)]
+    assert [type(event) for event in told] == [Received, Fenced, HeartbeatReplied, Fenced]
+    assert told[1::2] == [Fenced(first), Fenced(second)]
+
+
+def test_a_fence_that_does_not_come_back_is_no_lost_heartbeat(driver: Driver) -> None:
+    driver.session.fence(driver.now)
+    (fence,) = driver.sent()
+    driver.advance(20.0)
+    assert driver.session.events() == []
+    driver.session.disconnected()
+    driver.session.connected(driver.now)
+    driver.reply(fence)
+    assert driver.session.events() == []
+
+
+def test_a_session_knows_which_topic_awaits_a_reply(driver: Driver) -> None:
+    driver.joined()
+    assert not driver.session.awaits_reply(TOPIC)
+    driver.push(wants_reply=False)
+    assert driver.session.awaits_reply(TOPIC), "it is not written"
+    driver.sent()
+    assert not driver.session.awaits_reply(TOPIC)
+    driver.push()
+    (push,) = driver.sent()
+    assert driver.session.awaits_reply(TOPIC)
+    assert not driver.session.awaits_reply("realtime:other")
+    driver.reply(push)
+    assert not driver.session.awaits_reply(TOPIC)

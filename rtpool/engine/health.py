@@ -1,0 +1,58 @@
+"""
+The verdict for probes, from the last proof of life. May be asked on any thread.
+"""
+
+from __future__ import annotations
+
+from rtpool.engine.connection import Connection
+from rtpool.engine.engine import Engine
+from rtpool.options import PoolOptions
+from rtpool.stats import Health
+
+__all__ = ["health_of"]
+
+#: Seconds without a turn after which the I/O thread is not well; it looks at the clocks every five.
+STALLED_SECONDS = 15.0
+
+
+def health_of(engine: Engine) -> Health:
+    """Whether a pool does what it was asked to; numbers may be a moment apart."""
+    if engine.closed:
+        return Health(verdict="down", status="closed", reasons=("the pool is closed",))
+    connections, now = engine.coordinator.connections, engine.loop.clock()
+    needed = [connection for connection in connections.all if connection.joins]
+    reasons = [reason for connection in needed if (reason := _trouble(connection, engine.options, now))]
+    subscribers = engine.registry.subscribers()
+    reasons += [f"{s.topic!r} is {s.state}" for s in subscribers if not s.is_ready]
+    alive = any(_is_alive(connection, engine.options, now) for connection in needed)
+    stalled = now - engine.loop.now if engine.started else 0.0
+    if stalled > STALLED_SECONDS:
+        alive = False
+        reasons.insert(0, f"the I/O thread has done nothing for {stalled:.1f} s")
+    verdict = "ok" if not reasons else "degraded" if alive or not subscribers else "down"
+    heard = [now - connection.proof_of_life for connection in needed if connection.epoch]
+    return Health(verdict=verdict, status=connections.status, reasons=tuple(reasons), age=max(heard, default=None))
+
+
+def _silence_allowed(options: PoolOptions) -> float:
+    return options.heartbeat_interval + options.heartbeat_timeout
+
+
+def _is_alive(connection: Connection, options: PoolOptions, now: float) -> bool:
+    """Whether it was heard lately. One that is not read at present, because a mailbox is full, cannot be heard."""
+    silent = now - connection.proof_of_life > _silence_allowed(options)
+    return connection.state == "open" and (not silent or bool(connection.paused_by))
+
+
+def _trouble(connection: Connection, options: PoolOptions, now: float) -> str:
+    name, error = f"connection {connection.connection_id}", connection.last_error
+    if connection.state in ("waiting", "error"):
+        why = f": {error}" if error is not None else ""
+        return f"{name} is {connection.state} after {connection.attempts} failed attempts{why}"
+    if connection.state != "open":
+        return f"{name} is {connection.state}"
+    if connection.paused_by:
+        return f"{name} is not read: a mailbox with overflow='block' is full"
+    if not _is_alive(connection, options, now):
+        return f"{name} was last heard {now - connection.proof_of_life:.1f} s ago"
+    return ""
