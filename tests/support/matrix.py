@@ -227,9 +227,11 @@ class Cell:
         self.strikes_now = lambda: injection.strikes
         if phase == "leaving":
             finish()
-        if phase in ("idle", "leaving") and (row.anew or row.at == "server" or row.tells):
-            self.channel.subscribe(wait=False)  # nobody needs a connection otherwise
+        if phase in ("idle", "leaving") and (row.anew or row.at == "server"):
+            self.channel.subscribe(wait=False)  # nobody needs another connection otherwise
         self._until("the fault strikes", lambda: injection.strikes)
+        if phase in ("idle", "leaving") and row.tells:
+            self.channel.subscribe(wait=False)  # nor misses the one that fails
         return finish
 
     def _act(self) -> Callable[[], None]:
@@ -297,8 +299,12 @@ class Cell:
             if f"rtpool-{self.pool._engine.name}-{role}" not in running:
                 self.problems.append(f"the thread {role} died")
         self.problems += sorted(set(self.places.doubled))
+        before = ""  # the pool's status
         for change in self.statuses.events:
-            if change.status in ("error", "refused") and not isinstance(change.error, rtpool.RtpoolError):
+            asked_for = change.status == "reconnecting" and before == "error"  # a user's attempt, not an outage
+            before = before if change.topic else change.status
+            bad = change.status in ("error", "refused", "timed_out", "reconnecting") and not asked_for
+            if bad and not isinstance(change.error, rtpool.RtpoolError):
                 self.problems.append(f"status {change.status!r} without a typed error: {change.error!r}")
         self._gap_rule()
         if not self.row.mixes and self.heard.numbers != sorted(set(self.heard.numbers)):

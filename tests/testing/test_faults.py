@@ -172,6 +172,26 @@ def test_a_socket_that_dribbles_can_be_closed_and_reset(server: RealtimeServer, 
         assert reset.rest() == (b"", RST)
 
 
+def test_a_socket_cut_at_once_loses_what_waits_and_one_cut_at_a_frame_does_not() -> None:
+    with RealtimeServer(clock_at=0.0) as server, Plain(server) as one, Plain(server) as two:
+        for number, plain in enumerate((one, two), 1):
+            plain.open()
+            server.wait_for(lambda s, n=number: len(s.connections) == n)  # type: ignore[misc]
+        first, second = server.connections
+        server.inject(faults.Dribble(size=len(FRAME), every=1.0))
+        behind = server.inject(faults.Reset(after=3), on=faults.Sending(connection=second, skip=1))
+        for plain in (one, one, two, two):
+            plain.heartbeat()
+        server.wait_for(lambda s: len(s.received) == 4)
+        server.advance()
+        server.inject(faults.Finish(after=2), on=faults.Now(connection=first))
+        server.advance(1.0)
+        assert one.rest() == (FRAME + FRAME[:2], FIN)
+        server.advance(1.0)
+        behind.wait()
+        assert two.rest() == (FRAME + FRAME[:3], RST)
+
+
 def test_raw_bytes_may_be_anything_and_may_come_before_the_upgrade(server: RealtimeServer, connect: Connect) -> None:
     server.inject(faults.Raw(b"SSH-2.0-OpenSSH\r\n"), on=faults.Accepting())
     assert connect(opened=False).exactly(17) == b"SSH-2.0-OpenSSH\r\n"
@@ -313,6 +333,17 @@ def test_a_delayed_message_may_be_overtaken_and_comes_when_it_is_undone() -> Non
             assert plain.message()[1] == "3"
             assert plain.nothing_comes()
         assert [plain.message()[1] for _ in range(2)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("moment", [faults.Sending(), faults.Receiving("heartbeat"), faults.Upgrading()])
+def test_a_delay_that_is_undone_ends_at_once(moment: faults.Moment) -> None:
+    with RealtimeServer(clock_at=0.0) as server, Plain(server) as plain:
+        with server.inject(faults.Delay(3.0), on=moment) as injection:
+            plain.ask()
+            plain.heartbeat()
+            injection.wait()
+        assert plain.head().startswith(b"HTTP/1.1 101")
+        assert plain.message()[1] == "hb"
 
 
 @pytest.mark.parametrize("moment", [faults.Receiving("heartbeat"), faults.Upgrading()])
