@@ -198,7 +198,7 @@ class Laggard(Proxy):
         slow = (index % 2 == 0) is self._upwards and ("new" if index < 2 else "old") == self._slow
         lags = random.Random(index)
         try:
-            while data := source.recv(2_048):
+            while data := source.recv(65_536):
                 if slow:
                     self._released.wait(lags.uniform(0.01, 0.03))
                 sink.sendall(data)
@@ -585,12 +585,12 @@ def test_a_push_whose_answer_is_lost_is_no_strangers_message(
         return NO_REPLY
 
     server.on_push = on_push
-    monkeypatch.setattr(mover, "HOLD_SECONDS", 5.0)
+    monkeypatch.setattr(mover, "SETTLE_SECONDS", 0.5)
     at_step(monkeypatch, "_watch", lambda move: moving(move.topic.removeprefix("realtime:")))
     merge(pool)
     (topic,) = moving.wait(1)
     with pytest.raises(rtpool.PushTimeout):
-        heard[topic].channel.send_broadcast("unanswered", {"n": 0}, timeout=0.5).result(10)
+        heard[topic].channel.send_broadcast("unanswered", {"n": 0}, timeout=0.1).result(10)
     wait_until(lambda: is_resting(pool))
     for each in (heard[topic], siblings[topic]):
         each.until_end(server)
