@@ -41,7 +41,7 @@ ROWS = [
     Row("lost message", faults.Drop(), "asked"),
     Row("stale join_ref", faults.StaleJoinRef(), "frame", costs=1),
     Row("wrong arity", faults.WrongArity(), "frame", costs=1),
-    Row("token expired", faults.ExpireToken(), "frame", waits=True),
+    Row("token expired", faults.ExpireToken(), "frame", tells=JoinRefused, waits=True),
     Row("join refused for now", faults.RefuseJoin(refusals.Join.CONNECTING().reason), "later"),
     Row("join refused", faults.RefuseJoin("Unauthorized: no"), "later", tells=JoinRefused, lasts=True, waits=True),
     Row("401", faults.Refuse(401), "later", tells=HandshakeRefused, lasts=True, waits=True),
