@@ -190,6 +190,9 @@ class Channel(Callbacks):
         """
         Send a broadcast to everybody else on the topic, siblings in this process included.
 
+        With the option `max_events_per_second` it may wait its turn, behind all pushes of the pool that were made
+        before it; and when `send_buffer_limit` pushes of the Channel wait already, so does the caller.
+
         Args:
             event: its name, 1 to 255 bytes of UTF-8.
             payload: a JSON object, encoded before this returns; or bytes, on protocol 2.0.0.

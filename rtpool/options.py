@@ -249,9 +249,10 @@ class PoolOptions:
         join_timeout: seconds for a join's reply, counted from the moment its frame is written and the join before it on
             the socket is answered: the server runs them one by one. It delays a refusal by 5 s, so less than about 6
             turns refusals into time-outs.
-        max_joins_per_second: pool-wide pacing; at the project's limit the server drops the whole socket. So many go at
-            once, and as many again after 1.3 s. When the server refuses joins all the same the pace is halved, and
-            doubles with every minute without another refusal.
+        max_joins_per_second: pool-wide pacing, as the project's limit; a server that finds it reached drops the whole
+            socket. So that it never does, whatever the network does to the times, so many go out in 1.3 s, a quarter of
+            them at once. When the server refuses joins all the same the pace is halved, and doubles with every minute
+            without another refusal.
         max_joins_in_flight: joins awaiting a reply on one socket; the server runs them one at a time.
         heartbeat_interval, heartbeat_timeout: seconds between heartbeats, and for a reply to one. The server closes a
             socket that was silent for 60 s.

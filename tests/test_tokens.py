@@ -357,3 +357,30 @@ def test_a_refused_channel_that_subscribes_again_is_asked_about_again(
     statuses.wait_for(lambda events: [e for e in events if e.status == "refused"])
     server.policy = None
     assert channel.subscribe(timeout=10).is_subscribed
+
+
+def test_a_token_that_is_refused_for_what_it_is_costs_the_socket_a_few_joins_not_one_for_each_topic(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, told = make_pool(access_token=server.token(expires_in=-60)), Recorder()
+    channels = [pool.channel(f"room-{number}").on_status(told) for number in range(40)]
+    for channel in channels:
+        channel.subscribe(wait=False)
+    told.wait_for(lambda events: sum(e.status == "refused" for e in events) == 40)
+    assert {e.error.code for e in told.events if e.status == "refused"} == {"InvalidJWTToken"}
+    assert {e.error.topic for e in told.events if e.status == "refused"} == {c.topic for c in channels}
+    assert len(server.joins()) <= pool.options.max_joins_in_flight
+    with pytest.raises(rtpool.JoinRefused, match="'late'"):
+        pool.channel("late").subscribe()
+    pool.set_auth(server.token())
+    wait_until(lambda: all(channel.is_subscribed for channel in channels))
+
+
+def test_a_topic_that_is_refused_for_itself_says_nothing_about_the_others(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    server.policy = lambda request: request.topic != "secret"
+    pool = make_pool(access_token=server.token())
+    with pytest.raises(rtpool.JoinRefused, match="Unauthorized"):
+        pool.channel("secret", private=True).subscribe()
+    pool.channel("room", private=True).subscribe()

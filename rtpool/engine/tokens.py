@@ -27,6 +27,9 @@ LEAD_PART, LEAD_SECONDS = 0.1, 60.0
 #: Seconds between attempts to get another token after the server refused what the callable gives, at the most: policies
 #: change in minutes at best (protocol 8.1).
 LAST_RETRY_REFUSED = 300.0
+#: Seconds for which the refusal of a token holds for all who would be sent with it. The server's own cache of a
+#: project's keys is as old at the most (protocol 8.1).
+BAD_SECONDS = 30.0
 
 
 class TokenSource:
@@ -44,6 +47,10 @@ class TokenSource:
         self.renewal: Timer | None = None  # due shortly before the token expires
         self.search: Timer | None = None  # due when another token is looked for again
         self.deadline: Timer | None = None  # of the call under way
+        #: The token the server refused last for what it is, in which words, and until when it need not be asked again.
+        self.bad: str | None = None
+        self.bad_words = ""
+        self.bad_until = 0.0
         self.pause: Timer | None = None  # until a callable that failed is asked again
         self.replace(given)
 
@@ -59,6 +66,10 @@ class TokenSource:
         #: Asked in vain so often since a join was let in, and until when it is not asked again.
         self.attempts = 0
         self.failed_until = 0.0
+
+    def found_bad(self, token: str | None, words: str, now: float) -> None:
+        """The server refused a token for what it is: it is not shown to it again at once, for whatever topic."""
+        self.bad, self.bad_words, self.bad_until = token, words, now + BAD_SECONDS
 
     def cancel(self) -> None:
         """Watch and look for nothing any longer."""

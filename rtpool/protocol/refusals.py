@@ -13,6 +13,7 @@ from rtpool.actions import Action
 
 __all__ = [
     "Action",
+    "TOKEN_CODES",
     "Verdict",
     "classify_changes",
     "classify_close",
@@ -93,6 +94,9 @@ JOIN_CODES: dict[str, Action | Verdict] = {
     "PostgresChangesSubscribeTimeout": Action.BACK_OFF,
     "RealtimeDisabledForConfiguration": Action.FATAL,
 }
+
+#: Those that are about the token itself, whatever the topic.
+TOKEN_CODES = frozenset({"InvalidJWTToken", "MalformedJWT", "JwtSignatureError", "JwtSignerError"})
 
 #: Whole texts of join replies that carry no code, or whose code alone does not tell.
 JOIN_TEXTS: dict[str, Action | Verdict] = {

@@ -89,19 +89,19 @@ def test_without_the_option_everything_passes_and_nothing_is_kept() -> None:
 
 
 def test_over_the_rate_they_wait_in_one_order_over_all_channels() -> None:
-    world, one, two = World(per_second=2), Joined("one"), Joined("two")
+    world, one, two = World(per_second=8), Joined("one"), Joined("two")  # two at once, and two in every 0.325 s
     for index, event in enumerate("abcdefg"):
         world.push((one, two)[index % 2], event)
     assert world.taken() == "ab"
-    world.advance(1.29)
+    world.advance(0.32)
     assert world.taken() == ""
-    world.advance(0.01)
+    world.advance(0.006)
     assert world.taken() == "cd"
     world.push(one, "h")
-    world.advance(2.6)
+    world.advance(0.65)
     assert world.taken() == "efgh"
     assert world.queue.delayed == 6
-    world.advance(1.3)
+    world.advance(0.325)
     world.push(two, "i")
     assert world.taken() == "i"
     assert world.queue.delayed == 6
