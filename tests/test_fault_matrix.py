@@ -10,6 +10,7 @@ import pytest
 
 from rtpool import ConnectionFailed, HandshakeRefused, JoinRefused
 from rtpool.testing import faults, refusals
+from tests.conftest import Figure
 from tests.support.matrix import PHASES, Cell, Row
 
 ROWS = [
@@ -40,7 +41,7 @@ ROWS = [
     Row("lost message", faults.Drop(), "asked"),
     Row("stale join_ref", faults.StaleJoinRef(), "frame", costs=1),
     Row("wrong arity", faults.WrongArity(), "frame", costs=1),
-    Row("token expired", faults.ExpireToken(), "frame", waits=True),
+    Row("token expired", faults.ExpireToken(), "frame", tells=JoinRefused, waits=True),
     Row("join refused for now", faults.RefuseJoin(refusals.Join.CONNECTING().reason), "later"),
     Row("join refused", faults.RefuseJoin("Unauthorized: no"), "later", tells=JoinRefused, lasts=True, waits=True),
     Row("401", faults.Refuse(401), "later", tells=HandshakeRefused, lasts=True, waits=True),
@@ -71,13 +72,12 @@ def table(played: list[Cell]) -> str:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the state of sockets")
 @pytest.mark.timeout(300)
 def test_every_fault_in_every_phase_ends_in_recovery_or_in_a_typed_status(
-    certificates: tuple[ssl.SSLContext, ssl.SSLContext], capsys: pytest.CaptureFixture[str]
+    certificates: tuple[ssl.SSLContext, ssl.SSLContext], figure: Figure
 ) -> None:
     cells = [Cell(row, phase, certificates) for row in ROWS for phase in PHASES]
     with ThreadPoolExecutor(8, thread_name_prefix="cell") as threads:
         list(threads.map(Cell.run, cells))
-    with capsys.disabled():
-        print(f"\n{table(cells)}")
+    figure(f"\n{table(cells)}")
     assert all(cell.strikes for cell in cells if not cell.problems), "a fault that never struck tests nothing"
     failed = [f"{cell.row.name}, {cell.phase}: {cell.problems}" for cell in cells if cell.problems]
     assert not failed, "\n".join(failed)

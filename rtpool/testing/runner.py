@@ -92,7 +92,8 @@ class Runner:
             self._thread = None
         if thread is None or loop is None or stop is None:
             return
-        loop.call_soon_threadsafe(stop.set)
+        with contextlib.suppress(RuntimeError):  # it has ended of its own accord
+            loop.call_soon_threadsafe(stop.set)
         thread.join()
         with self._calls_lock:
             self._open, self._loop = False, None

@@ -363,16 +363,9 @@ class RealtimeServer(Controls):
             await stop.wait()
         finally:
             port.close()
-        self._abort_streams()
-        await port.wait_closed()
-        while self._streams:  # accepted while it was closing
-            self._abort_streams()
-            await asyncio.sleep(0)
-
-    def _abort_streams(self) -> None:
-        """Cut every client off, also those that have not shaken hands."""
-        for stream in list(self._streams):
+        for stream in list(self._streams):  # also those that have not shaken hands
             stream.transport.abort()
+        await port.wait_closed()
 
     async def _listen(self, listener: socket.socket) -> Server:
         server: Server = await serve(

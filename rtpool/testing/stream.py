@@ -48,7 +48,7 @@ class Stream(WebSocket):
         self._gone = asyncio.Event()
         self._told = asyncio.Event()
         self.heard_at = self.of.clock.now()
-        if type(self).full():
+        if any(stop.is_set() for stop in self.of.stopping) or type(self).full():
             super().connection_made(transport)
             self.transport.abort()
             return

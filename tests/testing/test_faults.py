@@ -179,17 +179,18 @@ def test_a_socket_cut_at_once_loses_what_waits_and_one_cut_at_a_frame_does_not()
             server.wait_for(lambda s, n=number: len(s.connections) == n)  # type: ignore[misc]
         first, second = server.connections
         server.inject(faults.Dribble(size=len(FRAME), every=1.0))
-        behind = server.inject(faults.Reset(after=3), on=faults.Sending(connection=second, skip=1))
-        for plain in (one, one, two, two):
+        behind = server.inject(faults.Reset(after=3), on=faults.Sending(connection=second, skip=2))
+        for plain in (one, one, two, two, two):
             plain.heartbeat()
-        server.wait_for(lambda s: len(s.received) == 4)
+        server.wait_for(lambda s: len(s.received) == 5)
         server.advance()
         server.inject(faults.Finish(after=2), on=faults.Now(connection=first))
         server.advance(1.0)
         assert one.rest() == (FRAME + FRAME[:2], FIN)
+        assert behind.strikes == 0, "what was sent before it still waits"
         server.advance(1.0)
         behind.wait()
-        assert two.rest() == (FRAME + FRAME[:3], RST)
+        assert two.rest() == (2 * FRAME + FRAME[:3], RST)
 
 
 def test_raw_bytes_may_be_anything_and_may_come_before_the_upgrade(server: RealtimeServer, connect: Connect) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -436,3 +439,29 @@ def test_filters_follow_sql(text: str, row: dict[str, Any], matches: bool) -> No
 def test_a_bad_binding_is_refused_with_the_servers_words(binding: dict[str, Any], words: str) -> None:
     with pytest.raises(BadFilter, match=words):
         check_binding(binding)
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_connection_that_comes_while_the_server_closes_ends_with_it(
+    certificates: tuple[ssl.SSLContext, ssl.SSLContext], secure: bool, turns: int
+) -> None:
+    server = RealtimeServer(ssl_context=certificates[0] if secure else None)
+    late: list[socket.socket] = []
+
+    def connect_and_stop_soon() -> None:
+        late.append(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        loop, (stop,) = asyncio.get_running_loop(), server.stopping
+
+        def turn(left: int) -> None:
+            loop.call_soon(turn, left - 1) if left else stop.set()
+
+        turn(turns)
+
+    for _ in range(2):  # what the first run left behind would be met by the second
+        server.start()
+        server.call(connect_and_stop_soon)
+        server.close()
+        assert not server._streams
+        with late.pop() as sock, contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""

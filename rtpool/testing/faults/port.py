@@ -63,15 +63,21 @@ class Port:
         """Accept nothing: the system completes TCP connections, and nobody answers. Tells of the first that waits."""
         loop = asyncio.get_running_loop()
         self._reasons += 1
-        if self._servers and self._reasons == 1:
-            for listener in self._servers[-1].sockets:
-                loop.remove_reader(listener.fileno())
+        if self._reasons == 1:
+            self._stop_accepting()
 
         def caller() -> None:
             loop.remove_reader(self._socket)
             on_caller()
 
         loop.add_reader(self._socket, caller)
+
+    def _stop_accepting(self) -> None:
+        # Now: asyncio's own close takes a turn of the loop, and forgets to close what it accepts in it.
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        for listener in self._servers[-1].sockets if self._servers else ():
+            loop.remove_reader(listener.fileno())
 
     async def drop_packets(self) -> None:
         """Fill what the system would keep for a deaf port; after this it drops what else wants to connect."""
@@ -106,7 +112,7 @@ class Port:
     def close(self) -> None:
         """Accept no more, for ever; connections live on."""
         self._closed = True
-        asyncio.get_running_loop().remove_reader(self._socket)
+        self._stop_accepting()
         for filler in self._fillers:
             filler.close()
         for server in self._servers:
