@@ -111,10 +111,13 @@ class Channel(Callbacks):
         engine.start()
         if not subscriber.bindings and subscriber.stream is None:
             subscriber.stream = self._make_mailbox(run=None)
-        engine.dispatcher.open(subscriber.mailbox)
-        if subscriber.stream is not None:
-            engine.dispatcher.open(subscriber.stream)
         attachment = engine.registry.attach(subscriber) or engine.registry.ask_again(subscriber)
+        if attachment is not None:
+            # Another thread may unsubscribe meanwhile: what it ends is what it detached.
+            for sink in (subscriber.mailbox, subscriber.stream):
+                if sink is not None:
+                    engine.dispatcher.open(sink, attachment.number)
+            attachment.opened = True
         if attachment is not None and not attachment.ready.done():
             try:
                 engine.post(engine.coordinator.sync, subscriber.key)
@@ -162,7 +165,7 @@ class Channel(Callbacks):
             return
         for sink in (subscriber.mailbox, subscriber.stream):
             if sink is not None:
-                engine.dispatcher.end(sink)
+                engine.dispatcher.end(sink, attachment.number)
         if any(binding.kind == "status" for binding in subscriber.bindings):
             change = StatusChange(subscriber.topic, "closed")
             engine.dispatcher.deliver_essential(
@@ -401,8 +404,9 @@ class Channel(Callbacks):
         stream: Mailbox | None = subscriber.stream
         if stream is None:
             subscriber.stream = stream = self._make_mailbox(run=None, limit=maxsize)
-            if subscriber.attachment is not None:
-                self._engine.dispatcher.open(stream)
+            attachment = subscriber.attachment
+            if attachment is not None:
+                self._engine.dispatcher.open(stream, attachment.number)
         return stream
 
     def _make_mailbox(self, run: Callable[[Delivery], None] | None, limit: int | None = None) -> Mailbox:

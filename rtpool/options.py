@@ -243,7 +243,7 @@ class PoolOptions:
     Every option of a pool. Seconds are floats. Validated at construction, immutable afterwards.
 
     Attributes:
-        max_connections: hard cap on sockets.
+        max_connections: hard cap on sockets; one that is saying goodbye, for half a second at the most, comes on top.
         max_channels_per_connection: the server allows 100 a socket; placement fills one before opening another.
         connection_timeout: seconds for DNS, TCP, TLS and the upgrade together.
         join_timeout: seconds for a join's reply, counted from the moment its frame is written and the join before it on

@@ -375,6 +375,7 @@ class RealtimePool(RestBroadcasts):
         """
         engine, coordinator = self._engine, self._engine.coordinator
         sockets = coordinator.connections
+        totals = sockets.totals()
         connections = tuple(connection.details() for connection in sockets.all)
         subscribers = engine.registry.subscribers()
         latencies = [c.heartbeat_latency for c in connections if c.state == "open" and c.heartbeat_latency is not None]
@@ -387,8 +388,8 @@ class RealtimePool(RestBroadcasts):
             active_subscriptions=sum(s.is_ready for s in subscribers),
             total_joins=len(coordinator.joins),
             reconnect_attempts=sockets.reconnect_attempts,
-            messages_received=sockets.past_messages + sum(c.messages_received for c in connections),
-            messages_unheard=sockets.past_unheard + sum(c.messages_unheard for c in connections),
+            messages_received=totals.messages,
+            messages_unheard=totals.unheard,
             events_received=engine.dispatcher.received,
             messages_delivered=engine.dispatcher.delivered,
             messages_dropped=engine.dispatcher.dropped,
@@ -398,8 +399,8 @@ class RealtimePool(RestBroadcasts):
             pushes_delayed=coordinator.pushes.queue.delayed,
             joins_per_second=coordinator.joining.queue.per_second,
             events_per_second=coordinator.pushes.queue.per_second,
-            bytes_received=sockets.past_bytes_received + sum(c.bytes_received for c in connections),
-            bytes_sent=sockets.past_bytes_sent + sum(c.bytes_sent for c in connections),
+            bytes_received=totals.bytes_received,
+            bytes_sent=totals.bytes_sent,
             joins_moved=coordinator.mover.moved,
             repairs=coordinator.audit.repairs,
             heartbeat_latency=max(latencies, default=None),

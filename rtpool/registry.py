@@ -7,6 +7,7 @@ only. What the engine reads (`Share.subscribers`, `Subscriber.bindings`) are imm
 
 from __future__ import annotations
 
+import itertools
 import threading
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -169,6 +170,8 @@ class Attachment:
 
     Attributes:
         share: what it is attached to.
+        number: later attachments have higher ones.
+        opened: whether its mailboxes take events; until then none are for it.
         ready: done when events really flow, or with the error that says why they never will.
         left: done when the server forgot the channel, or need not because others are on it.
         caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
@@ -179,6 +182,8 @@ class Attachment:
     """
 
     share: Share
+    number: int = attrs.field(factory=itertools.count(1).__next__)
+    opened: bool = False
     ready: Future[None] = attrs.field(factory=Future)
     left: Future[None] = attrs.field(factory=Future)
     caught_up: bool = False

@@ -11,7 +11,7 @@ import pytest
 
 import rtpool
 from rtpool.engine import joining
-from rtpool.testing import JoinRefusal, RealtimeServer, Refusal, faults
+from rtpool.testing import JoinRefusal, PushReply, RealtimeServer, Refusal, faults
 from rtpool.testing.refusals import Join
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
@@ -236,3 +236,77 @@ def test_a_new_wish_is_a_new_attempt_also_for_a_topic_that_is_wanted_already(
     seen.wait_for(lambda events: events and events[-1].status == "error")
     (pool.channel("room") if again == "another Channel" else channel).subscribe()
     wait_until(lambda: channel.is_subscribed)
+
+
+def test_a_server_that_restarts_is_asked_on_one_more_socket_not_on_ever_more(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, busy = make_pool(base_delay=0.02, max_delay=0.1), [True]
+    words = "RealtimeRestarting: Realtime is restarting, please standby"
+    server.on_join = lambda *_: JoinRefusal(words) if busy else None
+    channels = [pool.channel(f"room-{number}").subscribe(wait=False) for number in range(20)]
+    wait_until(lambda: len(server.joins()) >= 60)
+    assert server.connections_total == 2
+    busy.clear()
+    wait_until(lambda: all(channel.is_subscribed for channel in channels))
+    assert not any(c.joins for c in pool._engine.coordinator.connections.all if c.draining)
+
+
+def test_a_channel_subscribed_while_another_thread_unsubscribes_it_hears(
+    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Recorder()
+    channel = pool.channel("room").on_broadcast("*", heard).subscribe()
+    dispatcher = pool._engine.dispatcher
+    end, reached, go_on = dispatcher.end, threading.Event(), threading.Event()
+
+    def slow_end(*args: Any, **options: Any) -> None:
+        reached.set()
+        go_on.wait(5)
+        end(*args, **options)
+
+    monkeypatch.setattr(dispatcher, "end", slow_end)
+    leaving = threading.Thread(target=lambda: channel.unsubscribe(timeout=0))
+    leaving.start()
+    assert reached.wait(5)
+    channel.subscribe(wait=False)  # between the detaching and the end of the mailbox
+    go_on.set()
+    leaving.join()
+    wait_until(lambda: channel.is_subscribed)
+    server.broadcast("room", "x", {"n": 1})
+    heard.wait(1)
+
+
+def test_two_threads_that_subscribe_and_unsubscribe_leave_a_channel_that_hears_or_none(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    heard = Recorder()
+    channel = pool.channel("room").on_broadcast("*", heard)
+
+    def coming_and_going() -> None:
+        for _ in range(100):
+            channel.subscribe(wait=False)
+            channel.unsubscribe(timeout=0)
+
+    threads = [threading.Thread(target=coming_and_going) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    channel.subscribe()
+    server.broadcast("room", "x", {"n": 1})
+    heard.wait(1)
+
+
+def test_a_topic_the_server_keeps_forgetting_is_joined_at_once_only_the_first_time(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    server.on_push = lambda topic, event, payload, connection: PushReply({"reason": "unmatched topic"}, "error")
+    pool = make_pool(stable_after=10.0, base_delay=60, max_delay=60)
+    channel = pool.channel("room", presence_key="me")
+    channel.subscribe()
+    channel.track({"n": 1})
+    wait_until(lambda: len(server.joins("room")) == 2)
+    (join,) = pool._engine.coordinator.joins.values()
+    wait_until(lambda: join.retry is not None)
+    assert join.attempts == 2

@@ -283,3 +283,62 @@ def test_an_idle_connection_that_is_lost_is_told_with_its_error(
     server.connections[0].abort()
     last = seen.wait_for(lambda events: events and events[-1].status == "idle")[-1]
     assert isinstance(last.error, rtpool.ConnectionFailed)
+
+
+def test_connect_outlives_the_channel_its_connection_was_made_for(server: RealtimeServer, make_pool: MakePool) -> None:
+    door, outcome = Door(server, Refusal(503)), Recorder()
+    pool = make_pool(base_delay=0.2, max_retries=1_000)
+    channel = pool.channel("room").subscribe(wait=False)
+    wait_until(lambda: door.knocks)
+    thread = threading.Thread(target=lambda: outcome(pool.connect(timeout=CAP)))
+    thread.start()
+    wait_until(lambda: pool._engine.coordinator.connections._waiters)
+    channel.unsubscribe()
+    door.refusal = None
+    thread.join()
+    assert outcome.events == [None]
+
+
+def test_a_system_without_a_thread_left_is_waited_for(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtpool.engine.coordinator.REVIVE_SECONDS", 0.05)
+    pool = make_pool()
+    channel = pool.channel("room").subscribe()
+    wait_until(lambda: not pool._engine.dialer._threads)
+    start, refused = threading.Thread.start, Recorder()
+
+    def no_thread(thread: threading.Thread) -> None:
+        if "-dial-" in thread.name and len(refused.events) < 3:
+            refused(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    server.connections[0].abort()
+    refused.wait(3)
+    wait_until(lambda: channel.is_subscribed and server.connections_total == 2)
+
+
+def test_back_off_long_holds_for_the_health_check_too(server: RealtimeServer, make_pool: MakePool) -> None:
+    seen = Recorder()
+    pool = make_pool(max_retries=1, stable_after=60, health_check_interval=0.05).on_status(seen)
+    pool.channel("room").subscribe()
+    server.connections[0].close(1013)  # try again later
+    change = seen.wait_for(lambda events: events[-1].status == "error")[-1]
+    assert change.delay >= 10.0
+
+
+def test_counters_never_fall_while_a_connection_says_goodbye(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    pool.channel("room").subscribe()
+    before = pool.stats()
+    server.connections[0].pause_reading()  # it does not answer the goodbye
+    pool.unsubscribe_all(timeout=0.05)
+    pool.force_cleanup()
+    during = pool.stats()
+    wait_until(lambda: not pool._engine.coordinator.connections._closing)
+    after = pool.stats()
+    for name in ("messages_received", "bytes_received", "bytes_sent"):
+        assert getattr(before, name) <= getattr(during, name) <= getattr(after, name)
+    pool.close()
+    assert pool.stats().messages_received == after.messages_received

@@ -21,6 +21,10 @@ from rtpool.registry import Registry, ShareKey
 __all__ = ["Audit", "Finding"]
 
 
+#: Kinds of findings that no command under way explains.
+NEVER_FOR_A_MOMENT = ("idle connection", "orphaned socket")
+
+
 class Finding(NamedTuple):
     """
     Something that should not be.
@@ -100,13 +104,15 @@ class Audit:
         Look once.
 
         Args:
-            at_once: mend what is found for the first time, too.
+            at_once: mend what is found for the first time, too, where no moment can explain it.
 
         Returns:
             What was mended.
         """
         found = list(self._look())
-        mended = [f for f in found if at_once or (f.kind, f.subject) in self._suspects]
+        mended = [
+            f for f in found if (f.kind, f.subject) in self._suspects or (at_once and f.kind in NEVER_FOR_A_MOMENT)
+        ]
         self._suspects = {(f.kind, f.subject) for f in found}
         for finding in mended:
             self.repairs += 1
@@ -143,10 +149,15 @@ class Audit:
                 yield Finding(
                     "idle connection", connection, words, partial(self._connections.close_when_idle, connection)
                 )
-            elif connection.redial is None and not connection.at_rest and connection.state in ("waiting", "error"):
-                # A strategy of the user's that does not return, for one.
+            elif self._is_stuck(connection):
                 words = f"nothing dials {name} again, which is {connection.state}"
                 yield Finding("stuck connection", connection, words, partial(self._connections.dial, connection))
+
+    def _is_stuck(self, connection: Connection) -> bool:
+        """Whether nothing will dial it, because a strategy of the user's does not return, for one."""
+        waited = self._loop.now - connection.failed_at
+        waits = connection.state in ("waiting", "error") and not connection.at_rest
+        return waits and connection.redial is None and waited >= self._options.health_check_interval
 
     def _channels_astray(self) -> Iterator[Finding]:
         for connection in self._connections.all:

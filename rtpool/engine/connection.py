@@ -42,6 +42,8 @@ __all__ = ["Connection"]
 
 #: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
 UNDER_WAY = 1.0
+#: Bytes that wait for a peer that reads nothing; above them its pings are not answered, which it would not read either.
+PONG_LIMIT = 64 * 1024
 #: How much of a received message the log shows.
 LOGGED_BYTES = 75
 
@@ -90,9 +92,11 @@ class Connection:
         self.guests: set[str] = set()  # topics joined here that no join lives by, see `Mover`
         self.idle_timer: Timer | None = None
         self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
-        # Of the present outage: failed attempts, when the first failed, whether the last was opened and did not last.
+        # Of the present outage: failed attempts, when the first and the last failed, whether that was opened and did not
+        # last.
         self.attempts = 0
         self.first_failed_at: float | None = None
+        self.failed_at = 0.0
         self.crashes = False
         self.hoped = False  # there was reason to, while it was dialled
         self.at_rest = False  # nothing is to dial it unless asked to
@@ -283,7 +287,7 @@ class Connection:
                 # A real server relays broken JSON of other clients; dropping the frame harms nobody.
                 self._unreadable += 1
                 self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
-        elif message.opcode == OP_PING and self.transport is not None:
+        elif message.opcode == OP_PING and self.transport is not None and self.transport.queued < PONG_LIMIT:
             self.transport.send(OP_PONG, message.data)
         elif message.opcode == OP_CLOSE:
             code = close_code(message.data)

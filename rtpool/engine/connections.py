@@ -7,24 +7,43 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rtpool.engine.connection import Connection
 from rtpool.engine.dialer import Dialed, Dialer, Endpoint
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.reconnecting import Reconnecting
-from rtpool.errors import ConnectionFailed, RtpoolError
+from rtpool.errors import ConnectionFailed, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.session import SessionEvent
+from rtpool.stats import ConnectionDetails
 
-__all__ = ["Connections", "Tenant"]
+__all__ = ["Connections", "Tenant", "Totals"]
 
 #: Seconds a dial may take beyond `connection_timeout`, which what it calls may not heed.
 DIAL_GRACE = 2.0
 #: How long a closed socket waits for the peer's own close frame.
 GOODBYE_SECONDS = 0.5
+
+
+class Totals(NamedTuple):
+    """What connections have counted: messages received, those that were nobody's, bytes received and sent."""
+
+    messages: int
+    unheard: int
+    bytes_received: int
+    bytes_sent: int
+
+    def plus(self, details: ConnectionDetails) -> Totals:
+        """With those of one more connection."""
+        return Totals(
+            self.messages + details.messages_received,
+            self.unheard + details.messages_unheard,
+            self.bytes_received + details.bytes_received,
+            self.bytes_sent + details.bytes_sent,
+        )
 
 
 class Tenant(Protocol):
@@ -103,8 +122,9 @@ class Connections:
         self.all: tuple[Connection, ...] = ()
         self.status = self._announced = "idle"
         self.reconnect_attempts = 0
-        # What connections that are gone had counted.
-        self.past_messages = self.past_unheard = self.past_bytes_received = self.past_bytes_sent = 0
+        # Those that count, and what those that are gone had counted; replaced together.
+        self._past = Totals(0, 0, 0, 0)
+        self._books: tuple[tuple[Connection, ...], Totals] = ((), self._past)
 
     def get(self, connection_id: int) -> Connection:
         """The connection with this id."""
@@ -115,8 +135,18 @@ class Connections:
         """All of them, those saying goodbye included."""
         return {*self.all, *self._closing}
 
+    def totals(self) -> Totals:
+        """What every connection there ever was has counted. From any thread."""
+        connections, totals = self._books
+        for connection in connections:
+            totals = totals.plus(connection.details())
+        return totals
+
     def connect(self, waiter: Future[None]) -> None:
         """Have at least one connection; `waiter` is done when one is open."""
+        if self._stopping:
+            waiter.set_exception(PoolClosed(f"the pool {self._name} was closed"))
+            return
         self.hurry(afresh=True)
         if any(c.state == "open" for c in self.all):
             waiter.set_result(None)
@@ -132,7 +162,7 @@ class Connections:
 
     def close_idle(self, done: Future[int]) -> None:
         """Close those without joins now; `done` gets their number."""
-        idle = [c for c in self.all if c.is_idle]
+        idle = [c for c in self.all if c.is_idle and not self._waiters]
         for connection in idle:
             self._retire(connection)
         done.set_result(len(idle))
@@ -155,6 +185,7 @@ class Connections:
             connection.session.disconnected()
             self._tenant.heard(connection, connection.session.events())
             self._drop_socket(connection)
+            self._account(connection)
         self._closing.clear()
         self._fail_waiters(error)
         self._by_id.clear()
@@ -178,6 +209,7 @@ class Connections:
 
     def _publish(self) -> None:
         self.all = tuple(self._by_id.values())
+        self._books = (*self.all, *self._closing), self._past
 
     def dial(self, connection: Connection) -> None:
         """Open it now, or as soon as the server lets us."""
@@ -190,7 +222,12 @@ class Connections:
         connection.state, connection.at_rest = "dialing", False
         if connection.epoch or connection.attempts:
             self.reconnect_attempts += 1
-        self._update_status()
+        if connection.last_error is None or self._stopping:
+            self._update_status()
+        elif self._announced == "connected":  # it was asked for before anybody decided
+            self._tell(connection, "reconnecting", connection.last_error, connection.attempts + 1, 0.0)
+        else:
+            self.status = self._summary()  # the attempt was announced with what was decided
         connection.dials += 1
         number, patience = connection.dials, self._options.connection_timeout + DIAL_GRACE
         loop, dialed = self._loop, self._dialed
@@ -282,7 +319,7 @@ class Connections:
         """Nobody lives on it now; close it unless that changes within `cleanup_interval`."""
 
         def close_if_idle() -> None:
-            if connection.is_idle and self._by_id.get(connection.connection_id) is connection:
+            if connection.is_idle and not self._waiters and self._by_id.get(connection.connection_id) is connection:
                 self._retire(connection)
 
         if connection.idle_timer is not None:
@@ -295,14 +332,15 @@ class Connections:
     def _retire(self, connection: Connection) -> None:
         """Close a connection in good order: what is queued, a close frame, then the peer's answer or half a second."""
         self._by_id.pop(connection.connection_id, None)
-        self._publish()
         connection.cancel_redial()
         if connection.transport is None:
             connection.state = "closed"
             self._account(connection)
+            self._publish()
             self._update_status()
             return
         self._closing.add(connection)
+        self._publish()
         connection.say_goodbye(self._loop.now)
         self._update_status()
         if connection in self._closing:
@@ -323,6 +361,7 @@ class Connections:
         self._drop_socket(connection)
         self._tenant.heard(connection, connection.session.events())
         self._account(connection)
+        self._publish()
         self._log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
         self._tell_when_closed()
 
@@ -330,8 +369,8 @@ class Connections:
         connection.cancel_redial()
         connection.state = "closed"
         self._by_id.pop(connection.connection_id, None)
-        self._publish()
         self._account(connection)
+        self._publish()
         self._update_status(error)
 
     def _drop_socket(self, connection: Connection) -> None:
@@ -339,11 +378,7 @@ class Connections:
         connection.close_socket()
 
     def _account(self, connection: Connection) -> None:
-        details = connection.details()
-        self.past_messages += details.messages_received
-        self.past_unheard += details.messages_unheard
-        self.past_bytes_received += details.bytes_received
-        self.past_bytes_sent += details.bytes_sent
+        self._past = self._past.plus(connection.details())
 
     # Saying what is
 

@@ -51,6 +51,10 @@ from rtpool.registry import Attachment, Registry, ShareKey, Subscriber
 __all__ = ["Coordinator"]
 
 
+#: Seconds between two tries to start threads that the system had none for.
+REVIVE_SECONDS = 5.0
+
+
 class Coordinator:
     """
     The pool's will on the I/O thread.
@@ -89,6 +93,7 @@ class Coordinator:
         self._registry = registry
         self._dispatcher = dispatcher
         self._loop = loop
+        self._dialers = (dialer, callers)
         self._wall = wall
         self._heartbeat_listener = tell_heartbeat
         self._log = logger_for(options, "io")
@@ -153,6 +158,13 @@ class Coordinator:
         """The I/O thread runs."""
         self._watch.start()
         self.audit.start()
+        self._revive()
+
+    def _revive(self) -> None:
+        """Threads that could not be started are tried again."""
+        for dialer in self._dialers:
+            dialer.revive()
+        self._loop.call_later(REVIVE_SECONDS, self._revive)
 
     def clean_up(self, done: Future[int]) -> None:
         """Mend what should not be, and close idle connections now; `done` gets the number of those."""
@@ -175,6 +187,7 @@ class Coordinator:
 
     def _clock_stepped(self, seconds: float) -> None:
         self._log.warning("! the wall clock was set by %+.1f s; tokens are renewed by the new time", seconds)
+        self.readiness.clock_stepped(self.joins.values(), seconds)
         self.joining.clocks_parted()
 
     # Commands from other threads
@@ -357,8 +370,8 @@ class Coordinator:
             if mailbox.overflow == "block":
                 if join.connection is not None:
                     join.connection.paused_by.add(mailbox)
-            elif self._registry.detach(subscriber) is not None:
-                self.router.overflow_closed(subscriber, mailbox)
+            elif (attachment := self._registry.detach(subscriber)) is not None:
+                self.router.overflow_closed(subscriber, mailbox, attachment)
                 self._registry.left(subscriber)
                 self._loop.post(self.sync, subscriber.key)
 

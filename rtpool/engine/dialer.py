@@ -190,16 +190,18 @@ class Dialer:
             if self._idle >= len(self._jobs):
                 self._ready.notify()
             elif len(self._threads) < MAX_THREADS:
-                index = next(i for i in range(MAX_THREADS) if i not in self._threads)
-                thread = self._threads[index] = threading.Thread(
-                    target=self._work,
-                    args=(index,),
-                    name=f"rtpool-{self._name}-dial-{self._first + index}",
-                    daemon=True,
-                )
+                index, thread = self._new_thread()
         if thread is not None:
-            thread.start()
+            self._start(index, thread)
         return True
+
+    def _start(self, index: int, thread: threading.Thread) -> None:
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left: what waits is done by another, or when there is one again
+            self._log.warning("! pool %s cannot start %s", self._name, thread.name)
+            with self._lock:
+                del self._threads[index]
 
     def dial(
         self,
@@ -254,6 +256,15 @@ class Dialer:
             with self._lock:
                 self._dials.discard(cancelled)
 
+    def revive(self) -> None:
+        """Start a thread if something waits and none could be started for it."""
+        thread = None
+        with self._lock:
+            if self._jobs and not self._idle and len(self._threads) < MAX_THREADS and not self._stopping:
+                index, thread = self._new_thread()
+        if thread is not None:
+            self._start(index, thread)
+
     def stop(self) -> None:
         """Forget what waits, break off what runs. Does not wait."""
         with self._lock:
@@ -269,6 +280,14 @@ class Dialer:
         with self._lock:
             threads = list(self._threads.values())
         return join_all(threads, deadline)
+
+    def _new_thread(self) -> tuple[int, threading.Thread]:
+        assert self._lock.locked()
+        index = next(i for i in range(MAX_THREADS) if i not in self._threads)
+        name = f"rtpool-{self._name}-dial-{self._first + index}"
+        thread = threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+        self._threads[index] = thread
+        return index, thread
 
     def _work(self, index: int) -> None:
         while True:

@@ -62,6 +62,7 @@ class Mailbox:
         "dropped",
         "ended",
         "generation",
+        "holder",
         "interrupted",
         "items",
         "limit",
@@ -101,6 +102,7 @@ class Mailbox:
         self.interrupted = False
         self.blocked = False
         self.ended = True  # closed to ordinary items until its Channel is attached
+        self.holder = 0  # the number of the subscription it is, or was last, open for
         self.generation = 0  # of the subscription; a worker drops what an earlier one left in its hands
         self.received = 0
         self.delivered = 0
@@ -172,11 +174,18 @@ class Dispatcher:
         for thread in threads:
             thread.start()
 
-    def open(self, mailbox: Mailbox) -> None:
-        """Let ordinary items in, if it is closed to them; what an earlier subscription left is gone."""
+    def open(self, mailbox: Mailbox, holder: int | None = None) -> None:
+        """
+        Let ordinary items in for a subscription; what an earlier one left is gone.
+
+        Args:
+            holder: its number. Nothing happens for one that had the mailbox before, or still has it; None is the next.
+        """
         with self._lock:
-            if not mailbox.ended:
+            holder = mailbox.holder + 1 if holder is None else holder
+            if holder <= mailbox.holder:
                 return
+            mailbox.holder = holder
             mailbox.ended = False
             mailbox.generation += 1
             self._discard(mailbox)
@@ -219,13 +228,20 @@ class Dispatcher:
             self._schedule(mailbox, always=True)
         return True
 
-    def end(self, mailbox: Mailbox, *, wait: bool = True) -> None:
+    def end(self, mailbox: Mailbox, holder: int | None = None, *, wait: bool = True) -> None:
         """
         Close a mailbox to ordinary items and drop those that wait; essential ones still run.
 
         On return no ordinary item starts any more, see `quiesce`; without `wait` one may be just starting.
+
+        Args:
+            holder: the number of the subscription that ends; nothing happens when a later one has the mailbox. None is
+                whoever has it.
         """
         with self._lock:
+            if holder is not None and holder < mailbox.holder:
+                return
+            mailbox.holder = mailbox.holder if holder is None else holder
             mailbox.ended = True
             mailbox.generation += 1
             self._discard(mailbox)

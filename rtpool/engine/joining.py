@@ -155,6 +155,9 @@ class Joining:
             join.share, join.members = share, ()
             share.state = ChannelState.LEAVING
             return  # `Left` comes back here
+        members = tuple(s for s in share.subscribers if (a := s.attachment) is not None and a.opened)
+        if not members:
+            return  # whoever comes says so as soon as its mailbox is open
         if join is None:
             source = self._sources.get(key.token)
             if source is None:
@@ -165,8 +168,8 @@ class Joining:
             join.share = share  # everybody left and somebody came before the I/O thread looked
             share.presence = join.presence.snapshot()
         # By what they wait for, not by who they are: one may have left and come back before this thread looked.
-        added = [s for s in share.subscribers if (a := s.attachment) is not None and not a.ready.done()]
-        join.members = share.subscribers
+        added = [s for s in members if (a := s.attachment) is not None and not a.ready.done()]
+        join.members = members
         if join.replay is None and any(s.replay for s in join.members):
             join.replay = Replay(key.replay)
             if join.joined:
@@ -377,11 +380,15 @@ class Joining:
         refusing = join.connection
         if refusing is None:
             return False
-        slots = [connection.slot() for connection in self._connections.all if connection is not refusing]
+        others = [connection for connection in self._connections.all if connection is not refusing]
+        restarting = isinstance(error, JoinRefused) and error.code == RESTARTING
+        if restarting and any(connection.draining for connection in others):
+            return False  # it is not one node of the server, and more sockets would be its last straw
+        slots = [connection.slot() for connection in others]
         choice = place(join.topic, slots, max_connections=self._options.max_connections - 1)
         if choice is None:
             return False
-        if isinstance(error, JoinRefused) and error.code == RESTARTING:
+        if restarting:
             refusing.draining = True
         else:
             refusing.capacity = max(1, min(refusing.capacity, len(refusing.joins) - 1))

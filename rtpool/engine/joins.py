@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
@@ -43,6 +43,10 @@ class Outage(NamedTuple):
 
     cause: str
     lost_from: datetime
+
+    def shifted(self, seconds: float) -> Outage:
+        """The same by a clock that was set by so many seconds."""
+        return self._replace(lost_from=self.lost_from + timedelta(seconds=seconds))
 
 
 class Echo(NamedTuple):

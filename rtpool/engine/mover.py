@@ -261,6 +261,9 @@ class Mover:
             if isinstance(event, Left):
                 self._over(move)
             return True
+        if move.phase not in _BEFORE and move.target.joins.get(move.topic) is not move.join:
+            move.handover.forget()  # it was left, and what is said there is for who came since
+            return False
         if move.phase not in _BEFORE:
             return isinstance(event, Received) and self._new_channel_said(move, event)
         if isinstance(event, Joined):

@@ -4,7 +4,7 @@ Whether events really flow to each Channel of a join, and telling it: joined, re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from rtpool.engine.joins import Join, Outage, fail_waiting, interrupt, refused
@@ -41,6 +41,16 @@ class Readiness:
         """Events flow no more: remember since when, for the join and for each member that has something to lose."""
         if interrupt(join.members, join.outage or outage):
             join.outage = join.outage or outage
+
+    def clock_stepped(self, joins: Iterable[Join], seconds: float) -> None:
+        """The wall clock was set: interruptions that are still to be told began by the old one."""
+        for join in joins:
+            if join.outage is not None:
+                join.outage = join.outage.shifted(seconds)
+            for subscriber in join.members:
+                attachment = subscriber.attachment
+                if attachment is not None and attachment.outage is not None:
+                    attachment.outage = attachment.outage.shifted(seconds)
 
     def flow(self, join: Join) -> None:
         """Let everybody know whose events really flow from now on, and announce to each what may have been lost."""

@@ -73,7 +73,7 @@ class Reconnecting:
             lived: seconds for which it was open; None when it was not opened.
         """
         now = self._loop.now
-        connection.state, connection.last_error = "waiting", error
+        connection.state, connection.last_error, connection.failed_at = "waiting", error, now
         lasted = lived is not None and lived >= self._options.stable_after
         connection.crashes = lived is not None and not lasted
         connection.attempts = 0 if lasted else connection.attempts + 1
@@ -98,7 +98,7 @@ class Reconnecting:
             except BaseException:  # even sys.exit() in one must not end the attempts
                 log.exception("! a reconnect strategy failed; the next attempt is in %.1f s", FALLBACK_DELAY)
                 verdict, delay = "retry", FALLBACK_DELAY
-            loop.post(decided, connection, epoch, attempt, error, verdict, max(delay, at_least))
+            loop.post(decided, connection, epoch, attempt, error, verdict, delay, at_least)
 
         self._dialer.submit(job)
 
@@ -112,7 +112,14 @@ class Reconnecting:
         return wait
 
     def _decided(
-        self, connection: Connection, epoch: int, attempt: int, error: RtpoolError, verdict: str, delay: float
+        self,
+        connection: Connection,
+        epoch: int,
+        attempt: int,
+        error: RtpoolError,
+        verdict: str,
+        delay: float,
+        at_least: float,
     ) -> None:
         if (connection.state, connection.epoch, connection.attempts) != ("waiting", epoch, attempt):
             return
@@ -122,10 +129,10 @@ class Reconnecting:
             self._end(connection, error, None)
         elif verdict == "stop" and (attempt or not self._options.max_retries):
             checked = self._options.enable_health_check
-            again_in = self._options.health_check_interval * self._rng.uniform(0.5, 1.0)
+            again_in = max(at_least, self._options.health_check_interval * self._rng.uniform(0.5, 1.0))
             self._end(connection, error, self._schedule(connection, again_in) if checked else None)
         else:
-            self._retrying(connection, error, self._schedule(connection, delay))
+            self._retrying(connection, error, self._schedule(connection, max(delay, at_least)))
 
     def _end(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
         connection.state, connection.at_rest = "error", again_in is None

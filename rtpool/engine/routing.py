@@ -27,7 +27,7 @@ from rtpool.protocol.messages import (
 from rtpool.protocol.postgres import index_ids, matching, parse_change
 from rtpool.protocol.presence import PresenceChange
 from rtpool.protocol.refusals import words_of
-from rtpool.registry import Delivery, Subscriber
+from rtpool.registry import Attachment, Delivery, Subscriber
 
 __all__ = ["Router"]
 
@@ -243,7 +243,7 @@ class Router:
 
     def announce_gap(self, join: Join, subscriber: Subscriber, outage: Outage) -> None:
         """Tell a Channel in which time it may have lost messages."""
-        gap = Gap(join.name, outage.cause, outage.lost_from, self._wall())
+        gap = Gap(join.name, outage.cause, outage.lost_from, max(self._wall(), outage.lost_from))
         attachment = subscriber.attachment
         if join.replay is not None and join.replay_request is not None and attachment and attachment.caught_up:
             gap = attrs.evolve(gap, replay=join.replay.count, truncated=join.replay.truncated)
@@ -268,7 +268,7 @@ class Router:
         if any(binding.kind == "status" for binding in subscriber.bindings):
             self._essential(subscriber, Delivery("status", change.status, change))
 
-    def overflow_closed(self, subscriber: Subscriber, mailbox: Mailbox) -> None:
+    def overflow_closed(self, subscriber: Subscriber, mailbox: Mailbox, attachment: Attachment) -> None:
         """End a Channel whose policy is to be closed when it falls behind."""
         error = MailboxOverflow(
             f"{subscriber.topic!r} fell {mailbox.limit} events behind and was unsubscribed, as overflow='close' asks",
@@ -277,7 +277,7 @@ class Router:
         self._essential(subscriber, Delivery("gap", "overflow", self._overflow_gap(subscriber, mailbox)))
         self._essential(subscriber, Delivery("status", "closed", StatusChange(subscriber.topic, "closed", error)))
         for sink in subscriber.sinks:
-            self._dispatcher.end(sink, wait=False)
+            self._dispatcher.end(sink, attachment.number, wait=False)
 
     def _overflow_gap(self, subscriber: Subscriber, mailbox: Mailbox) -> Gap:
         now = self._wall()
