@@ -17,6 +17,8 @@ from rtpool.engine import mover
 from rtpool.engine.mover import Mover
 from rtpool.testing import NO_REPLY, JoinRefusal, JoinReply, RealtimeServer, Refusal
 from rtpool.testing.connection import ServerConnection
+from rtpool.testing.refusals import System
+from rtpool.testing.wire import ServerMessage
 from tests.conftest import MakePool
 from tests.support.proxy import Proxy
 from tests.support.recorder import Recorder
@@ -196,7 +198,7 @@ class Laggard(Proxy):
         slow = (index % 2 == 0) is self._upwards and ("new" if index < 2 else "old") == self._slow
         lags = random.Random(index)
         try:
-            while data := source.recv(2_048):
+            while data := source.recv(65_536):
                 if slow:
                     self._released.wait(lags.uniform(0.01, 0.03))
                 sink.sendall(data)
@@ -237,8 +239,9 @@ def test_whichever_socket_is_ahead_each_message_comes_once(
 
 @pytest.mark.parametrize("settings", [{}, {"ack": True}])
 def test_what_is_said_by_the_old_socket_arrives_before_what_is_said_by_the_new(
-    server: RealtimeServer, make_pool: MakePool, settings: dict[str, Any]
+    server: RealtimeServer, make_pool: MakePool, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
 ) -> None:
+    caplog.set_level("INFO", "rtpool.io")
     with Laggard(server.port, "old", up=True) as proxy:
         pool, other = make_sparse_pool(make_pool, url=f"http://127.0.0.1:{proxy.port}"), make_pool()
         heard = sparse(pool, **settings)
@@ -251,6 +254,7 @@ def test_what_is_said_by_the_old_socket_arrives_before_what_is_said_by_the_new(
             stranger.messages.wait(publishers.said[topic]["mine"])
             assert stranger.of("mine") == list(range(publishers.said[topic]["mine"]))
         assert pool.close(10)
+    assert not [record.message for record in caplog.records if "stays on" in record.message], "no move was in vain"
 
 
 @pytest.mark.parametrize("settings", [{}, {"ack": True}, {"receive_own": True}, {"private": True}])
@@ -522,7 +526,7 @@ def changing(heard: Heard, how: str, server: RealtimeServer, pool: rtpool.Realti
 def test_a_channel_that_changes_while_it_moves_does_as_it_was_told(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, step: str, how: str
 ) -> None:
-    pool = make_sparse_pool(make_pool)
+    pool, other = make_sparse_pool(make_pool), make_pool()
     heard = sparse(pool)
     if step == "_watch" and how in ("unsubscribe", "config", "token", "crash"):
         monkeypatch.setattr(mover, "SETTLE_SECONDS", 3_600.0)  # it is not found out at the next step, but at once
@@ -531,10 +535,13 @@ def test_a_channel_that_changes_while_it_moves_does_as_it_was_told(
     merge(pool)
     assert reached.wait(10)
     topic = moving[0]
+    left = Recorder()
+    if how == "track":
+        other.channel(topic).on_presence_leave(left).subscribe()
     changing(heard[topic], how, server, pool)
     wait_until(lambda: is_resting(pool))
     gone = how == "unsubscribe"
-    server.wait_for(lambda s: s.members(topic) == (0 if gone else 1))
+    server.wait_for(lambda s: s.members(topic) == (0 if gone else 2 if how == "track" else 1))
     one_channel_each(server, [name for name in heard if name != topic])
     if not gone:
         wait_until(lambda: heard[topic].channel.is_subscribed)
@@ -543,10 +550,96 @@ def test_a_channel_that_changes_while_it_moves_does_as_it_was_told(
         heard[topic].until_end(server)
         assert heard[topic].of("after") == list(range(20))
     if how == "track":
-        server.wait_for(lambda s: len(s.presence(topic)) == 1)
+        assert len(server.presence(topic)) == 1
+        assert not left.events
 
 
-@pytest.mark.parametrize("then", ["stay", "unsubscribe"])
+def test_a_channel_that_the_server_ends_is_not_joined_elsewhere_meanwhile(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_sparse_pool(make_pool)
+    heard = sparse(pool)
+    monkeypatch.setattr(mover, "SETTLE_SECONDS", 3_600.0)
+    moving = Recorder()
+    at_step(monkeypatch, "_watch", lambda move: moving(move.topic.removeprefix("realtime:")))
+    merge(pool)
+    (topic,) = moving.wait(1)
+    place = heard[topic].channel
+    source = next(c for c in server.connections if f"realtime:{topic}" in c.topics and c.id != 1)
+    server.call(lambda: source.shut_down(source.members[f"realtime:{topic}"], System.TOO_MANY_MESSAGES()))
+    server.wait_for(lambda s: s.members(topic) == 0, 5)  # long before it is joined again
+    assert not place.is_subscribed
+
+
+def test_a_push_whose_answer_is_lost_is_no_strangers_message(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_sparse_pool(make_pool)
+    heard = sparse(pool, ack=True)
+    siblings = {topic: Heard(pool.channel(topic, ack=True).subscribe()) for topic in heard}
+    moving = Recorder()
+
+    def on_push(topic: str, event: str, payload: Any, connection: ServerConnection) -> Any:
+        member = connection.members[f"realtime:{topic}"]
+        server.rooms.broadcast(ServerMessage(None, None, member.topic, event, payload, True), False, but=member)
+        return NO_REPLY
+
+    server.on_push = on_push
+    monkeypatch.setattr(mover, "SETTLE_SECONDS", 0.5)
+    at_step(monkeypatch, "_watch", lambda move: moving(move.topic.removeprefix("realtime:")))
+    merge(pool)
+    (topic,) = moving.wait(1)
+    with pytest.raises(rtpool.PushTimeout):
+        heard[topic].channel.send_broadcast("unanswered", {"n": 0}, timeout=0.1).result(10)
+    wait_until(lambda: is_resting(pool))
+    for each in (heard[topic], siblings[topic]):
+        each.until_end(server)
+        assert each.of("unanswered") == []
+
+
+def test_a_second_join_that_finds_no_socket_gets_the_one_that_is_being_left(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_sparse_pool(make_pool, max_connections=2, join_timeout=20.0)
+    heard = {f"topic-{number}": Heard(pool.channel(f"topic-{number}").subscribe()) for number in range(14)}
+    for number in range(3, 10):
+        heard.pop(f"topic-{number}").channel.unsubscribe()
+    moving, stuck = Recorder(), Recorder()
+
+    def hold_up(move: Any) -> None:
+        stuck(server_side(server, move.source))
+        stuck.events[0].pause_reading()
+        moving(move.topic.removeprefix("realtime:"))
+
+    at_step(monkeypatch, "_cut", hold_up)
+    merge(pool)
+    (topic,) = moving.wait(1)
+    second, told = Heard(pool.channel(topic, presence_key="second")), Recorder()
+    second.channel.on_status(told).subscribe(wait=False)
+    assert isinstance(told.wait(1)[0].error, rtpool.PoolExhausted)
+    stuck.events[0].resume_reading()
+    server.wait_for(lambda s: s.members(topic) == 2)
+    wait_until(lambda: second.channel.is_subscribed)
+    for each in (heard[topic], second):
+        each.until_end(server)
+
+
+def test_a_guest_that_gets_no_changes_is_sent_away(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool = make_sparse_pool(make_pool)
+    heard = sparse(pool, lambda channel: channel.on_postgres_changes("*", lambda change: None, table="cars"))
+    server.configure(postgres_delay=3_600.0)
+    merge(pool)
+    server.wait_for(lambda s: any(s.members(topic) == 2 for topic in heard))
+    topic = next(topic for topic in heard if server.members(topic) == 2)
+    error = {"extension": "postgres_changes", "status": "error", "message": "no", "channel": topic}
+    server.connections[0].push(f"realtime:{topic}", "system", error)
+    wait_until(lambda: is_resting(pool))
+    one_channel_each(server, list(heard))
+    assert not heard[topic].statuses.events
+    assert all(each.channel.is_subscribed for each in heard.values())
+
+
+@pytest.mark.parametrize("then", ["stay", "unsubscribe", "close"])
 def test_what_is_said_while_the_old_socket_is_stuck_is_not_held_up_for_long(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
@@ -567,10 +660,12 @@ def test_what_is_said_while_the_old_socket_is_stuck_is_not_held_up_for_long(
     push = heard[topic].channel.send_broadcast("held", {"n": 0})
     if then == "unsubscribe":
         heard[topic].channel.unsubscribe()
+    elif then == "close":
+        pool.close(10)
     push.result(10)
     strangers[topic].messages.wait(1)
     stuck.events[0].resume_reading()
-    wait_until(lambda: is_resting(pool))
+    wait_until(lambda: pool.closed or is_resting(pool))
     strangers[topic].until_end(server)
     assert strangers[topic].of("held") == [0]
 

@@ -187,8 +187,9 @@ def test_fifty_pools_that_lose_the_server_at_once_come_back_spread_over_the_time
     The server sends everybody away and answers each attempt with 503 for five seconds, so it sees them all.
 
     Counted is any second from the loss until the last pool is back, wherever it begins. Full jitter spreads each round
-    of attempts; how the rounds compare depends on how far the waits grow: up to three times the first, a second
-    has at most 2.5 times the mean (of 4,000 simulated storms none had more), beyond four times it has more than 3.
+    of attempts; how the rounds compare depends on how far the waits grow. Up to three times the first, a second has 2.3
+    times the mean (of 9,000 simulated storms none had more than 2.9), up to four times it often has more than three.
+    That nobody comes at the same time is another matter, which shows in tenths of a second.
     """
     attempts: list[float] = []
     away = threading.Event()
@@ -220,15 +221,17 @@ def test_fifty_pools_that_lose_the_server_at_once_come_back_spread_over_the_time
         assert len(server.connections) == len(pools)
         for pool in pools:
             assert pool.close(10)
-    took, fullest = max(attempts) - lost_at, fullest_window(attempts, 1.0)
+    took, fullest, tenth = max(attempts) - lost_at, fullest_window(attempts, 1.0), fullest_window(attempts, 0.1)
     mean = len(attempts) / took
     figure(
         f"{len(pools)} pools, away for 5 s, the last back in {took:.1f} s: {len(attempts)} attempts, mean {mean:.1f} "
-        f"a second, fullest {fullest} ({fullest / mean:.2f} times the mean), by second {per_second(attempts, lost_at)}"
+        f"a second, fullest {fullest} ({fullest / mean:.2f} times the mean), fullest tenth {tenth}, by second "
+        f"{per_second(attempts, lost_at)}"
     )
     figure(f"simulated with the default options: {_simulated(rtpool.PoolOptions(), len(pools), away=5.0):.1f} times")
     assert len(attempts) >= 2 * len(pools)
     assert fullest <= AT_MOST * mean
+    assert tenth <= len(pools) / 2, "a herd"
 
 
 def _simulated(options: rtpool.PoolOptions, pools: int, *, away: float) -> float:

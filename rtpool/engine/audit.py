@@ -91,6 +91,7 @@ class Audit:
 
     def _due(self) -> None:
         self.start()
+        self._joining.queue.run()
         if not self.run():
             self._merge()
 
@@ -142,14 +143,10 @@ class Audit:
                 yield Finding(
                     "idle connection", connection, words, partial(self._connections.close_when_idle, connection)
                 )
-            elif self._is_stuck(connection.state, connection.last_error, connection.redial):
+            elif connection.redial is None and not connection.at_rest and connection.state in ("waiting", "error"):
+                # A strategy of the user's that does not return, for one.
                 words = f"nothing dials {name} again, which is {connection.state}"
                 yield Finding("stuck connection", connection, words, partial(self._connections.dial, connection))
-
-    def _is_stuck(self, state: str, error: object, redial: object) -> bool:
-        """Waiting for nothing: a strategy of the user's that does not return, for one."""
-        hopeful = self._options.auto_reconnect and getattr(error, "retryable", True)
-        return redial is None and (state == "waiting" or (state == "error" and hopeful))
 
     def _channels_astray(self) -> Iterator[Finding]:
         for connection in self._connections.all:

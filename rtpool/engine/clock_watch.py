@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rtpool.engine.io_loop import IoLoop
 
-__all__ = ["ClockWatch", "boot_clock"]
+__all__ = ["ClockWatch"]
 
 #: Seconds between two looks at the clocks: so long a suspend goes unnoticed after the machine woke, at the most.
 CHECK_SECONDS = 5.0
@@ -17,18 +17,12 @@ CHECK_SECONDS = 5.0
 LEAST = 2.0
 
 
-def boot_clock() -> Callable[[], float] | None:
-    """A clock that goes on while the machine sleeps, where the platform has one; Linux's monotonic one stands still."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return None if clock is None else lambda: time.clock_gettime(clock)
-
-
 class ClockWatch:
     """
     Looks at the clocks every `CHECK_SECONDS`.
 
-    Where no clock tells of sleep, a wall clock that is ahead all of a sudden is taken for it: to ask whether the peers
-    are alive costs a heartbeat, not to ask may cost half a minute.
+    Where no clock of the platform tells of sleep, a wall clock that is ahead all of a sudden is taken for it: to ask
+    whether the peers are alive costs a heartbeat, not to ask may cost half a minute.
 
     Args:
         loop: the engine's, whose clock is monotonic.
@@ -36,7 +30,6 @@ class ClockWatch:
             this process was stopped while it went on.
         stepped: called with the seconds by which the wall clock was set, negative when it was set back.
         wall: seconds since the epoch.
-        boot: a clock that goes on while the machine sleeps, None without one.
 
     Thread-safety: confined to the I/O thread.
     """
@@ -48,25 +41,23 @@ class ClockWatch:
         resumed: Callable[[float, float], None],
         stepped: Callable[[float], None],
         wall: Callable[[], float] = time.time,
-        boot: Callable[[], float] | None = None,
     ) -> None:
         self._loop = loop
         self._resumed = resumed
         self._stepped = stepped
         self._wall = wall
-        self._boot = boot
 
     def start(self) -> None:
         """Look from now on."""
         self._monotonic_was, self._wall_was = self._loop.clock(), self._wall()
-        self._boot_was = self._boot() if self._boot is not None else 0.0
+        self._boot_was = self._loop.boot() if self._loop.boot is not None else 0.0
         self._loop.call_later(CHECK_SECONDS, self._check)
 
     def _check(self) -> None:
         passed = self._loop.clock() - self._monotonic_was
-        slept = self._boot() - self._boot_was - passed if self._boot is not None else 0.0
+        slept = self._loop.boot() - self._boot_was - passed if self._loop.boot is not None else 0.0
         step = self._wall() - self._wall_was - passed - slept
-        if self._boot is None and step >= LEAST:
+        if self._loop.boot is None and step >= LEAST:
             slept, step = step, 0.0
         stopped = passed - CHECK_SECONDS
         self.start()

@@ -55,6 +55,7 @@ class Connection:
         options: the pool's.
         on_events: what the session says, in order.
         on_lost: the socket is of no use any more, and why.
+        clock: seconds that pass while the machine sleeps, too, for proofs of life.
 
     Thread-safety: confined to the I/O thread; `details` may be called anywhere.
     """
@@ -65,12 +66,14 @@ class Connection:
         options: PoolOptions,
         on_events: Callable[[Connection, list[SessionEvent]], None],
         on_lost: Callable[[Connection, RtpoolError], None],
+        clock: Callable[[], float],
     ) -> None:
         self.connection_id = connection_id
         self._options = options
         self._log = logger_for(options, "io")
         self._on_events = on_events
         self._on_lost = on_lost
+        self._clock = clock
         self.session = Session(
             serializer_for(options.protocol),
             heartbeat_interval=options.heartbeat_interval,
@@ -82,6 +85,7 @@ class Connection:
         self.state = "dialing"  # dialing open waiting error closing closed
         self.epoch = 0
         self.capacity = options.max_channels_per_connection
+        self.draining = False  # its node of the server takes no joins any more
         self.joins: dict[str, Join] = {}
         self.guests: set[str] = set()  # topics joined here that no join lives by, see `Mover`
         self.idle_timer: Timer | None = None
@@ -91,12 +95,16 @@ class Connection:
         self.first_failed_at: float | None = None
         self.crashes = False
         self.hoped = False  # there was reason to, while it was dialled
+        self.at_rest = False  # nothing is to dial it unless asked to
+        self.dials = 0
+        self.dial_deadline: Timer | None = None  # of the one under way
         self.redial: Timer | None = None
         self.last_error: RtpoolError | None = None
         self.opened_at = 0.0
         #: Seconds the server's clock is ahead of ours, as far as its handshake told.
         self.clock_skew = 0.0
-        self.proof_of_life = 0.0
+        #: By `clock`: when bytes arrived last, and when they last ended with a message, none being left to read.
+        self.proof_of_life = self._whole_at = 0.0
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
@@ -139,7 +147,9 @@ class Connection:
                 received_before = self.transport.bytes_received
                 messages = self.transport.receive()
                 if self.transport.bytes_received != received_before:
-                    self.proof_of_life = now
+                    self.proof_of_life = self._clock()
+                    if self.transport.has_read_all:
+                        self._whole_at = self.proof_of_life
                 for message in messages:
                     self._receive(message, now)
             self._pump(now)
@@ -173,10 +183,10 @@ class Connection:
         self.transport = Transport(sock, decoder, FrameEncoder(os.urandom))
         self.state, self.hoped = "open", False
         self.epoch += 1
-        self.opened_at = self.proof_of_life = self._wrote_at = now
+        self.opened_at = self._wrote_at = now
+        self.proof_of_life = self._whole_at = self._clock()
         self.session.connected(now)
-        if self.capacity < 1:  # the server was going away; this is another
-            self.capacity = self._options.max_channels_per_connection
+        self.draining = False
 
     def cancel_redial(self) -> None:
         """Wait for no further attempt."""
@@ -205,12 +215,18 @@ class Connection:
             except (TransportClosed, ProtocolError) as error:
                 self._broke(error, now)
 
-    def silence(self, now: float) -> float:
+    @property
+    def age(self) -> float:
+        """Seconds since the last proof of life."""
+        return max(0.0, self._clock() - self.proof_of_life)
+
+    @property
+    def silence(self) -> float:
         """
-        Seconds for which nothing can be said to have arrived. What was read last had been sent before, and what was
-        sent since then is lost with the socket: the bound of a `Gap` reckons with the way.
+        Seconds for which nothing can be said to have arrived whole. What was read last had been sent before, and what
+        was sent since then is lost with the socket: the bound of a `Gap` reckons with the way.
         """
-        return max(0.0, now - self.proof_of_life) + self.under_way
+        return max(0.0, self._clock() - self._whole_at) + self.under_way
 
     @property
     def under_way(self) -> float:
@@ -220,7 +236,8 @@ class Connection:
     def slot(self) -> Slot:
         """What placement needs to know."""
         topics = {*self.joins, *self.guests} if self.guests else self.joins
-        return Slot(self.connection_id, topics, len(topics), self.capacity, self.state == "open")
+        capacity = 0 if self.draining else self.capacity
+        return Slot(self.connection_id, topics, len(topics), capacity, self.state == "open")
 
     @property
     def is_idle(self) -> bool:

@@ -21,6 +21,8 @@ from rtpool.protocol.session import SessionEvent
 
 __all__ = ["Connections", "Tenant"]
 
+#: Seconds a dial may take beyond `connection_timeout`, which what it calls may not heed.
+DIAL_GRACE = 2.0
 #: How long a closed socket waits for the peer's own close frame.
 GOODBYE_SECONDS = 0.5
 
@@ -166,7 +168,8 @@ class Connections:
 
     def new(self) -> Connection:
         """Another connection, dialled at once."""
-        connection = Connection(self._next_id, self._options, self._tenant.heard, self._on_lost)
+        clock = self._loop.boot or self._loop.clock
+        connection = Connection(self._next_id, self._options, self._tenant.heard, self._on_lost, clock)
         self._next_id += 1
         self._by_id[connection.connection_id] = connection
         self._publish()
@@ -184,23 +187,34 @@ class Connections:
             connection.state = "waiting"
             self._update_status()
             return
-        connection.state = "dialing"
+        connection.state, connection.at_rest = "dialing", False
         if connection.epoch or connection.attempts:
             self.reconnect_attempts += 1
         self._update_status()
-        epoch = connection.epoch
+        connection.dials += 1
+        number, patience = connection.dials, self._options.connection_timeout + DIAL_GRACE
         loop, dialed = self._loop, self._dialed
 
         def done(opened: Dialed | None, error: RtpoolError | None) -> bool:
-            return loop.post(dialed, connection, epoch, opened, error)
+            return loop.post(dialed, connection, number, opened, error)
 
+        def too_late() -> None:
+            words = (
+                f"the dial of {self._endpoint.url} did not end within {patience:g} s: a resolver, or the option dial"
+            )
+            dialed(connection, number, None, ConnectionFailed(words))
+
+        connection.dial_deadline = loop.call_later(patience, too_late)
         self._dialer.dial(self._endpoint, self._options, done)
 
-    def _dialed(self, connection: Connection, epoch: int, dialed: Dialed | None, error: RtpoolError | None) -> None:
-        if self._by_id.get(connection.connection_id) is not connection or connection.epoch != epoch or self._stopping:
+    def _dialed(self, connection: Connection, number: int, dialed: Dialed | None, error: RtpoolError | None) -> None:
+        current = self._by_id.get(connection.connection_id) is connection and connection.state == "dialing"
+        if not current or connection.dials != number or self._stopping:
             if dialed is not None:
                 dialed.sock.close()
             return
+        if connection.dial_deadline is not None:
+            connection.dial_deadline.cancel()
         if dialed is None:
             self._dial_failed(connection, error or ConnectionFailed("no connection"))
             return

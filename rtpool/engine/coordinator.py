@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from rtpool.engine.audit import Audit
-from rtpool.engine.clock_watch import ClockWatch, boot_clock
+from rtpool.engine.clock_watch import ClockWatch
 from rtpool.engine.connection import Connection
 from rtpool.engine.connections import GOODBYE_SECONDS, Connections
 from rtpool.engine.dialer import Dialer, Endpoint
@@ -145,7 +145,6 @@ class Coordinator:
             resumed=self._resumed,
             stepped=self._clock_stepped,
             wall=lambda: self._wall().timestamp(),
-            boot=boot_clock(),
         )
 
     # Time
@@ -168,10 +167,10 @@ class Coordinator:
             slept + stopped,
         )
         for connection in self.connections.all:
-            connection.proof_of_life -= slept  # the clock stood still, the world did not
             if connection.state == "open":
                 connection.session.probe(self._loop.now)
-        self.connections.hurry(afresh=True)
+        if slept:  # a process that is starved again and again is no reason for hope
+            self.connections.hurry(afresh=False)
         self.joining.clocks_parted()
 
     def _clock_stepped(self, seconds: float) -> None:
@@ -248,6 +247,7 @@ class Coordinator:
 
     def opened(self, connection: Connection) -> None:
         """Join all that live there."""
+        self.joining.find_homes()
         for join in list(connection.joins.values()):
             if join.blocked is None and join.retry is None and not join.leaving:
                 self.joining.request(join)
@@ -255,9 +255,11 @@ class Coordinator:
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
         self.mover.lost(connection)
-        last_life = self._wall() - timedelta(seconds=connection.silence(self._loop.now))
+        self.joining.queue.run()  # who waited for this socket waits for it no more, but for its successor
+        last_life = self._wall() - timedelta(seconds=connection.silence)
         for join in list(connection.joins.values()):
             self.readiness.interrupt(join, Outage(error.cause, last_life))
+            self.joining.interrupted(join)
             join.echoes.clear()  # what the server had not sent back is lost
             join.answered = False
             self.joining.tokens.expire(join.source)
@@ -289,7 +291,7 @@ class Coordinator:
     def heard(self, connection: Connection, events: list[SessionEvent]) -> None:
         """Act on what a session said, in order."""
         unsent: list[tuple[Join, Outgoing]] = []
-        joins_answered = False
+        may_join = False
         for event in events:
             if self.mover.active and self.mover.heard(connection, event):
                 continue
@@ -300,15 +302,16 @@ class Coordinator:
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)
             elif isinstance(event, (HeartbeatSent, HeartbeatReplied, HeartbeatLost)):
+                may_join = True  # while an answer was late, none went out
                 self._tell_heartbeat(connection, event)
             elif isinstance(event, ChannelEvent):
-                joins_answered = True
+                may_join = True
                 join = connection.joins.get(event.topic)
                 if join is not None:
                     self._channel_event(join, event)
         self.pushes.keep_unsent(unsent)
         self._overflowed(self.router.flush())
-        if joins_answered:
+        if may_join:
             self.joining.queue.run()
 
     def _push_settled(self, event: PushSettled, unsent: list[tuple[Join, Outgoing]]) -> None:
@@ -339,7 +342,9 @@ class Coordinator:
         elif isinstance(event, Joined):
             self.joining.joined(join, event.response)
         elif isinstance(event, JoinFailed):
-            self.joining.failed(join, *failure_of(join.name, event, self._options.join_timeout, join.attempts + 1))
+            self.joining.failed(
+                join, *failure_of(join.name, event, self._options.join_timeout, join.refused_again(event))
+            )
         else:
             self.joining.channel_lost(join, event)
 

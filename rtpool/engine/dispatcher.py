@@ -178,7 +178,6 @@ class Dispatcher:
             if not mailbox.ended:
                 return
             mailbox.ended = False
-            mailbox.blocked = False
             mailbox.generation += 1
             self._discard(mailbox)
 
@@ -230,7 +229,11 @@ class Dispatcher:
             mailbox.ended = True
             mailbox.generation += 1
             self._discard(mailbox)
+            drained = self._has_drained(mailbox)
+            mailbox.blocked = False
             self._changed.notify_all()
+        if drained:
+            self._on_drained(mailbox)  # nobody takes from it any more, and its socket is to be read
         if wait:
             self.quiesce(mailbox)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from rtpool.engine.clocks import boot_clock
 from rtpool.engine.coordinator import Coordinator
 from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
@@ -87,6 +88,7 @@ class Engine:
             on_interrupt=self._interrupted,
             on_failure=self._failed,
             on_end=self._ended,
+            boot=boot_clock(),
             log=logger_for(options, "io"),
         )
         #: Called on a worker with each status of the pool, with each heartbeat; replaced whole.

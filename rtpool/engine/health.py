@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from rtpool.engine.connection import Connection
 from rtpool.engine.engine import Engine
+from rtpool.events import ChannelState
 from rtpool.options import PoolOptions
+from rtpool.registry import Subscriber
 from rtpool.stats import Health
 
 __all__ = ["health_of"]
@@ -19,32 +21,33 @@ def health_of(engine: Engine) -> Health:
     """Whether a pool does what it was asked to; numbers may be a moment apart."""
     if engine.closed:
         return Health(verdict="down", status="closed", reasons=("the pool is closed",))
-    connections, now = engine.coordinator.connections, engine.loop.clock()
+    connections = engine.coordinator.connections
     needed = [connection for connection in connections.all if connection.joins]
-    reasons = [reason for connection in needed if (reason := _trouble(connection, engine.options, now))]
+    reasons = [reason for connection in needed if (reason := _trouble(connection, engine.options))]
     subscribers = engine.registry.subscribers()
-    reasons += [f"{s.topic!r} is {s.state}" for s in subscribers if not s.is_ready]
-    alive = any(_is_alive(connection, engine.options, now) for connection in needed)
-    stalled = now - engine.loop.now if engine.started else 0.0
+    reasons += [_unready(subscriber) for subscriber in subscribers if not subscriber.is_ready]
+    alive = any(_is_alive(connection, engine.options) for connection in needed)
+    stalled = engine.loop.clock() - engine.loop.now if engine.started else 0.0
     if stalled > STALLED_SECONDS:
         alive = False
         reasons.insert(0, f"the I/O thread has done nothing for {stalled:.1f} s")
     verdict = "ok" if not reasons else "degraded" if alive or not subscribers else "down"
-    heard = [now - connection.proof_of_life for connection in needed if connection.epoch]
+    heard = [connection.age for connection in needed if connection.epoch]
     return Health(verdict=verdict, status=connections.status, reasons=tuple(reasons), age=max(heard, default=None))
 
 
-def _silence_allowed(options: PoolOptions) -> float:
-    return options.heartbeat_interval + options.heartbeat_timeout
+def _unready(subscriber: Subscriber) -> str:
+    waits = subscriber.state is ChannelState.JOINED and bool(subscriber.config.changes)
+    return f"{subscriber.topic!r} is {subscriber.state}" + (", and its changes do not flow" if waits else "")
 
 
-def _is_alive(connection: Connection, options: PoolOptions, now: float) -> bool:
+def _is_alive(connection: Connection, options: PoolOptions) -> bool:
     """Whether it was heard lately. One that is not read at present, because a mailbox is full, cannot be heard."""
-    silent = now - connection.proof_of_life > _silence_allowed(options)
+    silent = connection.age > options.heartbeat_interval + options.heartbeat_timeout
     return connection.state == "open" and (not silent or bool(connection.paused_by))
 
 
-def _trouble(connection: Connection, options: PoolOptions, now: float) -> str:
+def _trouble(connection: Connection, options: PoolOptions) -> str:
     name, error = f"connection {connection.connection_id}", connection.last_error
     if connection.state in ("waiting", "error"):
         why = f": {error}" if error is not None else ""
@@ -53,6 +56,6 @@ def _trouble(connection: Connection, options: PoolOptions, now: float) -> str:
         return f"{name} is {connection.state}"
     if connection.paused_by:
         return f"{name} is not read: a mailbox with overflow='block' is full"
-    if not _is_alive(connection, options, now):
-        return f"{name} was last heard {now - connection.proof_of_life:.1f} s ago"
+    if not _is_alive(connection, options):
+        return f"{name} was last heard {connection.age:.1f} s ago"
     return ""

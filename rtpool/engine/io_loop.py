@@ -79,6 +79,7 @@ class IoLoop:
         on_failure: called on the I/O thread when the loop itself failed, before it is taken down.
         on_end: called last on the I/O thread.
         clock: monotonic seconds, read once a turn.
+        boot: monotonic seconds that pass while the machine sleeps, too; None where no clock of the platform does so.
         log: where failures of the loop itself are told.
 
     Thread-safety: `post`, `start`, `stop` and `join` may be called from any thread; everything else is confined to
@@ -93,6 +94,7 @@ class IoLoop:
         on_failure: Callable[[BaseException], None],
         on_end: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        boot: Callable[[], float] | None = None,
         log: Log | None = None,
     ) -> None:
         self._name = name
@@ -102,6 +104,7 @@ class IoLoop:
         self._on_end = on_end
         self._interrupted = False
         self.clock = clock
+        self.boot = boot
         self.now = clock()
         # Guards: _inbox, _awake, _stopped
         self._lock = Lock()

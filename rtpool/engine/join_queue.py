@@ -75,7 +75,7 @@ class _Line:
         if self.first:
             return self.first
         resting = now < self.rests_until and self._serves()
-        return self.again if not resting and not any(join.attempts for join in self.sent) else None
+        return self.again if not resting and not any(join.suspect for join in self.sent) else None
 
     def _serves(self) -> bool:
         """Whether anything is joined, which a failing join would hold up."""
@@ -239,7 +239,7 @@ class JoinQueue:
         line = self._lines.get(connection)
         if line is None:
             line = self._lines[connection] = _Line(connection, epoch=connection.epoch)
-        (line.again if join.attempts else line.first).append((next(self._numbers), join))
+        (line.again if join.suspect else line.first).append((next(self._numbers), join))
 
     def _line_of(self, join: Join) -> _Line | None:
         return self._lines.get(join.connection) if join.connection is not None else None

@@ -4,6 +4,7 @@ Joins: asked for, placed, paced, refused, tried again, given up, left. Everythin
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -22,7 +23,7 @@ from rtpool.engine.readiness import Readiness
 from rtpool.engine.routing import Router
 from rtpool.engine.tokens import Tokens, TokenSource
 from rtpool.errors import JoinRefused, JoinTimeout, PoolClosed, PoolExhausted, RtpoolError
-from rtpool.events import ChannelState
+from rtpool.events import ChannelState, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.json_engine import dumps
 from rtpool.protocol.messages import ACCESS_TOKEN, JsonBody
@@ -37,6 +38,11 @@ __all__ = ["Joining"]
 
 #: Sockets tried one after the other when each is said to be full; then the join backs off.
 MAX_MOVES = 3
+#: Seconds until changes must flow, or the server say why they do not: a cold start takes 8 to 15 (protocol 6.5), and so
+#: long it waits itself for what it reads from the database.
+CHANGES_SECONDS = 60.0
+#: The server's code when a node of it is going away (protocol 8.1).
+RESTARTING = "RealtimeRestarting"
 #: The server's word when it ends a channel for a presence over its limit (protocol 8.2).
 TRACK_TOO_BIG = "Track message size exceeded"
 
@@ -174,6 +180,8 @@ class Joining:
     def _converge(self, join: Join, *, asking: bool) -> None:
         if join.connection is None and not self._place(join):
             return
+        if asking and join.connection is not None and join.connection.state == "error":
+            self._connections.dial(join.connection)  # a new wish is a new attempt
         state = join.connection.session.state(join.topic) if join.connection else ChannelState.CLOSED
         if join.requested:
             pass
@@ -210,13 +218,16 @@ class Joining:
                 self._readiness.tell_members(join, "refused", error)
             fail_waiting(join.share, error)
             return False
+        self._house(join, choice)
+        return True
+
+    def _house(self, join: Join, choice: int) -> None:
         self._homeless.pop(join.share.key, None)
         connection = self._connections.new() if choice == OPEN else self._connections.get(choice)
         connection.joins[join.topic] = join
         join.connection = connection
         if connection.state == "error":
             self._connections.dial(connection)
-        return True
 
     def request(self, join: Join) -> None:
         """Ask for a join: it waits for its token, then for its turn, then for its connection."""
@@ -275,7 +286,14 @@ class Joining:
     def joined(self, join: Join, response: Any) -> None:
         """The server let a join in."""
         self.queue.succeeded(join)
-        join.answered, join.attempts, join.source.attempts = True, 0, 0
+        join.answered, join.suspect, join.source.attempts = True, False, 0
+        join.joined_at = at = self._loop.now
+        if join.config.changes:
+            self._loop.call_later(CHANGES_SECONDS, lambda: self._changes_overdue(join, at))
+        join.refusal, join.same_refusals = "", 0
+        if join.connection is not None and join.connection.draining:
+            join.connection.draining = False
+            self.find_homes()
         join.heard_at = self._loop.now
         join.share.last_error, join.blocked, join.second_chance = None, None, None
         self._router.joined(join, response)
@@ -291,6 +309,19 @@ class Joining:
         self._pushes.flush(join)
         # Somebody may have come, gone or changed while the join was under way.
         self._loop.post(self._resync, join.share.key)
+
+    def _changes_overdue(self, join: Join, joined_at: float) -> None:
+        """The server let a join in and never said that changes flow, nor why they do not: ask anew."""
+        waiting = join.joined and not (join.changes_flow or join.changes_refused or join.changes_error)
+        if join.joined_at != joined_at or not waiting or join.leaving or join.requested:
+            return
+        words = f"the changes of {join.name!r} do not flow {CHANGES_SECONDS:g} s after it was joined; it is joined anew"
+        join.share.last_error = error = JoinTimeout(words, topic=join.name, timeout=CHANGES_SECONDS)
+        for subscriber in join.members:
+            if subscriber.config.changes:
+                self._router.tell(subscriber, StatusChange(subscriber.topic, "timed_out", error))
+        self._readiness.interrupt(join, Outage("rejoin", self._wall()))
+        self.request(join)
 
     def _replay_request(self, join: Join) -> ReplayRequest | None:
         if join.replay is None:
@@ -330,7 +361,7 @@ class Joining:
             return
         timed_out = isinstance(error, JoinTimeout)
         self._readiness.tell_members(join, "timed_out" if timed_out else "refused", error)
-        join.attempts += 1
+        join.attempts, join.suspect = join.attempts + 1, True
         if action is Action.OTHER_SOCKET and join.attempts <= MAX_MOVES and self._move(join, error):
             return
         delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
@@ -343,18 +374,21 @@ class Joining:
 
     def _move(self, join: Join, error: RtpoolError) -> bool:
         """Ask on another socket; False when there is none to be had."""
-        full = join.connection
-        if full is None:
+        refusing = join.connection
+        if refusing is None:
             return False
-        # The first of the pool's sockets may be the one that is full or going away, and so may the next.
-        full.capacity = min(full.capacity, len(full.joins) - 1)
-        slots = [connection.slot() for connection in self._connections.all]
-        if place(join.topic, slots, max_connections=self._options.max_connections) is None:
+        slots = [connection.slot() for connection in self._connections.all if connection is not refusing]
+        choice = place(join.topic, slots, max_connections=self._options.max_connections - 1)
+        if choice is None:
             return False
-        self._log.warning("! %r leaves connection %d for another: %s", join.name, full.connection_id, error)
+        if isinstance(error, JoinRefused) and error.code == RESTARTING:
+            refusing.draining = True
+        else:
+            refusing.capacity = max(1, min(refusing.capacity, len(refusing.joins) - 1))
+        self._log.warning("! %r leaves connection %d for another: %s", join.name, refusing.connection_id, error)
         self._unplace(join)
-        if self._place(join):
-            self.request(join)
+        self._house(join, choice)
+        self.request(join)
         return True
 
     def _retry(self, join: Join) -> None:
@@ -377,7 +411,6 @@ class Joining:
 
     def _renewed(self, source: TokenSource) -> None:
         """There is another token: on live joins now, and what waited for one asks again."""
-        self._connections.hurry(afresh=True)
         for join in list(self.joins.values()):
             if join.source is source:
                 self._renew_token(join)
@@ -441,15 +474,26 @@ class Joining:
         connection.joins.pop(join.topic, None)
         self.vacated(connection)
 
-    def vacated(self, connection: Connection) -> None:
-        """There is room on a connection again: for those that have none, or for nobody."""
+    def find_homes(self) -> None:
+        """There may be room again for those that had none."""
         for key in self._homeless:
             self._loop.post(self._resync, key)
+
+    def vacated(self, connection: Connection) -> None:
+        """There is room on a connection again: for those that have none, or for nobody."""
+        self.find_homes()
         if connection.is_idle:
             self._connections.close_when_idle(connection)
 
+    def interrupted(self, join: Join) -> None:
+        """A channel that was joined is gone: if it lasted, what it took to join it is forgiven."""
+        if self._loop.now - join.joined_at >= self._options.stable_after:
+            join.attempts = 0
+        join.joined_at = math.inf
+
     def channel_lost(self, join: Join, event: ChannelLost) -> None:
         """The server ended a channel that was joined."""
+        self.interrupted(join)
         action = classify_system(join.system_error or event.cause)
         if action is Action.RETRY and join.attempts:
             action = Action.BACK_OFF

@@ -77,6 +77,9 @@ class Join:
         replaying: the server replays what an interruption cost; the answer to a presence call ends it.
         presence_calls, presence_pushes, presence_calling, presence_timer: when the server may be told who is present;
             who waits for that to be said, who for its answer; when the budget allows the next call.
+        attempts, suspect: failures since it last was joined for long; whether the last attempt failed.
+        joined_at: when it was let in last, monotonic.
+        refusal, same_refusals: what the server said to the last join, and how often in a row.
         outage: set from the loss of the channel until it is back; each member has its own until it is told.
         blocked: refused for good, until a new Channel, or a new token when that may help.
         needs_token: whether it may.
@@ -117,6 +120,10 @@ class Join:
     echoes: deque[Echo] = attrs.field(factory=lambda: deque(maxlen=MAX_ECHOES))
     buffer: deque[Outgoing] = attrs.field(factory=deque)
     attempts: int = 0
+    suspect: bool = False
+    joined_at: float = math.inf
+    refusal: str = ""
+    same_refusals: int = 0
     retry: Timer | None = None
     outage: Outage | None = None
     blocked: RtpoolError | None = None
@@ -173,6 +180,14 @@ class Join:
         if self.token is not None:
             payload["access_token"] = self.token
         return JsonBody(dumps(payload))
+
+    def refused_again(self, event: JoinFailed) -> int:
+        """Note how a join failed; how often it failed just so in a row."""
+        code, reason = parse_reason(event.response)
+        refusal = "timed out" if event.timed_out else code or reason
+        self.same_refusals = self.same_refusals + 1 if refusal == self.refusal else 1
+        self.refusal = refusal
+        return self.same_refusals
 
     def claim_echo(self, event: str, payload: Any, now: float) -> Subscriber | None:
         """

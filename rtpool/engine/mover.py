@@ -451,7 +451,7 @@ class Mover:
 
 def _is_movable(join: Join) -> bool:
     """Whether all is well with a join, and nobody would see it move."""
-    source, calls, share = join.source, join.presence_calls, join.share
+    calls, share = join.presence_calls, join.share
     return (
         all(map(join.flows_to, join.members))
         and bool(join.members)
@@ -461,6 +461,4 @@ def _is_movable(join: Join) -> bool:
         and share.wish is None
         and not (calls.in_flight or calls.has_news(None, asked=False))
         and (join.held or not join.buffer)
-        and source.fresh
-        and source.value == join.token
     )

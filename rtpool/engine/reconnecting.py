@@ -128,7 +128,7 @@ class Reconnecting:
             self._retrying(connection, error, self._schedule(connection, delay))
 
     def _end(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
-        connection.state = "error"
+        connection.state, connection.at_rest = "error", again_in is None
         self._given_up(connection, error, again_in)
 
     def _schedule(self, connection: Connection, delay: float) -> float:
@@ -152,14 +152,15 @@ class Reconnecting:
 
         Args:
             afresh: a user gave reason to try, so the quick attempts begin anew. Otherwise another connection of the
-                pool was opened, which says nothing to one that opens and does not last.
+                pool was opened, or the machine woke, which says nothing to one that opens and does not last, or that
+                nothing is to dial by itself.
         """
         if connection.state == "dialing":
-            connection.hoped = afresh
+            connection.hoped = connection.hoped or afresh
         if connection.state not in ("waiting", "error"):
             return
         if afresh:
             connection.attempts, connection.first_failed_at = 0, None
-        elif connection.crashes:
+        elif connection.crashes or connection.at_rest:
             return
         self._dial(connection)

@@ -46,7 +46,8 @@ class TokenSource:
         self.waiters: list[Waiter] = []
         self.renewal: Timer | None = None  # due shortly before the token expires
         self.search: Timer | None = None  # due when another token is looked for again
-        self.deadline: Timer | None = None  # of the call under way
+        self.deadline: Timer | None = None  # of the wait for the callable
+        self.calling: Provider | None = None  # the callable that has not returned yet
         #: The token the server refused last for what it is, in which words, and until when it need not be asked again.
         self.bad: str | None = None
         self.bad_words = ""
@@ -174,14 +175,21 @@ class Tokens:
 
         def job() -> None:
             token, error = _call(provider)
-            self._loop.post(self._answered, source, provider, token, error)
+            self._loop.post(self._returned, source, provider, token, error)
 
         def too_late() -> None:
             words = f"the access_token callable gave no token within {self._patience} s; it is asked again"
             self._answered(source, provider, None, _unavailable(words, "timeout"))
 
         source.deadline = self._loop.call_later(self._patience, too_late)
-        self._callers.submit(job)
+        if source.calling is not provider:  # one that hangs is not called again, on yet another thread
+            source.calling = provider
+            self._callers.submit(job)
+
+    def _returned(self, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None) -> None:
+        if source.calling is provider:
+            source.calling = None
+        self._answered(source, provider, token, error)
 
     def _answered(self, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None) -> None:
         if source.provider is not provider:

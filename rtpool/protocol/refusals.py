@@ -60,8 +60,9 @@ MAX_WORDS = 2_000
 _CODE = re.compile(r"([A-Z][A-Za-z0-9]*): (.*)\Z", re.DOTALL)
 _NUMBER = re.compile(r"-?[0-9]+")
 
-#: A catch-all of the server's: trouble that passes, or a config that crashes it every time.
-_UNKNOWN = Verdict(Action.BACK_OFF, attempts=5, then=Action.FATAL)
+#: A catch-all of the server's: trouble that passes, or a config that crashes it every time. Nobody knows, and it is not
+#: given up.
+_UNKNOWN = Verdict(Action.BACK_OFF, attempts=5, then=Action.BACK_OFF_LONG)
 
 #: Codes of join replies (supabase/realtime, `RealtimeWeb.RealtimeChannel`).
 JOIN_CODES: dict[str, Action | Verdict] = {

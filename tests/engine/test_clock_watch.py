@@ -9,18 +9,19 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from rtpool.engine import clock_watch
-from rtpool.engine.clock_watch import CHECK_SECONDS, ClockWatch, boot_clock
+from rtpool.engine.clock_watch import CHECK_SECONDS, ClockWatch
+from rtpool.engine.clocks import boot_clock
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
-from tests.support.wait import wait_until
 
 
 class World:
     """A loop and three clocks; `seen` is what the watch said."""
 
     def __init__(self, *, boot: bool = True) -> None:
-        self.now, self.wall, self.boot = 1_000.0, 2_000.0, 3_000.0
+        self.now, self.wall, self.booted = 1_000.0, 2_000.0, 3_000.0
+        self.boot = (lambda: self.booted) if boot else None
         self.seen: list[tuple[str, float, float]] = []
         self._call: Callable[[], None] | None = None
         watch = ClockWatch(
@@ -28,7 +29,6 @@ class World:
             resumed=lambda slept, stopped: self.seen.append(("resumed", slept, stopped)),
             stepped=lambda seconds: self.seen.append(("stepped", seconds, 0.0)),
             wall=lambda: self.wall,
-            boot=(lambda: self.boot) if boot else None,
         )
         watch.start()
 
@@ -42,7 +42,7 @@ class World:
     def pass_time(self, *, slept: float = 0.0, stopped: float = 0.0, step: float = 0.0) -> None:
         """Until the next look at the clocks, and what happened meanwhile."""
         self.now += CHECK_SECONDS + stopped
-        self.boot += CHECK_SECONDS + stopped + slept
+        self.booted += CHECK_SECONDS + stopped + slept
         self.wall += CHECK_SECONDS + stopped + slept + step
         assert self._call is not None
         self._call()
@@ -104,10 +104,9 @@ def test_after_a_suspend_a_dead_connection_is_left_at_once_and_the_gap_covers_th
 ) -> None:
     monkeypatch.setattr(clock_watch, "CHECK_SECONDS", 0.05)
     pool, gaps = make_pool(heartbeat_interval=3_600, heartbeat_timeout=0.2), Recorder()
-    pool.channel("room").on_gap(gaps).subscribe()
     clock, asleep = boot_clock() or (lambda: 0.0), [0.0]
-    pool._engine.coordinator._watch._boot = lambda: clock() + asleep[0]
-    wait_until(lambda: pool._engine.coordinator._watch._boot_was >= clock() - 0.2)
+    pool._engine.loop.boot = lambda: clock() + asleep[0]
+    pool.channel("room").on_gap(gaps).subscribe()
     server.connections[0].freeze()
     before = datetime.now(timezone.utc)
     asleep[0] = 600.0
@@ -124,10 +123,24 @@ def test_after_a_suspend_a_connection_that_lives_is_kept(
     monkeypatch.setattr(clock_watch, "CHECK_SECONDS", 0.05)
     beats = Recorder()
     pool = make_pool(heartbeat_interval=3_600).on_heartbeat(beats)
-    pool.channel("room").subscribe()
     clock, asleep = boot_clock() or (lambda: 0.0), [0.0]
-    pool._engine.coordinator._watch._boot = lambda: clock() + asleep[0]
+    pool._engine.loop.boot = lambda: clock() + asleep[0]
+    pool.channel("room").subscribe()
     asleep[0] = 600.0
     assert [beat.status for beat in beats.wait(2)][:2] == ["sent", "ok"]
     assert server.connections_total == 1
     assert pool.stats().gaps == 0
+
+
+def test_a_connection_that_breaks_on_waking_has_a_gap_that_begins_before_the_sleep(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, gaps = make_pool(), Recorder()
+    clock, asleep = boot_clock() or (lambda: 0.0), [0.0]
+    pool._engine.loop.boot = lambda: clock() + asleep[0]
+    pool.channel("room").on_gap(gaps).subscribe()
+    before = datetime.now(timezone.utc)
+    asleep[0] = 3_600.0
+    server.connections[0].abort()  # before anybody looked at the clocks
+    (gap,) = gaps.wait(1)
+    assert gap.lost_from <= before - timedelta(seconds=3_590)

@@ -7,7 +7,7 @@ Twenty seconds by default; ``RTPOOL_SOAK=600`` makes it ten minutes, any number 
 
 Each round of ten seconds ends in a calm, in which all must be as it was: every resident Channel is joined and hears a
 message, every push is resolved once, the books of every Channel balance, no thread has died or come to stay, and no
-more descriptors are open. The calm after the first round is what later ones are compared with.
+more descriptors are open than after the first round. Memory is compared from the middle of the time to its end.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from tests.support.wait import wait_until
 SECONDS = float(os.environ.get("RTPOOL_SOAK", "20"))
 ROUND = 10.0
 TOPICS = [f"topic-{number}" for number in range(12)]
-#: What the process may have grown by from the first calm to the last: a tenth, and what an allocator keeps for itself.
-GROWTH, SLACK = 0.10, 16 * 2**20
+#: By what the process may have grown in the second half of the time: a twentieth, and what its allocator keeps: each
+#: thread's arena fills up to the most it ever needed, which takes minutes, though no object is added.
+GROWTH, SLACK = 0.05, 16 * 2**20
 
 
 class Resident:
@@ -194,10 +195,11 @@ def test_after_any_number_of_faults_everything_is_as_it_was(
                 figure(f"calm {number}: " + ", ".join(f"{name} {value:,.0f}" for name, value in calm.items()))
         for pool in pools:
             assert pool.close(10)
-    first, last = calms[0], calms[-1]
+    first, half, last = calms[0], calms[(len(calms) - 1) // 2], calms[-1]
     for calm in calms:
         assert (calm["threads"], calm["descriptors"]) == (first["threads"], first["descriptors"])
-    assert last["memory"] <= first["memory"] * (1 + GROWTH) + SLACK
+    assert last["memory"] <= half["memory"] * (1 + GROWTH) + SLACK
+    assert last["objects"] <= half["objects"] * (1 + GROWTH)
     assert sum(saboteur.counts.values()) >= SECONDS
     assert pushes.made >= SECONDS
     assert last["dropped"] > 0, "nobody was slow enough to lose anything"

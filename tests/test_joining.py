@@ -1,0 +1,238 @@
+"""Joins in trouble: none is forgotten, none is given up for another's reason, none costs its neighbours their place."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+import rtpool
+from rtpool.engine import joining
+from rtpool.testing import JoinRefusal, RealtimeServer, Refusal, faults
+from rtpool.testing.refusals import Join
+from tests.conftest import MakePool
+from tests.support.recorder import Recorder
+from tests.support.wait import wait_until
+
+
+def test_joins_that_wait_go_on_when_a_late_heartbeat_is_answered(make_pool: MakePool) -> None:
+    with RealtimeServer(join_latency=0.3) as server:
+        server.inject(faults.Delay(0.02), on=faults.Replying("heartbeat"), times=None)
+        pool = make_pool(
+            server.url, api_key=server.api_key, heartbeat_interval=0.2, heartbeat_timeout=0.25, health_check_interval=60
+        )
+        channels = [pool.channel(f"room-{number}").subscribe(wait=False) for number in range(12)]
+        wait_until(lambda: all(channel.is_subscribed for channel in channels))
+        assert server.connections_total == 1
+        pool.close()
+
+
+def test_a_join_is_judged_by_how_often_it_failed_just_so_not_by_all_that_failed_before(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    answers = [Join.INITIALIZING(), *[JoinRefusal("QueryCanceled: slow")] * 5, JoinRefusal("Unknown Error on Channel")]
+    server.on_join = lambda *_: answers.pop(0) if answers else None
+    pool = make_pool(base_delay=0.01, max_delay=0.02)
+    channel = pool.channel("room").subscribe(wait=False)
+    wait_until(lambda: channel.is_subscribed)
+    assert len(server.joins("room")) == 8
+
+
+def test_words_nobody_understands_are_tried_again_for_ever_but_slowly(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "LONG_BACK_OFF", 0.1)
+    seen, answers = Recorder(), [Join.UNKNOWN()] * 9
+    server.on_join = lambda *_: answers.pop(0) if answers else None
+    channel = make_pool(base_delay=0.001, max_delay=0.001).channel("room").on_status(seen).subscribe(wait=False)
+    wait_until(lambda: channel.is_subscribed)
+    actions = [change.error.action for change in seen.events if change.status == "refused"]
+    assert actions == [rtpool.Action.BACK_OFF] * 5 + [rtpool.Action.BACK_OFF_LONG] * 4
+
+
+@pytest.mark.parametrize("how", ["unsubscribe", "unsubscribe and subscribe"])
+@pytest.mark.parametrize("reader", ["a callback", "a loop"])
+def test_a_channel_that_blocked_its_socket_lets_go_of_it_when_it_leaves(
+    server: RealtimeServer, make_pool: MakePool, how: str, reader: str
+) -> None:
+    pool, heard, go_on = make_pool(overflow="block", mailbox_limit=10), Recorder(), threading.Event()
+    pool.channel("other").on_broadcast("*", heard).subscribe()
+    channel = pool.channel("room")
+    if reader == "a callback":
+        channel.on_broadcast("*", lambda message: go_on.wait(10))
+    channel.subscribe()
+    try:
+        for number in range(200):
+            server.broadcast("room", "x", {"n": number})
+        (connection,) = pool._engine.coordinator.connections.all
+        wait_until(lambda: connection.paused_by)
+        channel.unsubscribe(timeout=0)
+        if how != "unsubscribe":
+            channel.subscribe(wait=False)
+            go_on.set()
+            threading.Thread(target=lambda: list(channel.events())).start()
+        server.broadcast("other", "y", {"n": 1})
+        heard.wait(1)
+        channel.unsubscribe()
+    finally:
+        go_on.set()
+
+
+def test_a_node_that_goes_away_costs_its_socket_no_place_for_later(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool = make_pool(max_connections=1, base_delay=0.01)
+    server.inject(faults.RefuseJoin("RealtimeRestarting: Realtime is restarting, please standby"))
+    pool.channel("a").subscribe()
+    pool.channel("b").subscribe()
+    assert server.connections_total == 1
+
+
+def test_who_found_no_room_is_given_it_when_another_socket_has_some(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, told = make_pool(max_connections=1, max_channels_per_connection=1), Recorder()
+    first = pool.channel("a").subscribe()
+    second = pool.channel("b").on_status(told).subscribe(wait=False)
+    told.wait_for(lambda events: any(isinstance(e.error, rtpool.PoolExhausted) for e in events))
+    first.unsubscribe()
+    wait_until(lambda: second.is_subscribed)
+
+
+def test_a_join_that_waited_for_a_lost_socket_is_not_forgotten_though_the_one_before_it_fails(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    calls: list[int] = []
+
+    def token() -> str:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("the auth server is down")
+        return server.token()
+
+    pool = make_pool(max_joins_in_flight=1, heartbeat_timeout=5, health_check_interval=60)
+    hold = server.inject(faults.Drop(), on=faults.Receiving("phx_join", topic="a"))
+    pool.channel("a", access_token=token).subscribe(wait=False)
+    hold.wait()
+    second = pool.channel("b").subscribe(wait=False)
+    wait_until(lambda: pool.stats().total_joins == 2)
+    server.connections[0].abort()
+    wait_until(lambda: second.is_subscribed)
+
+
+def test_changes_that_never_flow_are_told_and_asked_for_anew(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "CHANGES_SECONDS", 0.2)
+    lost = server.inject(faults.Drop(), on=faults.Sending("system", topic="room"))
+    pool, seen = make_pool(), Recorder()
+    channel = pool.channel("room").on_postgres_changes("*", print, table="cars").on_status(seen).subscribe(wait=False)
+    lost.wait()
+    wait_until(lambda: channel.is_subscribed)
+    (late,) = [change for change in seen.events if change.status == "timed_out"]
+    assert "changes of 'room' do not flow" in str(late.error)
+    assert len(server.joins("room")) == 2
+
+
+def test_a_channel_that_the_server_ends_as_soon_as_it_is_joined_is_joined_ever_more_slowly(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, seen = make_pool(stable_after=10.0, base_delay=0.02, max_delay=60), Recorder()
+
+    def crash(change: rtpool.StatusChange) -> None:
+        seen(change)
+        if change.status == "joined":
+            server.crash_channel("room")
+
+    channel = pool.channel("room").on_status(crash)
+    channel.subscribe(wait=False)
+    wait_until(lambda: len(server.joins("room")) >= 6)
+    (join,) = pool._engine.coordinator.joins.values()
+    assert join.attempts >= 5
+
+
+def test_a_callable_that_hangs_is_called_once_and_keeps_no_other_from_being_called(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    go_on, calls = threading.Event(), Recorder()
+
+    def hang() -> str:
+        calls(1)
+        go_on.wait(30)
+        return server.token()
+
+    pool, told = make_pool(join_timeout=0.1, base_delay=0.01, max_delay=0.01), Recorder()
+    stuck = pool.channel("a", access_token=hang).on_status(told).subscribe(wait=False)
+    told.wait_for(lambda events: sum(e.status == "refused" for e in events) >= 12)
+    pool.channel("b", access_token=lambda: server.token()).subscribe()
+    assert len(calls.events) == 1
+    go_on.set()
+    wait_until(lambda: stuck.is_subscribed)
+
+
+def test_a_dial_that_hangs_is_given_up_and_told_and_its_late_socket_is_closed(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtpool.engine.connections.DIAL_GRACE", 0.1)
+    go_on, first = threading.Event(), [True]
+
+    def dial(host: str, port: int, seconds: float) -> socket.socket:
+        if first:
+            first.clear()
+            go_on.wait(30)
+        return socket.create_connection((host, port))
+
+    pool, seen = make_pool(dial=dial, connection_timeout=0.2), Recorder()
+    channel = pool.on_status(seen).channel("room").subscribe(wait=False)
+    change = seen.wait_for(lambda events: any(e.error for e in events))[-1]
+    assert "did not end within" in str(next(e.error for e in seen.events if e.error))
+    assert change is not None
+    wait_until(lambda: channel.is_subscribed)
+    go_on.set()
+    server.wait_for(lambda s: len(s.connections) == 1)
+
+
+def test_what_the_users_policy_gave_up_stays_given_up(server: RealtimeServer, make_pool: MakePool) -> None:
+    knocks: list[Any] = []
+    server.on_connect = lambda request: knocks.append(request) or Refusal(503)
+    pool = make_pool(reconnect=rtpool.ReconnectPolicy(retry=lambda state: False), health_check_interval=0.02)
+    seen = Recorder()
+    pool.on_status(seen).channel("room").subscribe(wait=False)
+    seen.wait_for(lambda events: events and events[-1].status == "error")
+    audit = pool._engine.coordinator.audit
+    for _ in range(3):
+        done = threading.Event()
+        pool._engine.post(lambda done=done: (audit.run(), done.set()))
+        assert done.wait(5)
+    assert len(knocks) == 1
+    assert pool.stats().repairs == 0
+
+
+def test_a_gap_covers_what_was_published_behind_a_message_that_was_cut_off(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, gaps = make_pool(), Recorder()
+    pool.channel("room").on_gap(gaps).on_broadcast("*", print).subscribe()
+    cut = server.inject(faults.Freeze(after=1_000), on=faults.Sending("broadcast", topic="room"))
+    before = datetime.now(timezone.utc)
+    server.broadcast("room", "big", {"data": "x" * 100_000})
+    cut.wait()
+    (connection,) = pool._engine.coordinator.connections.all
+    wait_until(lambda: connection.proof_of_life > connection._whole_at)
+    connection.proof_of_life += 100  # as if more of it had trickled in, ever since
+    server.connections[0].abort()
+    (gap,) = gaps.wait(1)
+    assert gap.lost_from <= before
+
+
+@pytest.mark.parametrize("again", ["another Channel", "the same Channel"])
+def test_a_new_wish_is_a_new_attempt_also_for_a_topic_that_is_wanted_already(
+    server: RealtimeServer, make_pool: MakePool, again: str
+) -> None:
+    server.inject(faults.Refuse(404))
+    pool, seen = make_pool(), Recorder()
+    channel = pool.on_status(seen).channel("room").subscribe(wait=False)
+    seen.wait_for(lambda events: events and events[-1].status == "error")
+    (pool.channel("room") if again == "another Channel" else channel).subscribe()
+    wait_until(lambda: channel.is_subscribed)
