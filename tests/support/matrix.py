@@ -227,11 +227,13 @@ class Cell:
         self.strikes_now = lambda: injection.strikes
         if phase == "leaving":
             finish()
-        if phase in ("idle", "leaving") and (row.anew or row.at == "server"):
-            self.channel.subscribe(wait=False)  # nobody needs another connection otherwise
+        unused = phase in ("idle", "leaving")  # somebody must miss the connection that fails, or need another
+        early = row.anew or row.at == "server"
+        if unused and early:
+            self.channel.subscribe(wait=False)
         self._until("the fault strikes", lambda: injection.strikes)
-        if phase in ("idle", "leaving") and row.tells:
-            self.channel.subscribe(wait=False)  # nor misses the one that fails
+        if unused and row.tells and not early:
+            self.channel.subscribe(wait=False)
         return finish
 
     def _act(self) -> Callable[[], None]:
