@@ -310,3 +310,82 @@ def test_a_topic_the_server_keeps_forgetting_is_joined_at_once_only_the_first_ti
     (join,) = pool._engine.coordinator.joins.values()
     wait_until(lambda: join.retry is not None)
     assert join.attempts == 2
+
+
+@pytest.mark.parametrize("where", ["of a live channel", "of a join"])
+def test_a_token_that_comes_while_the_one_before_is_being_refused_is_tried(
+    server: RealtimeServer, make_pool: MakePool, where: str
+) -> None:
+    pool = make_pool(access_token=server.token(sub="me", n=1))
+    channel = pool.channel("room")
+    if where == "of a join":
+        server.inject(faults.RefuseJoin("InvalidJWTToken: Token has expired 1 seconds ago"))
+        with server.inject(faults.Delay(3_600), on=faults.Replying("phx_join")) as slow:
+            channel.subscribe(wait=False)
+            slow.wait()
+            pool.set_auth(server.token(sub="me", n=2))
+    else:
+        channel.subscribe()
+        with server.inject(faults.Delay(3_600), on=faults.Sending("system")) as slow:
+            server.expire_tokens("room")
+            slow.wait()
+            pool.set_auth(server.token(sub="me", n=2))
+            server.wait_for(lambda s: any(message.event == "access_token" for message in s.received))
+    wait_until(lambda: channel.is_subscribed and len(server.joins("room")) == 2)
+
+
+def test_a_sibling_whose_wish_is_refused_for_good_takes_nobody_along_when_it_leaves(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    def guard(topic: str, payload: Any, connection: object) -> JoinRefusal | None:
+        wanted = payload["config"]["postgres_changes"]
+        return JoinRefusal("RealtimeDisabledForConfiguration: no changes here") if wanted else None
+
+    server.on_join = guard
+    pool = make_pool()
+    first = pool.channel("room").on_broadcast("*", print).subscribe()
+    with pytest.raises(rtpool.JoinRefused, match="no changes here"):
+        pool.channel("room").on_postgres_changes("*", print, table="cars").subscribe()
+    wait_until(lambda: first.is_subscribed)
+
+
+def test_a_new_token_ends_the_wait_of_who_had_none(server: RealtimeServer, make_pool: MakePool) -> None:
+    def broken() -> str:
+        raise RuntimeError("the auth server is down")
+
+    pool, told = make_pool(access_token=broken, base_delay=3_600, max_delay=3_600), Recorder()
+    channel = pool.channel("room").on_status(told).subscribe(wait=False)
+    told.wait_for(lambda events: any(e.status == "refused" for e in events))
+    pool.set_auth(server.token())
+    wait_until(lambda: channel.is_subscribed)
+
+
+def test_what_was_whole_before_a_bad_frame_is_delivered(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool, heard = make_pool(), Recorder()
+    pool.channel("room").on_broadcast("*", heard).on_gap(heard).subscribe()
+    text = '[null,null,"realtime:room","broadcast",{"type":"broadcast","event":"x","payload":{"n":%d}}]'
+    frames = b"".join(bytes([0x81, len(body)]) + body for body in ((text % n).encode() for n in range(10)))
+    server.connections[0].send_raw(frames + b"\xff\xff\xff\xff")
+    events = heard.wait(11)
+    assert [event.payload["n"] for event in events[:10]] == list(range(10))
+    assert isinstance(events[10], rtpool.Gap)
+
+
+def test_a_gap_covers_what_the_server_could_not_send_because_nothing_was_read(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, gaps, go_on = make_pool(overflow="block", mailbox_limit=2), Recorder(), threading.Event()
+    channel = pool.channel("room").on_broadcast("*", lambda message: go_on.wait(10))
+    channel.on_gap(gaps).subscribe()
+    (connection,) = pool._engine.coordinator.connections.all
+    before = datetime.now(timezone.utc)
+    try:
+        for number in range(300):
+            server.broadcast("room", "x", {"n": number, "pad": "x" * 50_000})
+        wait_until(lambda: connection._backlogged)
+        connection.proof_of_life += 100  # as if a little had been read, now and then, ever since
+        connection._whole_at += 100
+        server.connections[0].abort()
+    finally:
+        go_on.set()
+    assert gaps.wait(1)[0].lost_from <= before

@@ -92,7 +92,7 @@ class Connection:
         self.guests: set[str] = set()  # topics joined here that no join lives by, see `Mover`
         self.idle_timer: Timer | None = None
         self.paused_by: set[Any] = set()  # mailboxes with overflow="block" that are full
-        # Of the present outage: failed attempts, when the first and the last failed, whether that was opened and did not
+        # Of the present outage: failed attempts, when the first and the last failed, whether that opened and did not
         # last.
         self.attempts = 0
         self.first_failed_at: float | None = None
@@ -109,6 +109,10 @@ class Connection:
         self.clock_skew = 0.0
         #: By `clock`: when bytes arrived last, and when they last ended with a message, none being left to read.
         self.proof_of_life = self._whole_at = 0.0
+        # When the last heartbeat was sent whose answer, and with it all before, has arrived; whether reading has paused
+        # since, so that the peer keeps what it would have sent.
+        self._sure_at = 0.0
+        self._backlogged = False
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
@@ -169,6 +173,7 @@ class Connection:
             return
         try:
             if self.paused_by:
+                self._backlogged = True
                 self.session.not_reading(now)
             self.session.tick(now)
             self._pump(now)
@@ -188,7 +193,8 @@ class Connection:
         self.state, self.hoped = "open", False
         self.epoch += 1
         self.opened_at = self._wrote_at = now
-        self.proof_of_life = self._whole_at = self._clock()
+        self.proof_of_life = self._whole_at = self._sure_at = self._clock()
+        self._backlogged = False
         self.session.connected(now)
         self.draining = False
 
@@ -230,7 +236,8 @@ class Connection:
         Seconds for which nothing can be said to have arrived whole. What was read last had been sent before, and what
         was sent since then is lost with the socket: the bound of a `Gap` reckons with the way.
         """
-        return max(0.0, self._clock() - self._whole_at) + self.under_way
+        known_at = self._sure_at if self._backlogged else self._whole_at
+        return max(0.0, self._clock() - known_at) + self.under_way
 
     @property
     def under_way(self) -> float:
@@ -331,6 +338,7 @@ class Connection:
         for event in events:
             if isinstance(event, HeartbeatReplied):
                 self.heartbeat_latency = event.latency
+                self._sure_at, self._backlogged = self._clock() - event.latency, bool(self.paused_by)
             elif isinstance(event, HeartbeatLost):
                 raise ConnectionFailed(
                     f"connection {self.connection_id} is dead: no heartbeat reply within {event.waited:.1f} s",

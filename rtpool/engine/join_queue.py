@@ -8,6 +8,7 @@ A server runs the joins of a socket one by one, and each that fails holds up eve
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import logging
 import math
@@ -32,6 +33,7 @@ TOO_MANY_JOINS = "Too many joins per second"
 REST = 4.0
 
 _Numbered = tuple[int, Join]
+_Rank = tuple[bool, int, int]
 
 
 @attrs.define(eq=False)
@@ -40,42 +42,74 @@ class _Line:
     The joins that wait for one connection, and how joins fare on its socket.
 
     Attributes:
-        first, again: those that have not failed yet, and those that have; oldest first, numbered over the pool.
+        first, again: those whose last attempt did not fail, oldest first; those whose did, after how many attempts,
+            fewest first. Numbered over the pool.
         epoch: of the socket that all below is about.
         sent: what awaits the server's answer, and since when.
         answered_at: when it answered the last.
         in_doubt: a join failed, and none has succeeded since.
-        rests_until: none that has failed before goes earlier, if there is a joined channel it may hold up.
+        failed_at, busy: when the last failed, and how long that had kept the socket.
     """
 
     connection: Connection
     first: deque[_Numbered] = attrs.field(factory=deque)
-    again: deque[_Numbered] = attrs.field(factory=deque)
+    again: list[tuple[int, int, Join]] = attrs.field(factory=list)
     epoch: int = 0
     sent: dict[Join, float] = attrs.field(factory=dict)
     answered_at: float = -math.inf
     in_doubt: bool = False
-    rests_until: float = -math.inf
+    failed_at: float = -math.inf
+    busy: float = 0.0
 
     def look(self) -> None:
         """Forget what was of an earlier socket, and whose answer will not be told: it was left meanwhile."""
         connection = self.connection
         if self.epoch != connection.epoch:
             self.epoch, self.sent = connection.epoch, {}
-            self.answered_at, self.in_doubt, self.rests_until = -math.inf, False, -math.inf
+            self.answered_at, self.in_doubt, self.failed_at = -math.inf, False, -math.inf
         for join in list(self.sent):
             if connection.session.state(join.topic) in (ChannelState.CLOSED, ChannelState.LEAVING):
                 del self.sent[join]
 
-    def next(self, now: float) -> deque[_Numbered] | None:
-        """Of which of the two the oldest may go now."""
+    def head(self, now: float) -> tuple[_Rank, Join] | None:
+        """Which may go now, and its rank among those of other lines."""
         session = self.connection.session
         if not (self.first or self.again) or session.joins_available <= 0 or (self.in_doubt and self.sent):
             return None
         if self.first:
-            return self.first
-        resting = now < self.rests_until and self._serves()
-        return self.again if not resting and not any(join.suspect for join in self.sent) else None
+            number, join = self.first[0]
+            return (False, 0, number), join
+        attempts, number, join = self.again[0]
+        if (now < self.rests_until and self._serves()) or any(join.suspect for join in self.sent):
+            return None
+        return (True, attempts, number), join
+
+    @property
+    def joins(self) -> list[Join]:
+        """Those that wait, in their order."""
+        return [*(join for _, join in self.first), *(join for _, _, join in self.again)]
+
+    @property
+    def next(self) -> Join | None:
+        """The one that goes next, now or later."""
+        if self.first:
+            return self.first[0][1]
+        return self.again[0][2] if self.again else None
+
+    def take(self) -> None:
+        """The head is taken."""
+        if self.first:
+            self.first.popleft()
+        else:
+            self.again.pop(0)
+
+    @property
+    def rests_until(self) -> float:
+        """
+        None of `again` goes earlier, if there is a joined channel it may hold up: the more often the next one has
+        failed, the longer the socket has to itself.
+        """
+        return self.failed_at + min(REST, self.again[0][0]) * self.busy if self.again else -math.inf
 
     def _serves(self) -> bool:
         """Whether anything is joined, which a failing join would hold up."""
@@ -96,8 +130,9 @@ class JoinQueue:
     """
     Paces joins.
 
-    On each socket, joins that have not failed yet go first. Of those that have, one is in flight at a time, each in its
-    turn; and where channels are joined, the next waits after a failure four times as long as that took. While a socket
+    On each socket, joins that have not failed yet go first. Of those that have, one is in flight at a time, those that
+    failed least often first, each in its turn; and where channels are joined, the next waits after a failure as many
+    times as long as that took as it has failed itself, four times at the most. While a socket
     is in doubt, from a failure to the next success, it has one join in flight whatever it is.
 
     Args:
@@ -144,7 +179,7 @@ class JoinQueue:
         busy = line.answered(join, now) if line is not None else None
         if line is not None and busy is not None:
             line.in_doubt = True
-            line.rests_until = max(line.rests_until, now + REST * busy)
+            line.failed_at, line.busy = now, busy
 
     def heed(self, error: RtpoolError) -> None:
         """A join or a dial failed: halve the pace for a while if the server said that there are too many joins."""
@@ -176,7 +211,7 @@ class JoinQueue:
     def holds(self, join: Join) -> bool:
         """Whether a join waits here."""
         line = self._line_of(join)
-        return line is not None and any(join is waiting for _, waiting in (*line.first, *line.again))
+        return line is not None and join in line.joins
 
     def stop(self) -> None:
         """Send nothing any more."""
@@ -199,37 +234,36 @@ class JoinQueue:
             line.look()
             if line.connection.state != "open":
                 del self._lines[line.connection]
-                for _, join in (*line.first, *line.again):
+                for join in line.joins:
                     if join.connection is line.connection:
                         join.requested = False
-        while (waiting := self._whose_turn(now)) is not None:
+        while (turn := self._whose_turn(now)) is not None:
             if not self._pace.grant(now):
                 return self._pace.next_at(now)
-            _, join = waiting.popleft()
-            line = self._lines[join.connection]  # type: ignore[index]
+            line, join = turn
+            line.take()
             self._send(join)
             if line.connection.session.state(join.topic) is ChannelState.JOINING:  # else it was not to be
                 line.sent[join] = now
-        rests = [line.rests_until for line in self._lines.values() if line.again and line.rests_until > now]
+        rests = [line.rests_until for line in self._lines.values() if line.rests_until > now]
         return min(rests, default=math.inf)
 
-    def _whose_turn(self, now: float) -> deque[_Numbered] | None:
-        """The queue whose head goes next: of those that have not failed the oldest, else of those that have."""
+    def _whose_turn(self, now: float) -> tuple[_Line, Join] | None:
+        """Which join goes next, and its line: of those that have not failed the oldest, else of those that have."""
         for line in list(self._lines.values()):
             self._drop_strays(line)
-        best, best_rank = None, (True, math.inf)
+        best, best_rank = None, None
         for line in self._lines.values():
-            waiting = line.next(now)
-            if waiting and (rank := (waiting is line.again, waiting[0][0])) < best_rank:
-                best, best_rank = waiting, rank
+            head = line.head(now)
+            if head is not None and (best_rank is None or head[0] < best_rank):
+                best_rank, best = head[0], (line, head[1])
         return best
 
     def _drop_strays(self, line: _Line) -> None:
-        for waiting in (line.first, line.again):
-            while waiting and not ((join := waiting[0][1]).requested and join.connection is line.connection):
-                waiting.popleft()
-                if join.requested:  # it lives elsewhere now
-                    self._line_up(join)
+        while (join := line.next) is not None and not (join.requested and join.connection is line.connection):
+            line.take()
+            if join.requested:  # it lives elsewhere now
+                self._line_up(join)
 
     def _line_up(self, join: Join) -> None:
         connection = join.connection
@@ -239,7 +273,10 @@ class JoinQueue:
         line = self._lines.get(connection)
         if line is None:
             line = self._lines[connection] = _Line(connection, epoch=connection.epoch)
-        (line.again if join.suspect else line.first).append((next(self._numbers), join))
+        if join.suspect:
+            bisect.insort(line.again, (join.attempts, next(self._numbers), join))
+        else:
+            line.first.append((next(self._numbers), join))
 
     def _line_of(self, join: Join) -> _Line | None:
         return self._lines.get(join.connection) if join.connection is not None else None

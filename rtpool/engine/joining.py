@@ -21,7 +21,7 @@ from rtpool.engine.logs import Log
 from rtpool.engine.pushes import Pushes
 from rtpool.engine.readiness import Readiness
 from rtpool.engine.routing import Router
-from rtpool.engine.tokens import Tokens, TokenSource
+from rtpool.engine.tokens import UNAVAILABLE, Tokens, TokenSource
 from rtpool.errors import JoinRefused, JoinTimeout, PoolClosed, PoolExhausted, RtpoolError
 from rtpool.events import ChannelState, StatusChange
 from rtpool.options import PoolOptions
@@ -199,7 +199,8 @@ class Joining:
             else:
                 self._readiness.flow(join)
         elif join.blocked is not None:
-            if asking:  # a new Channel is a new wish: it is asked once more
+            # A new Channel is a new wish, and so is another config: it is asked once more.
+            if asking or merge_configs(s.config for s in join.members) != join.config:
                 join.blocked, join.second_chance, join.attempts = None, None, 0
                 self.request(join)
         elif join.retry is None:
@@ -257,10 +258,10 @@ class Joining:
         if connection is None or self.joins.get(join.share.key) is not join:
             return
         token = join.source.value
-        if join.second_chance is not None and token == join.token:
+        if join.second_chance is not None and token == join.joined_with:
             self.failed(join, join.second_chance, Action.NEW_TOKEN)
             return
-        join.token = token
+        join.token = join.joined_with = token
         if (known := self._refused_lately(join)) is not None:
             self.failed(join, known, Action.NEW_TOKEN)
             return
@@ -350,7 +351,8 @@ class Joining:
             join.source.found_bad(join.token, f"{error.code}: {error.reason}", self._loop.now)
         join.share.last_error = error
         self._readiness.publish_state(join)
-        if action is Action.NEW_TOKEN and join.source.provider is not None and join.second_chance is None:
+        newer = join.source.value != join.joined_with  # than the server can mean
+        if action is Action.NEW_TOKEN and join.second_chance is None and (newer or join.source.provider is not None):
             join.second_chance = error
             if join.source.value == join.token:
                 self.tokens.expire(join.source)
@@ -427,6 +429,8 @@ class Joining:
             if join.needs_token and join.connection is not None:
                 join.blocked = None
                 self.request(join)
+        elif join.retry is not None and getattr(join.share.last_error, "code", None) in (*TOKEN_CODES, UNAVAILABLE):
+            self.request(join)
         elif join.joined:
             self._send_token(join, join.source.value)
 

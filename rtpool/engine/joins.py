@@ -87,7 +87,7 @@ class Join:
         outage: set from the loss of the channel until it is back; each member has its own until it is told.
         blocked: refused for good, until a new Channel, or a new token when that may help.
         needs_token: whether it may.
-        token: what the server was given last.
+        token, joined_with: what the server was given last, and with the join sent last.
         second_chance: the server refused the token, and the callable is asked for another before anybody is told.
         handover: set while it moves to another connection, see `Mover`.
         held: its pushes wait for that.
@@ -134,6 +134,7 @@ class Join:
     needs_token: bool = False
     second_chance: RtpoolError | None = None
     token: str | None = None
+    joined_with: str | None = None
     handover: Handover | None = None
     held: bool = False
 

@@ -16,11 +16,13 @@ from rtpool.engine.logs import Log
 from rtpool.errors import InvalidType, JoinRefused, RtpoolError
 from rtpool.protocol.jwt import expiry_of
 
-__all__ = ["TokenSource", "Tokens"]
+__all__ = ["TokenSource", "Tokens", "UNAVAILABLE"]
 
 Waiter = Callable[[str | None, RtpoolError | None], None]
 Provider = Callable[[], str]
 
+#: The code of a `JoinRefused` that comes of a callable, not of the server.
+UNAVAILABLE = "TokenUnavailable"
 #: A token is renewed this part of its remaining life before it expires, and at the most so many seconds; jitter doubles
 #: both. The official JavaScript client asks every 25 s instead (protocol 9.2).
 LEAD_PART, LEAD_SECONDS = 0.1, 60.0
@@ -306,4 +308,4 @@ def _call(provider: Provider) -> tuple[str | None, RtpoolError | None]:
 
 
 def _unavailable(words: str, reason: str) -> JoinRefused:
-    return JoinRefused(words, code="TokenUnavailable", reason=reason, action=Action.BACK_OFF)
+    return JoinRefused(words, code=UNAVAILABLE, reason=reason, action=Action.BACK_OFF)

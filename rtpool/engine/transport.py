@@ -130,6 +130,8 @@ class Transport:
         """
         messages: list[WsMessage] = []
         self.read_wants_write = False
+        if self._decoder.failed:
+            self._decoder.receive(b"")
         for _ in range(READS_PER_TURN):
             try:
                 data = self.sock.recv(READ_SIZE)
@@ -146,6 +148,9 @@ class Transport:
                 return self._ended(messages, TransportClosed("the server ended the stream without a close frame"), None)
             self.bytes_received += len(data)
             messages += self._decoder.receive(data)
+            if self._decoder.failed:
+                self.has_more = True  # the next call raises
+                return messages
             if len(data) < READ_SIZE and not self._tls:
                 self.has_more = False
                 return messages

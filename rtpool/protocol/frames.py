@@ -83,6 +83,7 @@ class FrameDecoder:
         self._data = b""
         self._position = 0
         self._opcode: int | None = None
+        self._error: ProtocolError | MessageTooBig | None = None
         self._fragments: list[bytes] = []
         self._fragments_size = 0
 
@@ -91,9 +92,12 @@ class FrameDecoder:
         Take the next bytes of the stream and return the messages they complete.
 
         Raises:
-            ProtocolError: with the `close_code` to answer; the decoder is of no further use.
-            MessageTooBig: a frame or message over the limit was announced; nothing of its payload was kept.
+            ProtocolError: with the `close_code` to answer; the decoder is of no further use. What was complete before
+                is returned first, and `failed` is true: the next call raises.
+            MessageTooBig: likewise; a frame or message over the limit was announced; nothing of its payload was kept.
         """
+        if self._error is not None:
+            raise self._error
         self._data, self._position = data, 0
         messages: list[WsMessage] = []
         try:
@@ -104,7 +108,18 @@ class FrameDecoder:
         except _NeedData:
             return messages
         except WebSocketException as error:
-            raise ProtocolError(f"bad WebSocket frame: {error}", close_code=CLOSE_PROTOCOL_ERROR) from error
+            self._error = ProtocolError(f"bad WebSocket frame: {error}", close_code=CLOSE_PROTOCOL_ERROR)
+            self._error.__cause__ = error
+        except (ProtocolError, MessageTooBig) as error:
+            self._error = error
+        if not messages:
+            raise self._error
+        return messages
+
+    @property
+    def failed(self) -> bool:
+        """Whether the next call of `receive` raises, whatever it is given."""
+        return self._error is not None
 
     @property
     def is_idle(self) -> bool:

@@ -21,7 +21,7 @@ def failed(reason: str, failures: int) -> rtpool.RtpoolError:
     [
         ("QueryCanceled: x", 1, Action.BACK_OFF, None, "tries again by itself"),
         ("UnknownErrorOnChannel: x", 5, Action.BACK_OFF, None, "tries again by itself"),
-        ("UnknownErrorOnChannel: x", 6, Action.FATAL, None, "the same request cannot succeed"),
+        ("UnknownErrorOnChannel: x", 6, Action.BACK_OFF_LONG, None, "tries again by itself"),
         ("JwtSignerError: x", 1, Action.BACK_OFF, 30.0, "tries again by itself"),
         ("JwtSignerError: x", 2, Action.NEW_TOKEN, None, "new token needed"),
         ("DatabaseConnectionRateLimitReached: x", 9, Action.BACK_OFF, 5.0, "tries again by itself"),

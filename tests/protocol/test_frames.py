@@ -118,9 +118,27 @@ def test_a_message_up_to_the_limit_passes_and_one_byte_more_is_refused(size: int
 
 
 def test_fragments_are_added_up_against_the_limit() -> None:
-    wire = server_frames([(OP_BINARY, bytes(LIMIT + 2), 2)])
+    decoder = FrameDecoder(LIMIT)
     with pytest.raises(MessageTooBig):
-        FrameDecoder(LIMIT).receive(wire)
+        decoder.receive(server_frames([(OP_BINARY, bytes(LIMIT + 2), 2)]))
+        decoder.receive(b"")  # a ping may have come between the fragments
+
+
+def test_what_is_complete_before_an_error_is_returned_and_the_error_raised_ever_after() -> None:
+    decoder = FrameDecoder(LIMIT)
+    assert decoder.receive(server_frames([(OP_BINARY, b"whole", 1)]) + b"\xff\xff") == [WsMessage(OP_BINARY, b"whole")]
+    assert decoder.failed
+    for _ in range(2):
+        with pytest.raises(ProtocolError):
+            decoder.receive(server_frames([(OP_BINARY, b"more", 1)]))
+
+
+def test_a_decoder_is_idle_between_messages_only() -> None:
+    decoder, wire = FrameDecoder(LIMIT), server_frames([(OP_BINARY, b"1234567890", 1)])
+    assert decoder.is_idle
+    for position in range(len(wire)):
+        decoder.receive(wire[position : position + 1])
+        assert decoder.is_idle is (position == len(wire) - 1), position
 
 
 def test_a_huge_frame_is_refused_by_its_header_alone() -> None:

@@ -108,8 +108,8 @@ def test_every_join_refusal_a_server_or_a_table_knows_is_in_the_list() -> None:
 @pytest.mark.parametrize(
     ("reason", "actions", "not_before"),
     [
-        ("Unknown Error on Channel", [BO] * 5 + [FATAL, FATAL], None),
-        ("UnknownErrorOnChannel: a function clause", [BO] * 5 + [FATAL, FATAL], None),
+        ("Unknown Error on Channel", [BO] * 5 + [LONG, LONG], None),
+        ("UnknownErrorOnChannel: a function clause", [BO] * 5 + [LONG, LONG], None),
         ("JwtSignerError: Failed to generate JWT signer", [BO, TOKEN, TOKEN], 30.0),
         ("InitializingProjectConnection: Connecting to the project database", [NOW, BO, BO], None),
         ("DatabaseConnectionRateLimitReached: Too many", [BO] * 50, 5.0),
