@@ -114,7 +114,7 @@ class Handover:
             self._left |= refs_of(_section(message.payload, "leaves"))
             self._limit(len(self._joined) + len(self._left), MAX_COUNTED, "presences")
             return
-        key, _ = _digest(message)
+        key, _ = self._digest(message)
         content = self._content(key)
         content.live += 1
         self._match(key, content)
@@ -127,9 +127,9 @@ class Handover:
             news = self._news(message)
             if news is None or self.is_cut:
                 return news
-            self._keep(message, len(canonical(message.payload)))
+            self._keep(message, self._digest(message)[1])
             return None
-        key, size = _digest(message)
+        key, size = self._digest(message)
         if self.is_cut:
             return None if self._is_owed(key) else message
         content = self._content(key)
@@ -199,6 +199,13 @@ class Handover:
         return count > 0
 
     # Inside
+
+    def _digest(self, message: WireMessage) -> tuple[bytes, int]:
+        try:
+            return _digest(message)
+        except (RecursionError, TypeError, ValueError):  # nested deeper than Python's JSON can write
+            self.trouble = self.trouble or "a message cannot be compared"
+            return b"", 0
 
     def _content(self, key: bytes) -> _Content:
         content = self._contents.get(key)

@@ -356,6 +356,20 @@ def test_equal_is_what_says_the_same() -> None:
     assert not same({"ids": [1], "data": {}}, {"ids": [2], "data": {}}, "postgres_changes")
 
 
+@pytest.mark.parametrize("event", ["broadcast", "presence_diff"])
+def test_what_cannot_be_compared_is_trouble(event: str) -> None:
+    deep: Any = {}
+    for _ in range(100_000):
+        deep = {"deep": deep}
+    payload = {"joins": {"ann": meta("1")}, "deep": deep} if event == "presence_diff" else deep
+    handover = fenced(Handover())
+    handover.guest(message(payload, event))
+    assert "compared" in handover.trouble
+    cut = fenced(Handover())
+    cut.cut(())
+    assert cut.guest(message(payload, event)) is not None
+
+
 def test_two_events_of_one_payload_are_different() -> None:
     handover = fenced(Handover())
     handover.live(message({}, "one"))
