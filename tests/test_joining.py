@@ -389,3 +389,16 @@ def test_a_gap_covers_what_the_server_could_not_send_because_nothing_was_read(
     finally:
         go_on.set()
     assert gaps.wait(1)[0].lost_from <= before
+
+
+def test_a_channel_that_was_refused_for_good_hears_nothing_of_its_sockets_troubles(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, told, of_sibling = make_pool(), Recorder(), Recorder()
+    server.on_join = lambda topic, *_: JoinRefusal("PrivateOnly: no") if topic == "refused" else None
+    pool.channel("refused").on_status(told).subscribe(wait=False)
+    pool.channel("room").on_status(of_sibling).subscribe()
+    told.wait_for(lambda events: events[-1].status == "refused")
+    server.connections[0].abort()
+    of_sibling.wait_for(lambda events: sum(e.status == "joined" for e in events) == 2)
+    assert [change.status for change in told.events] == ["joining", "refused"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
@@ -342,3 +343,57 @@ def test_counters_never_fall_while_a_connection_says_goodbye(server: RealtimeSer
         assert getattr(before, name) <= getattr(during, name) <= getattr(after, name)
     pool.close()
     assert pool.stats().messages_received == after.messages_received
+
+
+def test_a_loss_is_told_at_once_though_every_dial_thread_hangs(server: RealtimeServer, make_pool: MakePool) -> None:
+    go_on, seen, hanging = threading.Event(), Recorder(), Recorder()
+
+    def dial(host: str, port: int, seconds: float) -> socket.socket:
+        if len(hanging.events) < 9:
+            hanging(host)
+            if len(hanging.events) > 1:
+                go_on.wait(10)
+        return socket.create_connection((host, port))
+
+    pool = make_pool(dial=dial, max_channels_per_connection=1).on_status(seen)
+    pool.channel("first").subscribe()
+    for number in range(8):
+        pool.channel(f"room-{number}").subscribe(wait=False)
+    hanging.wait(9)
+    server.connections[0].abort()
+    try:
+        change = seen.wait_for(lambda events: events[-1].status == "reconnecting", cap=5)[-1]
+        assert change.connection_id == 1
+    finally:
+        go_on.set()
+
+
+def test_a_socket_that_somebody_closes_behind_our_back_is_a_lost_connection_and_no_more(
+    make_pool: MakePool, server: RealtimeServer
+) -> None:
+    made: list[socket.socket] = []
+
+    def dial(host: str, port: int, seconds: float) -> socket.socket:
+        made.append(socket.create_connection((host, port)))
+        return made[-1]
+
+    pool = make_pool(dial=dial, max_channels_per_connection=1)
+    first = pool.channel("a").subscribe()
+    made[0].close()
+    second = pool.channel("b").subscribe()  # gets the number of the one that was closed
+    wait_until(lambda: first.is_subscribed and second.is_subscribed and len(made) == 3)
+
+
+def test_a_pool_that_fails_says_so_with_its_error(
+    server: RealtimeServer, make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = Recorder()
+    pool = make_pool().on_status(seen)
+    pool.channel("room").subscribe()
+    before = pool.stats().messages_received
+    pool._engine.post(lambda: 1 / 0)
+    change = seen.wait_for(lambda events: events[-1].status == "closed")[-1]
+    assert isinstance(change.error, rtpool.PoolClosed)
+    assert "ZeroDivisionError" in str(change.error)
+    assert pool.stats().messages_received >= before
+    caplog.clear()

@@ -75,7 +75,7 @@ class Connections:
     Args:
         name: the pool's.
         endpoint, options: where to dial, and how.
-        loop, dialer: the engine's.
+        loop, dialer, deciders: the engine's; the last are threads for reconnect strategies.
         tenant: who lives here.
         announce: hands a pool-level `StatusChange` to listeners.
         rng: source of jitter.
@@ -91,6 +91,7 @@ class Connections:
         *,
         loop: IoLoop,
         dialer: Dialer,
+        deciders: Dialer,
         tenant: Tenant,
         announce: Callable[[StatusChange], None],
         rng: random.Random,
@@ -106,7 +107,7 @@ class Connections:
         self._reconnecting = Reconnecting(
             options,
             loop=loop,
-            dialer=dialer,
+            deciders=deciders,
             dial=self.dial,
             retrying=self._retrying,
             given_up=self._given_up,
@@ -190,7 +191,7 @@ class Connections:
         self._fail_waiters(error)
         self._by_id.clear()
         self._publish()
-        self._set_status("closed")
+        self._set_status("closed", error if error.__cause__ is not None else None)
 
     def _fail_waiters(self, error: RtpoolError) -> None:
         for waiter in self._waiters:
@@ -255,7 +256,14 @@ class Connections:
         if dialed is None:
             self._dial_failed(connection, error or ConnectionFailed("no connection"))
             return
-        connection.open(dialed.sock, self._loop.now)
+        try:
+            connection.open(dialed.sock, self._loop.now)
+        except (OSError, ValueError) as cause:  # whoever the option dial got it from has closed it again
+            dialed.sock.close()
+            failed = ConnectionFailed(f"the socket to {self._endpoint.url} was closed as soon as it was open")
+            failed.__cause__ = cause
+            self._dial_failed(connection, failed)
+            return
         connection.clock_skew = dialed.clock_skew
         connection.last_error = None
         self._loop.add(connection)

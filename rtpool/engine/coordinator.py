@@ -62,7 +62,8 @@ class Coordinator:
     Args:
         name: the pool's.
         registry: what users want.
-        dispatcher, loop, dialer, callers, budget: the engine's other parts; `callers` are threads for token callables.
+        dispatcher, loop, dialer, callers, deciders, budget: the engine's other parts; `callers` are threads for token
+            callables, `deciders` for reconnect strategies.
         announce, tell_heartbeat: hand a pool-level `StatusChange`, a `Heartbeat`, to listeners.
         rng: source of jitter.
         wall: aware wall-clock time, for the bounds of gaps.
@@ -82,6 +83,7 @@ class Coordinator:
         loop: IoLoop,
         dialer: Dialer,
         callers: Dialer,
+        deciders: Dialer,
         budget: SendBudget,
         announce: Callable[[StatusChange], None],
         tell_heartbeat: Callable[[Heartbeat], None],
@@ -93,7 +95,7 @@ class Coordinator:
         self._registry = registry
         self._dispatcher = dispatcher
         self._loop = loop
-        self._dialers = (dialer, callers)
+        self._dialers = (dialer, callers, deciders)
         self._wall = wall
         self._heartbeat_listener = tell_heartbeat
         self._log = logger_for(options, "io")
@@ -103,7 +105,15 @@ class Coordinator:
         self._stopping = False
         rng = rng or random.Random()
         self.connections = Connections(
-            name, endpoint, options, loop=loop, dialer=dialer, tenant=self, announce=announce, rng=rng
+            name,
+            endpoint,
+            options,
+            loop=loop,
+            dialer=dialer,
+            deciders=deciders,
+            tenant=self,
+            announce=announce,
+            rng=rng,
         )
         self.joining = Joining(
             name,
@@ -286,13 +296,14 @@ class Coordinator:
         """Nobody is to wait for it any longer."""
         self._tell_trouble(connection, "error", error)
         for join in list(connection.joins.values()):
-            fail_waiting(join.share, error)
+            fail_waiting(join.share, join.blocked or error)
 
     def _tell_trouble(self, connection: Connection, status: str, error: RtpoolError) -> None:
         self.joining.queue.heed(error)
         for join in connection.joins.values():
-            join.share.last_error = error
-            self.readiness.tell_members(join, status, error)
+            if join.blocked is None:  # else it was told why, and comes back with no connection
+                join.share.last_error = error
+                self.readiness.tell_members(join, status, error)
 
     def all_closed(self) -> None:
         """The last goodbye is said: end."""

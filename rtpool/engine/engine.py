@@ -80,6 +80,7 @@ class Engine:
         self.dialer = Dialer(name, log=logger_for(options, "io"))
         # Token callables have threads of their own: one that hangs holds up nobody's dial.
         self.callers = Dialer(name, log=logger_for(options, "io"), first=MAX_THREADS)
+        self.deciders = Dialer(name, log=logger_for(options, "io"), first=2 * MAX_THREADS)
         self.dispatcher = Dispatcher(
             name, options.num_workers, on_drained=self._drained, log=logger_for(options, "dispatch")
         )
@@ -117,6 +118,7 @@ class Engine:
             loop=self.loop,
             dialer=self.dialer,
             callers=self.callers,
+            deciders=self.deciders,
             budget=self.budget,
             announce=self._announce,
             tell_heartbeat=self._tell_heartbeat,
@@ -187,7 +189,8 @@ class Engine:
             self.loop.post(self.coordinator.shutdown, deadline)
             self._stop_dialling()
         alive = self.loop.join(deadline)
-        alive += self.dialer.join(deadline) + self.callers.join(deadline)
+        for dialer in (self.dialer, self.callers, self.deciders):
+            alive += dialer.join(deadline)
         alive += self.dispatcher.join(deadline)
         _running.discard(self)
         for name in alive:
@@ -263,8 +266,8 @@ class Engine:
             self.run_user_code(callback, heartbeat, f"heartbeats of pool {self.name}")
 
     def _stop_dialling(self) -> None:
-        self.dialer.stop()
-        self.callers.stop()
+        for dialer in (self.dialer, self.callers, self.deciders):
+            dialer.stop()
 
     def _drained(self, mailbox: Mailbox) -> None:
         self.loop.post(self.coordinator.resume, mailbox)

@@ -194,7 +194,10 @@ class IoLoop:
         self._pollables.pop(id(pollable), None)
         registered = self._registered.pop(id(pollable), None)
         if registered is not None and self._selector is not None:
-            self._selector.unregister(registered[0])
+            try:
+                self._selector.unregister(registered[0])
+            except (KeyError, ValueError, OSError) as error:  # somebody closed the socket behind our back
+                self._log.debug("- descriptor %d was not watched: %s", registered[0], error)
 
     def call_at(self, at: float, call: Callable[[], None]) -> Timer:
         """Make `call` at the instant `at`; a past one means the next turn."""
@@ -262,19 +265,40 @@ class IoLoop:
         return min(MAX_WAIT, max(0.0, min(deadlines) - self.clock())) if deadlines else None
 
     def _update_interest(self, selector: selectors.BaseSelector) -> None:
-        for key, (pollable, fd) in self._pollables.items():
+        broken: list[Pollable] = []
+        for key, (pollable, fd) in list(self._pollables.items()):
             wanted = pollable.interest()
             current = self._registered.get(key)
-            if current is None:
-                if wanted:
-                    selector.register(fd, wanted, pollable)
+            if (current[1] if current else 0) == wanted:
+                continue
+            try:
+                if current is None:
+                    self._register(selector, fd, wanted, pollable, broken)
+                elif not wanted:
+                    del self._registered[key]
+                    selector.unregister(fd)
+                else:
+                    selector.modify(fd, wanted, pollable)
                     self._registered[key] = (fd, wanted)
-            elif not wanted:
-                selector.unregister(fd)
-                del self._registered[key]
-            elif current[1] != wanted:
-                selector.modify(fd, wanted, pollable)
-                self._registered[key] = (fd, wanted)
+            except (KeyError, ValueError, OSError) as error:  # somebody closed the socket behind our back
+                self._log.warning("! descriptor %d cannot be watched: %s", fd, error)
+                self._registered.pop(key, None)
+                broken.append(pollable)
+        for pollable in broken:
+            if id(pollable) in self._pollables:
+                pollable.ready(selectors.EVENT_READ, self.now)  # meets the trouble itself
+
+    def _register(
+        self, selector: selectors.BaseSelector, fd: int, wanted: int, pollable: Pollable, broken: list[Pollable]
+    ) -> None:
+        try:
+            selector.register(fd, wanted, pollable)
+        except KeyError:  # the number of a socket that was closed behind our back, and is used anew
+            stale = selector.unregister(fd).data
+            self._registered.pop(id(stale), None)
+            broken.append(stale)
+            selector.register(fd, wanted, pollable)
+        self._registered[id(pollable)] = (fd, wanted)
 
     def _drain_wake_ups(self) -> None:
         assert self._wake_in is not None

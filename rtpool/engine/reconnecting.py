@@ -33,7 +33,7 @@ class Reconnecting:
 
     Args:
         options: the pool's.
-        loop, dialer: the engine's.
+        loop, deciders: the engine's. Strategies have threads of their own: no dial that hangs keeps them waiting.
         dial: opens a connection now.
         retrying: told of the next quick attempt.
         given_up: told that the quick attempts are over.
@@ -47,7 +47,7 @@ class Reconnecting:
         options: PoolOptions,
         *,
         loop: IoLoop,
-        dialer: Dialer,
+        deciders: Dialer,
         dial: Callable[[Connection], None],
         retrying: Verdict,
         given_up: Verdict,
@@ -57,7 +57,7 @@ class Reconnecting:
         self._log = logger_for(options, "io")
         self._policy = options.reconnect.resolved(options)
         self._loop = loop
-        self._dialer = dialer
+        self._deciders = deciders
         self._dial = dial
         self._retrying = retrying
         self._given_up = given_up
@@ -100,7 +100,7 @@ class Reconnecting:
                 verdict, delay = "retry", FALLBACK_DELAY
             loop.post(decided, connection, epoch, attempt, error, verdict, delay, at_least)
 
-        self._dialer.submit(job)
+        self._deciders.submit(job)
 
     def _heed(self, error: RtpoolError) -> float:
         """The seconds an error asks to wait. What the server says at the door is said to every connection of a pool."""
