@@ -111,14 +111,15 @@ class Channel(Callbacks):
         engine.start()
         if not subscriber.bindings and subscriber.stream is None:
             subscriber.stream = self._make_mailbox(run=None)
-        attachment = engine.registry.attach(subscriber) or engine.registry.ask_again(subscriber)
+        fresh = engine.registry.attach(subscriber)
+        attachment = fresh or engine.registry.ask_again(subscriber)
         if attachment is not None:
             # Another thread may unsubscribe meanwhile: what it ends is what it detached.
             for sink in (subscriber.mailbox, subscriber.stream):
                 if sink is not None:
                     engine.dispatcher.open(sink, attachment.number)
             attachment.opened = True
-        if attachment is not None and not attachment.ready.done():
+        if attachment is not None and (fresh is not None or not attachment.ready.done()):
             try:
                 engine.post(engine.coordinator.sync, subscriber.key)
             except PoolClosed:

@@ -285,6 +285,7 @@ class RealtimePool(RestBroadcasts):
         except RtpoolError as error:
             raise error.again() from error
         except FutureTimeout:
+            waiter.cancel()
             raise ConnectionFailed(f"no connection to {self._endpoint.url} within {timeout} s") from None
 
     def set_auth(self, token: Token) -> None:

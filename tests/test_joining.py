@@ -219,7 +219,7 @@ def test_a_gap_covers_what_was_published_behind_a_message_that_was_cut_off(
     server.broadcast("room", "big", {"data": "x" * 100_000})
     cut.wait()
     (connection,) = pool._engine.coordinator.connections.all
-    wait_until(lambda: connection.proof_of_life > connection._whole_at)
+    wait_until(lambda: connection._all_received > connection._sure_bytes)
     connection.proof_of_life += 100  # as if more of it had trickled in, ever since
     server.connections[0].abort()
     (gap,) = gaps.wait(1)
@@ -382,9 +382,8 @@ def test_a_gap_covers_what_the_server_could_not_send_because_nothing_was_read(
     try:
         for number in range(300):
             server.broadcast("room", "x", {"n": number, "pad": "x" * 50_000})
-        wait_until(lambda: connection._backlogged)
+        wait_until(lambda: connection._paused)
         connection.proof_of_life += 100  # as if a little had been read, now and then, ever since
-        connection._whole_at += 100
         server.connections[0].abort()
     finally:
         go_on.set()
@@ -402,3 +401,20 @@ def test_a_channel_that_was_refused_for_good_hears_nothing_of_its_sockets_troubl
     server.connections[0].abort()
     of_sibling.wait_for(lambda events: sum(e.status == "joined" for e in events) == 2)
     assert [change.status for change in told.events] == ["joining", "refused"]
+
+
+def test_a_busy_connection_knows_ever_anew_what_has_arrived(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool, heard, beats = make_pool(heartbeat_interval=3.0), Recorder(), Recorder()
+    pool.on_heartbeat(beats).channel("room").on_broadcast("*", heard).subscribe()
+    (connection,) = pool._engine.coordinator.connections.all
+    opened_at = connection._sure_at
+    number = 0
+
+    def more() -> bool:
+        nonlocal number
+        server.broadcast("room", "x", {"n": number})
+        number += 1
+        return connection._sure_at >= opened_at + 1.2  # the second time
+
+    wait_until(more)
+    assert beats.events == []  # those in between are nobody's business

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from typing import Any
 
 import pytest
 
@@ -415,3 +416,23 @@ def test_unsubscribe_wakes_who_waits_and_who_waited_takes_down_no_later_subscrip
     assert isinstance(error, rtpool.NotSubscribed)
     assert channel.is_subscribed == again
     assert server.members("room") == int(again)
+
+
+def test_a_system_without_a_thread_left_is_told_at_the_first_use_and_leaves_nothing(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for which in ("-io", "-worker-2"):
+        pool, start = make_pool(), threading.Thread.start
+
+        def no_thread(thread: threading.Thread, which: str = which, start: Any = start) -> None:
+            if thread.name.endswith(which):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(rtpool.PoolClosed, match="could not start its threads"):
+                pool.channel("room").subscribe()
+        with pytest.raises(rtpool.PoolClosed):
+            pool.channel("room").subscribe()
+        assert pool.close(5)

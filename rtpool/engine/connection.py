@@ -31,7 +31,7 @@ from rtpool.protocol.frames import (
 from rtpool.protocol.placement import Slot
 from rtpool.protocol.refusals import classify_close
 from rtpool.protocol.serializer import serializer_for
-from rtpool.protocol.session import HeartbeatLost, HeartbeatReplied, Session, SessionEvent
+from rtpool.protocol.session import Fenced, HeartbeatLost, HeartbeatReplied, Session, SessionEvent
 from rtpool.stats import ConnectionDetails
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ __all__ = ["Connection"]
 
 #: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
 UNDER_WAY = 1.0
+#: On a busy connection it is known this many times per `heartbeat_interval` what has arrived.
+SURE_PART = 5
 #: Bytes that wait for a peer that reads nothing; above them its pings are not answered, which it would not read either.
 PONG_LIMIT = 64 * 1024
 #: How much of a received message the log shows.
@@ -107,12 +109,14 @@ class Connection:
         self.opened_at = 0.0
         #: Seconds the server's clock is ahead of ours, as far as its handshake told.
         self.clock_skew = 0.0
-        #: By `clock`: when bytes arrived last, and when they last ended with a message, none being left to read.
-        self.proof_of_life = self._whole_at = 0.0
-        # When the last heartbeat was sent whose answer, and with it all before, has arrived; whether reading has paused
-        # since, so that the peer keeps what it would have sent.
+        #: When bytes arrived last, by `clock`.
+        self.proof_of_life = 0.0
+        # When a heartbeat was sent whose answer, and so all that was sent before it, has arrived; the bytes received by
+        # then; whether reading has paused since.
         self._sure_at = 0.0
-        self._backlogged = False
+        self._sure_bytes = 0
+        self._paused = False
+        self._fence: tuple[str, float] | None = None  # a heartbeat between heartbeats, and when it was sent
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
@@ -156,8 +160,6 @@ class Connection:
                 messages = self.transport.receive()
                 if self.transport.bytes_received != received_before:
                     self.proof_of_life = self._clock()
-                    if self.transport.has_read_all:
-                        self._whole_at = self.proof_of_life
                 for message in messages:
                     self._receive(message, now)
             self._pump(now)
@@ -173,9 +175,10 @@ class Connection:
             return
         try:
             if self.paused_by:
-                self._backlogged = True
+                self._paused = True
                 self.session.not_reading(now)
             self.session.tick(now)
+            self._make_sure(now)
             self._pump(now)
             if self.transport is not None and self.transport.queued and now - self._wrote_at >= self._patience:
                 raise ConnectionFailed(
@@ -193,8 +196,9 @@ class Connection:
         self.state, self.hoped = "open", False
         self.epoch += 1
         self.opened_at = self._wrote_at = now
-        self.proof_of_life = self._whole_at = self._sure_at = self._clock()
-        self._backlogged = False
+        self.proof_of_life = self._clock()
+        self._fence = None
+        self._is_sure(self.proof_of_life)
         self.session.connected(now)
         self.draining = False
 
@@ -233,11 +237,26 @@ class Connection:
     @property
     def silence(self) -> float:
         """
-        Seconds for which nothing can be said to have arrived whole. What was read last had been sent before, and what
-        was sent since then is lost with the socket: the bound of a `Gap` reckons with the way.
+        Seconds for which it is not sure that all that was sent has arrived.
+
+        Where something arrives, more may wait at the server's side of a slow line, or behind a mailbox that is full:
+        only the answer to a heartbeat says that all before it is here. Where nothing came since, there was nothing.
         """
-        known_at = self._sure_at if self._backlogged else self._whole_at
+        quiet = self._all_received == self._sure_bytes
+        known_at = self.proof_of_life if quiet and not self._paused else self._sure_at
         return max(0.0, self._clock() - known_at) + self.under_way
+
+    def _is_sure(self, at: float) -> None:
+        """All that was sent before the instant `at` has arrived."""
+        self._sure_at, self._paused = at, bool(self.paused_by)
+        self._sure_bytes = self._all_received
+
+    def _make_sure(self, now: float) -> None:
+        """While messages come in, ask more often than heartbeats do: a gap is as wide as the last answer is old."""
+        if self._fence is None and self._all_received != self._sure_bytes:
+            at = self._clock()
+            if at - self._sure_at >= self._options.heartbeat_interval / SURE_PART:
+                self._fence = self.session.fence(now), at
 
     @property
     def under_way(self) -> float:
@@ -269,7 +288,7 @@ class Connection:
             epoch=self.epoch,
             joins=len(self.joins),
             attempts=0 if self.state == "open" else self.attempts,
-            bytes_received=self._bytes_received + (transport.bytes_received if transport else 0),
+            bytes_received=self._all_received,
             bytes_sent=self._bytes_sent + (transport.bytes_sent if transport else 0),
             messages_received=self.messages_received,
             messages_unheard=self._unreadable + self.session.dropped,
@@ -278,6 +297,11 @@ class Connection:
         )
 
     # Inside
+
+    @property
+    def _all_received(self) -> int:
+        transport = self.transport
+        return self._bytes_received + (transport.bytes_received if transport else 0)
 
     @property
     def _patience(self) -> float:
@@ -338,7 +362,10 @@ class Connection:
         for event in events:
             if isinstance(event, HeartbeatReplied):
                 self.heartbeat_latency = event.latency
-                self._sure_at, self._backlogged = self._clock() - event.latency, bool(self.paused_by)
+                self._is_sure(self._clock() - event.latency)
+            elif isinstance(event, Fenced) and self._fence is not None and event.ref == self._fence[0]:
+                self._is_sure(self._fence[1])
+                self._fence = None
             elif isinstance(event, HeartbeatLost):
                 raise ConnectionFailed(
                     f"connection {self.connection_id} is dead: no heartbeat reply within {event.waited:.1f} s",

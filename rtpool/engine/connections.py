@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import NamedTuple, Protocol
 
 from rtpool.engine.connection import Connection
@@ -143,6 +143,10 @@ class Connections:
             totals = totals.plus(connection.details())
         return totals
 
+    @property
+    def _waited_for(self) -> bool:
+        return any(not waiter.cancelled() for waiter in self._waiters)
+
     def connect(self, waiter: Future[None]) -> None:
         """Have at least one connection; `waiter` is done when one is open."""
         if self._stopping:
@@ -152,7 +156,7 @@ class Connections:
         if any(c.state == "open" for c in self.all):
             waiter.set_result(None)
             return
-        self._waiters.append(waiter)
+        self._waiters = [*(w for w in self._waiters if not w.cancelled()), waiter]
         if not self._by_id:
             self.new()
 
@@ -163,7 +167,7 @@ class Connections:
 
     def close_idle(self, done: Future[int]) -> None:
         """Close those without joins now; `done` gets their number."""
-        idle = [c for c in self.all if c.is_idle and not self._waiters]
+        idle = [c for c in self.all if c.is_idle and not self._waited_for]
         for connection in idle:
             self._retire(connection)
         done.set_result(len(idle))
@@ -188,15 +192,21 @@ class Connections:
             self._drop_socket(connection)
             self._account(connection)
         self._closing.clear()
-        self._fail_waiters(error)
+        self._settle_waiters(error)
         self._by_id.clear()
         self._publish()
         self._set_status("closed", error if error.__cause__ is not None else None)
 
-    def _fail_waiters(self, error: RtpoolError) -> None:
-        for waiter in self._waiters:
-            waiter.set_exception(error.again())
-        self._waiters.clear()
+    def _settle_waiters(self, error: RtpoolError | None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            try:
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error.again())
+            except InvalidStateError:
+                continue  # its caller had no more time
 
     def new(self) -> Connection:
         """Another connection, dialled at once."""
@@ -231,7 +241,7 @@ class Connections:
             self.status = self._summary()  # the attempt was announced with what was decided
         connection.dials += 1
         number, patience = connection.dials, self._options.connection_timeout + DIAL_GRACE
-        loop, dialed = self._loop, self._dialed
+        loop, dialer, dialed = self._loop, self._dialer, self._dialed
 
         def done(opened: Dialed | None, error: RtpoolError | None) -> bool:
             return loop.post(dialed, connection, number, opened, error)
@@ -240,10 +250,11 @@ class Connections:
             words = (
                 f"the dial of {self._endpoint.url} did not end within {patience:g} s: a resolver, or the option dial"
             )
+            dialer.overdue(done)
             dialed(connection, number, None, ConnectionFailed(words))
 
         connection.dial_deadline = loop.call_later(patience, too_late)
-        self._dialer.dial(self._endpoint, self._options, done)
+        dialer.dial(self._endpoint, self._options, done)
 
     def _dialed(self, connection: Connection, number: int, dialed: Dialed | None, error: RtpoolError | None) -> None:
         current = self._by_id.get(connection.connection_id) is connection and connection.state == "dialing"
@@ -271,9 +282,7 @@ class Connections:
             "= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url
         )
         self._update_status()
-        for waiter in self._waiters:
-            waiter.set_result(None)
-        self._waiters.clear()
+        self._settle_waiters(None)
         self._tenant.opened(connection)
         if connection.is_idle:
             self.close_when_idle(connection)
@@ -312,7 +321,7 @@ class Connections:
 
     def _given_up(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
         """The quick attempts are over. The health check goes on where another attempt can succeed."""
-        self._fail_waiters(error)
+        self._settle_waiters(error)
         self._tenant.given_up(connection, error)
         self._tell(connection, "error", error, connection.attempts, again_in)
         if connection.is_idle:
@@ -327,7 +336,7 @@ class Connections:
         """Nobody lives on it now; close it unless that changes within `cleanup_interval`."""
 
         def close_if_idle() -> None:
-            if connection.is_idle and not self._waiters and self._by_id.get(connection.connection_id) is connection:
+            if connection.is_idle and not self._waited_for and self._by_id.get(connection.connection_id) is connection:
                 self._retire(connection)
 
         if connection.idle_timer is not None:

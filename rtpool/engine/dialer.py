@@ -30,6 +30,8 @@ Lock = threading.Lock
 
 #: Dial threads at most; ten sockets open in parallel, one slow host does not hold up the rest.
 MAX_THREADS = 8
+#: Threads beyond those that hang in what never returns.
+MAX_LOST = 24
 #: How long a dial thread without work lives.
 IDLE_SECONDS = 2.0
 
@@ -166,18 +168,23 @@ class Dialer:
         self._name = name
         self._first = first
         self._log = log
-        # Guards: _jobs, _threads, _idle, _stopping, _dials
+        # Guards: _jobs, _threads, _lost, _working, _idle, _stopping, _dials
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[object, Callable[[], None]]] = deque()
         self._threads: dict[int, threading.Thread] = {}
+        self._working: dict[object, int] = {}  # which thread does which job
+        self._lost: set[threading.Thread] = set()  # they hang, and others take their places
         self._idle = 0
         self._stopping = False
         self._dials: set[Cancelled] = set()
 
-    def submit(self, job: Callable[[], None]) -> bool:
+    def submit(self, job: Callable[[], None], name: object = None) -> bool:
         """
         Run `job` on a dial thread. It must catch what it raises and post its result to the I/O thread.
+
+        Args:
+            name: what `overdue` may call it.
 
         Returns:
             False when the dialer was stopped.
@@ -186,7 +193,7 @@ class Dialer:
         with self._lock:
             if self._stopping:
                 return False
-            self._jobs.append(job)
+            self._jobs.append((name if name is not None else job, job))
             if self._idle >= len(self._jobs):
                 self._ready.notify()
             elif len(self._threads) < MAX_THREADS:
@@ -227,7 +234,17 @@ class Dialer:
                 if not done(dialed, None):
                     dialed.sock.close()
 
-        return self.submit(job)
+        return self.submit(job, done)
+
+    def overdue(self, name: object) -> None:
+        """A job did not end in time: forget it if it waits still, or let another thread take its thread's place."""
+        with self._lock:
+            self._jobs = deque(entry for entry in self._jobs if entry[0] is not name)
+            index = self._working.get(name)
+            if index is not None and len(self._lost) < MAX_LOST:
+                del self._working[name]
+                self._lost.add(self._threads.pop(index))
+        self.revive()
 
     @contextlib.contextmanager
     def breakable(self) -> Iterator[Cancelled]:
@@ -278,7 +295,7 @@ class Dialer:
     def join(self, deadline: float) -> list[str]:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
         with self._lock:
-            threads = list(self._threads.values())
+            threads = [*self._threads.values(), *self._lost]
         return join_all(threads, deadline)
 
     def _new_thread(self) -> tuple[int, threading.Thread]:
@@ -299,8 +316,14 @@ class Dialer:
                 if not self._jobs:
                     del self._threads[index]
                     return
-                job = self._jobs.popleft()
+                name, job = self._jobs.popleft()
+                self._working[name] = index
             try:
                 job()
             except Exception:
                 self._log.exception("! a dial thread of pool %s failed outside a dial", self._name)
+            with self._lock:
+                self._working.pop(name, None)
+                if threading.current_thread() in self._lost:  # its place is taken
+                    self._lost.discard(threading.current_thread())
+                    return

@@ -189,6 +189,10 @@ class Dispatcher:
             mailbox.ended = False
             mailbox.generation += 1
             self._discard(mailbox)
+            drained = self._has_drained(mailbox)
+            mailbox.blocked = False
+        if drained:
+            self._on_drained(mailbox)
 
     def deliver(self, batch: Iterable[tuple[Mailbox, Any]]) -> list[Mailbox]:
         """

@@ -152,10 +152,28 @@ class Engine:
             raise PoolClosed(f"the pool {self.name} is closed; make a new one")
         if state == "new":
             _running.add(self)
-            self.dispatcher.start()
-            self.loop.start()
+            try:
+                self.loop.start()
+                self.dispatcher.start()
+            except RuntimeError as error:
+                self._abort_start(error)
             self.loop.post(self.coordinator.start)
             self._launched.set()
+
+    def _abort_start(self, cause: RuntimeError) -> None:
+        """The system has no thread left: nothing of the pool is to run."""
+        failed = PoolClosed(f"the pool {self.name} could not start its threads: {cause}; make a new one")
+        failed.__cause__ = cause
+        with self._lock:
+            self._state = "stopping"
+        if self.loop.is_running:
+            self.loop.post(self.coordinator.abandon, failed)
+            self.loop.post(self.loop.stop)
+        else:
+            self.loop.discard()
+            self._ended()
+        self._launched.set()
+        raise failed from cause
 
     def post(self, call: Callable[..., None], *args: Any) -> None:
         """

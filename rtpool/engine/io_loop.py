@@ -126,14 +126,29 @@ class IoLoop:
     # From any thread
 
     def start(self) -> None:
-        """Open the selector and the wake-up pair, then start the thread. Called once."""
+        """
+        Open the selector and the wake-up pair, then start the thread. Called once.
+
+        Raises:
+            RuntimeError: the system has no thread left.
+        """
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_in, selectors.EVENT_READ, None)
-        self._thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
+        thread.start()
+        self._thread = thread
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread was started."""
+        return self._thread is not None
+
+    def discard(self) -> None:
+        """Close what `start` opened before it failed."""
+        self._close()
 
     def post(self, call: Callable[..., None], *args: Any) -> bool:
         """

@@ -508,7 +508,7 @@ class Joining:
         action = classify_system(join.system_error or event.cause)
         if action is Action.RETRY and join.attempts:
             action = Action.BACK_OFF
-        silence = join.connection.under_way if join.connection is not None else 0.0
+        silence = join.connection.silence if join.connection is not None else 0.0
         if event.cause == UNMATCHED_TOPIC:  # nor since when
             silence += self._loop.now - join.heard_at
         lost_from = self._wall() - timedelta(seconds=silence)

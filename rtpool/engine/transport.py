@@ -60,11 +60,6 @@ class Transport:
         #: Bytes may be at hand that no selector can see (read limit reached, or decrypted already).
         self.has_more = self._tls
 
-    @property
-    def has_read_all(self) -> bool:
-        """Whether all that arrived was read, and ended with a message."""
-        return self._decoder.is_idle and not self.has_more
-
     def send(self, opcode: int, data: bytes, ref: str | None = None) -> None:
         """Queue a message; `flush` hands it to the kernel."""
         self._queue(self._encoder.encode(opcode, data), ref)

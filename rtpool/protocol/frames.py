@@ -121,11 +121,6 @@ class FrameDecoder:
         """Whether the next call of `receive` raises, whatever it is given."""
         return self._error is not None
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether the bytes so far end with a message: none has begun that is not complete."""
-        return self._frames.header is None and not self._frames.recv_buffer and self._opcode is None
-
     def _take(self, size: int) -> bytes:
         chunk = self._data[self._position : self._position + size]
         if not chunk:

@@ -315,3 +315,34 @@ def test_every_item_is_delivered_dropped_or_queued(dispatcher: Dispatcher, polic
     assert (box.received, box.queued) == (107, 0)
     assert box.delivered + box.dropped == 107
     assert (dispatcher.received, dispatcher.delivered + dispatcher.dropped) == (107, 107)
+
+
+@pytest.mark.parametrize("how", ["end", "open"])
+def test_a_full_mailbox_that_ends_or_is_taken_over_lets_its_socket_be_read(
+    dispatcher: Dispatcher, drained: Recorder, how: str
+) -> None:
+    box = mailbox(None, limit=5, overflow="block")
+    dispatcher.open(box, 1)
+    assert set(fill(dispatcher, box, range(8))) == {box}
+    if how == "end":
+        dispatcher.end(box, 1)
+    else:
+        dispatcher.open(box, 2)
+    assert drained.wait(1) == [box]
+    assert not box.blocked
+
+
+def test_a_subscription_neither_ends_nor_opens_what_a_later_one_has(dispatcher: Dispatcher) -> None:
+    got = Recorder()
+    box = mailbox(got)
+    dispatcher.open(box, 1)
+    dispatcher.open(box, 2)
+    dispatcher.end(box, 1)
+    dispatcher.open(box, 1)
+    dispatcher.start()
+    fill(dispatcher, box, range(3))
+    assert got.wait(3) == [0, 1, 2]
+    dispatcher.end(box, 2)
+    dispatcher.open(box, 2)  # whoever ended does not come back
+    fill(dispatcher, box, range(3))
+    assert box.dropped == 3

@@ -133,14 +133,6 @@ def test_what_is_complete_before_an_error_is_returned_and_the_error_raised_ever_
             decoder.receive(server_frames([(OP_BINARY, b"more", 1)]))
 
 
-def test_a_decoder_is_idle_between_messages_only() -> None:
-    decoder, wire = FrameDecoder(LIMIT), server_frames([(OP_BINARY, b"1234567890", 1)])
-    assert decoder.is_idle
-    for position in range(len(wire)):
-        decoder.receive(wire[position : position + 1])
-        assert decoder.is_idle is (position == len(wire) - 1), position
-
-
 def test_a_huge_frame_is_refused_by_its_header_alone() -> None:
     header = bytes((0x82, 127)) + (2**40).to_bytes(8, "big")
     with pytest.raises(MessageTooBig):
