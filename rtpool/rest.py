@@ -14,6 +14,7 @@ import attrs
 
 from rtpool.checks import check_name, check_timeout, check_token, check_type
 from rtpool.engine.engine import Engine
+from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
 from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer, request_head
 from rtpool.errors import (
@@ -29,7 +30,7 @@ from rtpool.errors import (
 )
 from rtpool.protocol.json_engine import dumps, json_object, loads
 from rtpool.protocol.messages import MAX_NAME_BYTES
-from rtpool.protocol.refusals import Action, classify_rest, read_rest_errors
+from rtpool.protocol.refusals import Action, classify_rest, printable, read_rest_errors
 
 __all__ = ["BroadcastMessage", "RestBroadcasts", "RestClient"]
 
@@ -274,14 +275,20 @@ class RestClient:
     def _send(self, request: _Request, timeout: float, deadline: float) -> None:
         if len(request.body) > MAX_BODY_BYTES:
             raise _too_big(len(request.body), f"the {request.what}")
-        head = request_head("POST", request.target, self._headers(request))
-        with self._engine.dialer.breakable() as cancelled:
-            answer = self._exchange(head, request, timeout, deadline, cancelled)
-        if answer.status != 202:
-            raise _refused(self._url, request, answer)
+        headers = self._headers(request)
+        hide = Redactor(self._options, self._key, dict(headers).get("Authorization"))
+        try:
+            with self._engine.dialer.breakable() as cancelled:
+                head = request_head("POST", request.target, headers)
+                answer = self._exchange(head, request, timeout, deadline, cancelled, hide)
+            if answer.status != 202:
+                raise _refused(self._url, request, answer, hide)
+        except RtpoolError as error:
+            hide.clean(error)
+            raise
 
     def _exchange(
-        self, head: bytes, request: _Request, timeout: float, deadline: float, cancelled: Cancelled
+        self, head: bytes, request: _Request, timeout: float, deadline: float, cancelled: Cancelled, hide: Redactor
     ) -> Answer:
         connected_by = min(deadline, time.monotonic() + self._options.connection_timeout)
         state = "connecting" if connected_by < deadline else "not sent"
@@ -308,7 +315,7 @@ class RestClient:
                     timeout=timeout,
                     sent=state != "not sent",
                 ) from error
-            failed = failure(self._url, error, self._options.connection_timeout)
+            failed = failure(self._url, error, self._options.connection_timeout, hide)
             if state.startswith("sent"):
                 failed = ConnectionFailed(f"{failed}; the {request.what} was {state}", **failed._fields)
             raise failed from error
@@ -342,15 +349,15 @@ def _early_answer(stream: TimedSocket, error: OSError) -> Answer:
         raise error from None
 
 
-def _refused(url: str, request: _Request, answer: Answer) -> BroadcastRefused:
-    text = answer.body.decode("utf-8", "replace")
+def _refused(url: str, request: _Request, answer: Answer, hide: Redactor) -> BroadcastRefused:
+    text = hide(answer.body.decode("utf-8", "replace"))
     try:
-        value = loads(answer.body)
+        value = loads(text.encode())
     except ProtocolError:
         value = text
     errors, words = read_rest_errors(value, request.count)
     action = classify_rest(answer.status, value)
-    reason = words or text.strip()[:200] or answer.reason or "no reason given"
+    reason = printable(words or text.strip()[:200] or answer.reason) or "no reason given"
     return BroadcastRefused(
         f"{url} refused the {request.what} with HTTP {answer.status}: {reason}.{_advice(answer.status, action)}",
         status=answer.status,

@@ -17,6 +17,7 @@ import websocket
 
 import rtpool
 from rtpool import Action
+from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import failure
 from rtpool.testing import RealtimeServer, Refusal, refusals
 from tests.conftest import MakePool
@@ -251,3 +252,104 @@ def test_a_broadcast_that_may_have_been_sent_keeps_what_its_failure_calls_for(
         with pytest.raises(rtpool.ConnectionFailed, match="may have been broadcast") as caught:
             make_pool(f"http://127.0.0.1:{server.port}").broadcast("room", "x", {})
     assert caught.value.action is Action.FATAL
+
+
+# What is ours in the other side's words
+
+KEY = "eyJ-the-key/of+a=project"
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 503])
+@pytest.mark.parametrize("api_key_in", ["query", "header"])
+def test_a_page_that_repeats_the_request_shows_no_secret_of_ours(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture, status: int, api_key_in: str
+) -> None:
+    seen = Recorder()
+
+    def repeat(peer: Peer, sock: socket.socket) -> None:
+        request = sock.recv(65_536)
+        body = b"cannot serve: " + request
+        sock.sendall(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+
+    with Peer(repeat) as peer:
+        pool = make_pool(
+            f"http://127.0.0.1:{peer.port}",
+            api_key=KEY,
+            api_key_in=api_key_in,
+            headers={"X-Secret": "Bearer of-a-header"},
+            params={"auth": "of a/parameter"},
+        ).on_status(seen)
+        pool.channel("room").subscribe(wait=False)
+        error = seen.wait_for(lambda events: any(e.error for e in events))[-1].error
+        shown = f"{error} {error!r} {error.body} {error.__cause__} {pool.health()} {seen.events} {caplog.text}"
+        pool.close()
+    assert "cannot serve: GET /realtime" in error.body
+    for secret in (KEY, "the-key", "of-a-header", "of%20a%2Fparameter", "of+a%2Fparameter", "of a/parameter"):
+        assert secret not in shown
+    assert "***" in error.body
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-x ", b"\x1b[31m"])
+def test_what_is_no_answer_is_shown_in_one_harmless_line_without_what_is_ours(make_pool: MakePool, said: bytes) -> None:
+    seen = Recorder()
+
+    def repeat(peer: Peer, sock: socket.socket) -> None:
+        sock.sendall(said + sock.recv(65_536))
+
+    with Peer(repeat) as peer:
+        pool = make_pool(f"http://127.0.0.1:{peer.port}", api_key=KEY).on_status(seen)
+        pool.channel("room").subscribe(wait=False)
+        error = seen.wait_for(lambda events: any(e.error for e in events))[-1].error
+        pool.close()
+    assert "the answer is no HTTP" in str(error)
+    assert str(error).isprintable()
+    assert "the-key" not in f"{error!r} {error.__cause__!r} {error.__cause__}"
+
+
+def test_a_page_of_a_rest_call_that_repeats_it_shows_no_secret_of_ours(make_pool: MakePool) -> None:
+    def repeat(peer: Peer, sock: socket.socket) -> None:
+        request = sock.recv(65_536)
+        sock.sendall(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(request) + request)
+
+    with Peer(repeat) as peer:
+        pool = make_pool(f"http://127.0.0.1:{peer.port}", api_key=KEY, access_token="a-token-of-a-user")
+        with pytest.raises(rtpool.BroadcastRefused) as caught:
+            pool.broadcast("room", "x", {"n": 1})
+    shown = f"{caught.value} {caught.value!r} {caught.value.body} {caught.value.reason}"
+    assert "the-key" not in shown
+    assert "a-token-of-a-user" not in shown
+    assert "POST /realtime" in caught.value.body
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "not tried again with the same key"),
+        (404, "look at the url"),
+        (301, "points to https://elsewhere.example"),
+    ],
+)
+def test_a_refusal_says_what_to_do(make_pool: MakePool, status: int, words: str) -> None:
+    seen = Recorder()
+
+    def refuse(peer: Peer, sock: socket.socket) -> None:
+        sock.recv(65_536)
+        head = (
+            b"HTTP/1.1 %d No\r\nLocation: https://elsewhere.example\r\nContent-Length: 12\r\n\r\nno\r\n\x1b[31mno\x00"
+        )
+        sock.sendall(head % status)
+
+    with Peer(refuse) as peer:
+        pool = make_pool(f"http://127.0.0.1:{peer.port}", api_key=KEY).on_status(seen)
+        pool.channel("room").subscribe(wait=False)
+        error = seen.wait_for(lambda events: any(e.error for e in events))[-1].error
+        pool.close()
+    assert words in str(error)
+    assert str(error).isprintable()
+
+
+def test_a_secret_that_is_cut_off_at_the_end_of_a_page_is_hidden_too() -> None:
+    hide = Redactor(rtpool.PoolOptions(), KEY)
+    for length in range(6, len(KEY) + 1):
+        assert hide("x" * 50 + KEY[:length]) == "x" * 50 + "***"
+    assert hide("eyJ") == "eyJ"

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 import attrs
 
 from rtpool.engine.logs import Log
+from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
 from rtpool.engine.threads import join_all
 from rtpool.engine.upgrade import upgrade
@@ -134,17 +135,22 @@ def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> Dial
     deadline = time.monotonic() + options.connection_timeout
     parts = urlsplit(endpoint.url)
     where = f"{parts.scheme}://{parts.netloc}"
+    hide = Redactor(options, endpoint.api_key)
     sock: socket.socket | None = None
     try:
         sock = open_stream(Address.from_url(endpoint.url), options, deadline, cancelled)
-        skew = upgrade(sock, endpoint.url, endpoint.query(options), endpoint.headers(options), where, deadline)
+        skew = upgrade(sock, endpoint.url, endpoint.query(options), endpoint.headers(options), where, deadline, hide)
         return Dialed(sock, skew)
-    except (ConnectionFailed, PoolClosed):
+    except (ConnectionFailed, PoolClosed) as error:
         _close(sock)
+        hide.clean(error)
         raise
     except Exception as error:  # of four libraries; whoever waits for this dial must hear of every one
         _close(sock)
-        raise failure(where, error, options.connection_timeout) from error
+        failed = failure(where, error, options.connection_timeout, hide)
+        failed.__cause__ = error
+        hide.clean(failed)
+        raise failed from failed.__cause__
 
 
 def _close(sock: socket.socket | None) -> None:

@@ -21,7 +21,7 @@ from rtpool.protocol.json_engine import canonical, dumps
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls, PresenceState
-from rtpool.protocol.refusals import Action, judge_join, parse_reason
+from rtpool.protocol.refusals import Action, judge_join, parse_reason, printable
 from rtpool.protocol.replay import Replay, ReplayRequest
 from rtpool.protocol.session import JoinFailed
 from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
@@ -257,7 +257,7 @@ def refused(topic: str, response: Any, action: Action, retry_after: float | None
     if action is Action.FATAL:
         after = "not tried again: the same request cannot succeed"
     return JoinRefused(
-        f"the server refused {topic!r}: {words or 'no reason given'}; {after}",
+        f"the server refused {topic!r}: {printable(words) or 'no reason given'}; {after}",
         topic=topic,
         code=code,
         reason=reason,

@@ -10,6 +10,8 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Callable
+from http.client import BadStatusLine, LineTooLong
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -20,7 +22,7 @@ from rtpool.engine.logs import logger_for
 from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, request_head, seconds_left
 from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
 from rtpool.options import Dial, PoolOptions
-from rtpool.protocol.refusals import classify_proxy, classify_socks
+from rtpool.protocol.refusals import classify_proxy, classify_socks, printable
 
 __all__ = ["Address", "Cancelled", "failure", "keep_alive", "open_stream"]
 
@@ -338,19 +340,22 @@ def _socks_tunnel(stream: TimedSocket, scheme: str, at: Address, address: Addres
         ) from error
 
 
-def failure(where: str, error: Exception, seconds: float) -> ConnectionFailed:
+def failure(
+    where: str, error: Exception, seconds: float, hide: Callable[[str], str] = lambda text: text
+) -> ConnectionFailed:
     """
     Trouble on the way to `where`, in our words and with what it calls for; to be raised from `error`.
 
     Args:
         where: safe to show.
         seconds: that were allowed.
+        hide: takes what is secret out of the other side's words.
     """
-    words, action = _diagnosis(where, error, seconds)
+    words, action = _diagnosis(where, error, seconds, hide)
     return ConnectionFailed(words, action=action)
 
 
-def _diagnosis(where: str, error: Exception, seconds: float) -> tuple[str, Action]:
+def _diagnosis(where: str, error: Exception, seconds: float, hide: Callable[[str], str]) -> tuple[str, Action]:
     if isinstance(error, (WebSocketTimeoutException, TimeoutError)):
         return f"no connection to {where} within {seconds:g} s", Action.BACK_OFF
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -367,4 +372,7 @@ def _diagnosis(where: str, error: Exception, seconds: float) -> tuple[str, Actio
     if isinstance(error, UnicodeError):
         return f"the host of {where} is no name of a host", Action.FATAL
     # Refused, reset, unreachable, no descriptors left, nonsense in place of an answer: all of it may pass.
-    return f"no connection to {where}: {str(error)[:300] or type(error).__name__}", Action.BACK_OFF
+    words = printable(hide(str(error)))[:300] or type(error).__name__
+    if isinstance(error, (BadStatusLine, LineTooLong)):
+        words = f"the answer is no HTTP: {words}"
+    return f"no connection to {where}: {words}", Action.BACK_OFF

@@ -7,23 +7,36 @@ from __future__ import annotations
 import io
 import secrets
 import socket
+from collections.abc import Callable
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
 from websocket import WebSocket
 
+from rtpool.actions import Action
 from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, http_date, read_answer
 from rtpool.errors import HandshakeRefused
-from rtpool.protocol.refusals import classify_handshake
+from rtpool.protocol.refusals import classify_handshake, printable
 
-__all__ = ["BODY_LIMIT", "upgrade"]
+__all__ = ["BODY_LIMIT", "WORDS_LIMIT", "upgrade"]
 
-#: Characters of a refusal's body an error keeps.
-BODY_LIMIT = 2_000
+#: Characters of a refusal's body an error keeps, and that its message shows.
+BODY_LIMIT, WORDS_LIMIT = 2_000, 300
+#: What to do about a refusal that nothing is tried against.
+ADVICE = {
+    Action.NEW_TOKEN: " It is not tried again with the same key.",
+    Action.FATAL: " It is not tried again: look at the url, the options, and the project itself.",
+}
 
 
 def upgrade(
-    sock: socket.socket, url: str, query: str, headers: list[tuple[str, str]], where: str, deadline: float
+    sock: socket.socket,
+    url: str,
+    query: str,
+    headers: list[tuple[str, str]],
+    where: str,
+    deadline: float,
+    hide: Callable[[str], str],
 ) -> float:
     """
     Turn a stream into a WebSocket. No byte beyond the server's head is read.
@@ -34,6 +47,7 @@ def upgrade(
         headers: more headers; a ``Host`` among them replaces the URL's.
         where: what errors call the server.
         deadline: monotonic.
+        hide: takes what is secret out of the server's words.
 
     Returns:
         Seconds that the server's clock is ahead of ours, by its header ``Date``; 0.0 without one. It is cut to whole
@@ -49,7 +63,7 @@ def upgrade(
     # websocket-client keeps one jar of cookies for the whole process, and would send whatever it holds for a host. Ours
     # is named by the header alone; the URL's is one that no cookie can be for.
     nowhere = secrets.token_hex(16)
-    handshake = _Handshake(sock, deadline, where)
+    handshake = _Handshake(sock, deadline, where, hide)
     WebSocket(skip_utf8_validation=True).connect(  # type: ignore[no-untyped-call, unused-ignore]
         f"ws://{nowhere}{parts.path}?{query}",
         socket=handshake,
@@ -72,9 +86,10 @@ class _Handshake(TimedSocket):
     its own reading of a refusal has no bound and knows no chunks, and its jar would keep the cookie for others.
     """
 
-    def __init__(self, sock: socket.socket, deadline: float, where: str) -> None:
+    def __init__(self, sock: socket.socket, deadline: float, where: str, hide: Callable[[str], str]) -> None:
         super().__init__(sock, deadline, HEAD_LIMIT)
         self._where = where
+        self._hide = hide
         self._head: io.BytesIO | None = None
         self.date: str | None = None
 
@@ -86,7 +101,7 @@ class _Handshake(TimedSocket):
         if self._head is None:
             answer = read_answer(self, "GET", expected=(101,), limit=BODY_LIMIT)
             if answer.status != 101:
-                raise _refused(self._where, answer)
+                raise _refused(self._where, answer, self._hide)
             self.date = answer.headers.get("date")
             lines = [f"{name}: {value}" for name, value in answer.headers.items() if name.lower() != "set-cookie"]
             self._head = io.BytesIO("\r\n".join(["HTTP/1.1 101 OK", *lines, "", ""]).encode("utf-8", "replace"))
@@ -99,13 +114,15 @@ class _Handshake(TimedSocket):
         """The deadline alone counts."""
 
 
-def _refused(where: str, answer: Answer) -> HandshakeRefused:
-    body = answer.body.decode("utf-8", "replace")
+def _refused(where: str, answer: Answer, hide: Callable[[str], str]) -> HandshakeRefused:
+    body = hide(answer.body.decode("utf-8", "replace"))
     action = classify_handshake(answer.status, body)
-    advice = "" if action.retryable else " It is not tried again with the same key."
-    if action.retryable and answer.retry_after is not None:
+    advice = ADVICE.get(action, "")
+    if 300 <= answer.status < 400:
+        advice = f" It points to {answer.headers.get('location') or 'nowhere'}: give that as the url if it is yours."
+    elif action.retryable and answer.retry_after is not None:
         advice = f" It asks to wait {answer.retry_after:g} s."
-    words = body.strip() or "no body"
+    words = printable(body.strip())[:WORDS_LIMIT] or "no body"
     return HandshakeRefused(
         f"{where} refused the connection with HTTP {answer.status}: {words}.{advice}",
         status=answer.status,

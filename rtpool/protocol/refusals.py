@@ -27,6 +27,7 @@ __all__ = [
     "classify_system",
     "judge_join",
     "parse_reason",
+    "printable",
     "read_rest_errors",
     "words_of",
 ]
@@ -268,6 +269,11 @@ CHANGES_GIVEN_UP = (
     "No subscription params provided",
     "Unable to subscribe to changes",
 )
+
+
+def printable(text: str) -> str:
+    """A server's words on one line, however many it sent, and without what a terminal would act on."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def words_of(value: Any) -> str:

@@ -1,0 +1,72 @@
+"""
+Secrets stay secret, also where the other side repeats them: an error page may hold the whole request.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+from rtpool.errors import RtpoolError
+from rtpool.options import PoolOptions
+
+__all__ = ["Redactor"]
+
+#: What stands for a secret.
+HIDDEN = "***"
+#: Characters of the shortest text that is taken for one, or for the beginning of one; a shorter one is any word.
+SHORTEST = 6
+
+
+class Redactor:
+    """
+    Knows every text of ours that no error may show, in each form in which a request carries it.
+
+    Args:
+        options: whose headers, parameters and proxy may hold some.
+        given: keys and tokens.
+
+    Thread-safety: immutable.
+    """
+
+    def __init__(self, options: PoolOptions, *given: str | None) -> None:
+        proxy = urlsplit(options.proxy or "")
+        texts = [*given, proxy.password, unquote(proxy.password or "")]
+        texts += [value for _, value in (*options.headers, *options.params)]
+        texts += [text.split(" ", 1)[1] for text in texts if text and " " in text]  # "Bearer …"
+        forms = {
+            form for text in texts if text for form in (text, text.strip(), quote(text, safe=""), quote_plus(text))
+        }
+        self._secrets = sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """A text without secrets. To be called before it is cut; one that was cut already may end amid a secret."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        for secret in self._secrets:
+            for length in range(min(len(secret) - 1, len(text)), SHORTEST - 1, -1):
+                if text.endswith(secret[:length]):
+                    return text[:-length] + HIDDEN
+        return text
+
+    def clean(self, error: RtpoolError) -> None:
+        """Hide secrets in an error and in what caused it; a cause that cannot be cleaned is left out."""
+        seen: set[int] = set()
+        above: BaseException | None = None
+        current: BaseException | None = error
+        while current is not None and id(current) not in seen:
+            seen.add(id(current))
+            self._clean(current)
+            if above is not None and any(secret in f"{current} {current!r}" for secret in self._secrets):
+                above.__cause__, above.__suppress_context__ = None, True
+                return
+            above, current = current, current.__cause__ or current.__context__
+
+    def _clean(self, error: BaseException) -> None:
+        error.args = tuple(self(arg) if isinstance(arg, str) else arg for arg in error.args)
+        if isinstance(error, OSError) and error.strerror:
+            error.strerror = self(error.strerror)
+        if isinstance(error, RtpoolError):
+            for name, value in error._fields.items():
+                if isinstance(value, str):
+                    error._fields[name] = self(value)
+                    setattr(error, name, error._fields[name])
