@@ -147,6 +147,7 @@ def quiet() -> Iterator[logging.Logger]:
 
 
 @pytest.mark.stress
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="memory and descriptors are read from /proc")
 @pytest.mark.timeout(SECONDS * 3 + 120)
 def test_after_any_number_of_faults_everything_is_as_it_was(
     make_pool: MakePool, quiet: logging.Logger, figure: Figure
