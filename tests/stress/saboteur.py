@@ -88,10 +88,11 @@ class Saboteur:
             self.escaped.append(error)
 
     def make_peace(self) -> None:
-        """Undo all that is not undone."""
+        """Undo all that is not undone, and start the server afresh: nothing of its troubles remains."""
         while self._undo:
             heapq.heappop(self._undo)[2]()
         self._server.on_connect = self._server.on_join = None
+        self._server.close()
         self._server.start()
 
     def _later(self, most: float, undo: Callable[[], object]) -> None:
