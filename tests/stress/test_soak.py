@@ -255,8 +255,13 @@ def _calm(
 ) -> dict[str, float]:
     """Wait until all is well, and no more `descriptors` are open beside those of the pools' sockets; what there is."""
 
+    wanted = collections.Counter(resident.channel.topic for resident in residents)
+
     def away() -> list[Any]:
         channels = [repr(r.channel) for r in residents if not r.channel.is_subscribed]
+        channels += [
+            topic for topic, count in wanted.items() if server.members(topic) < count
+        ]  # a loss not yet noticed
         return [*channels, *((pool.health(), pool.stats().connection_details) for pool in pools)] if channels else []
 
     _none(away, cap=30)
