@@ -7,20 +7,40 @@ Without what makes a client wait for ten seconds and more, such as HTTP 429: it 
 from __future__ import annotations
 
 import collections
+import contextlib
 import heapq
 import itertools
 import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from rtpool.testing import NO_REPLY, JoinRefusal, RealtimeServer, Refusal, ServerConnection
+from rtpool.testing import NO_REPLY, JoinRefusal, RealtimeServer, Refusal, ServerConnection, faults
 from rtpool.testing.refusals import Handshake, Join, System
 
 __all__ = ["Saboteur"]
 
 CLOSE_CODES = [1000, 1001, 1008, 1009, 1011, 1012, 1013, 4000]
+#: Faults that need nothing but to be undone, and when they strike; None is at once.
+KIT: dict[str, tuple[faults.Fault, faults.Moment | None]] = {
+    "reset amid a frame": (faults.Reset(after=10), faults.Sending("broadcast")),
+    "end amid a frame": (faults.Finish(after=3), faults.Sending("phx_reply")),
+    "reset amid the upgrade": (faults.Reset(after=40), faults.Accepting()),
+    "garbage": (faults.GarbageText(), None),
+    "dribble": (faults.Dribble(size=7), None),
+    "bad UTF-8": (faults.BadUtf8(), None),
+    "huge frame": (faults.HugeFrame(), None),
+    "masked frame": (faults.MaskedFrame(), None),
+    "oversize ping": (faults.OversizePing(), None),
+    "black hole": (faults.BlackHole(), None),
+    "late reply": (faults.Delay(0.4), faults.Replying()),
+    "lost reply": (faults.Drop(), faults.Replying()),
+    "two replies": (faults.Duplicate(), faults.Replying()),
+    "stale reply": (faults.StaleJoinRef(), faults.Replying()),
+    "short reply": (faults.WrongArity(), faults.Replying()),
+}
 
 
 class Saboteur:
@@ -40,10 +60,6 @@ class Saboteur:
             "close": lambda: self._one(lambda c: c.close(chance.choice(CLOSE_CODES))),
             "freeze": lambda: self._one(self._freeze),
             "pause reading": lambda: self._one(self._pause_reading),
-            "garbage": lambda: self._one(lambda c: c.send_text(chance.choice(["{", "[]", '["1",null,7,"x"]', "null"]))),
-            "bad frame": lambda: self._one(
-                lambda c: c.send_raw(chance.choice([b"\xff\xff", b"\x81\x7f" + b"\x7f" * 8]))
-            ),
             "refuse upgrades": self._refuse_upgrades,
             "refuse joins": self._refuse_joins,
             "swallow joins": self._swallow_joins,
@@ -55,6 +71,7 @@ class Saboteur:
             "disconnect all": server.disconnect_all,
             "drain": server.drain,
             "restart": self._restart,
+            **{name: partial(self._inject, *fault) for name, fault in KIT.items()},
         }
 
     def run(self, until: float) -> None:
@@ -71,10 +88,11 @@ class Saboteur:
             self.escaped.append(error)
 
     def make_peace(self) -> None:
-        """Undo all that is not undone."""
+        """Undo all that is not undone, and start the server afresh: nothing of its troubles remains."""
         while self._undo:
             heapq.heappop(self._undo)[2]()
         self._server.on_connect = self._server.on_join = None
+        self._server.close()
         self._server.start()
 
     def _later(self, most: float, undo: Callable[[], object]) -> None:
@@ -122,6 +140,10 @@ class Saboteur:
     def _swallow_joins(self) -> None:
         self._server.on_join = lambda *_: NO_REPLY if self._chance.random() < 0.5 else None
         self._later(1.0, lambda: setattr(self._server, "on_join", None))
+
+    def _inject(self, fault: faults.Fault, on: faults.Moment | None) -> None:
+        with contextlib.suppress(RuntimeError):  # there is no more writing to a socket that is just being closed
+            self._later(1.5, self._server.inject(fault, on=on, times=self._chance.randint(1, 3)).undo)
 
     def _restart(self) -> None:
         self._server.close()
