@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import warnings
-from typing import Any
 
 import pytest
 
@@ -418,21 +417,50 @@ def test_unsubscribe_wakes_who_waits_and_who_waited_takes_down_no_later_subscrip
     assert server.members("room") == int(again)
 
 
-def test_a_system_without_a_thread_left_is_told_at_the_first_use_and_leaves_nothing(
+@pytest.mark.parametrize("which", ["-io", "-worker-0"])
+def test_a_system_without_a_thread_left_is_told_at_the_first_use_which_can_be_repeated(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    pool, start = make_pool(), threading.Thread.start
+
+    def no_thread(thread: threading.Thread) -> None:
+        if thread.name.endswith(which):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(rtpool.ConnectionFailed, match="no thread or descriptor left"):
+            pool.channel("room").subscribe()
+    pool.channel("room").subscribe()
+
+
+def test_a_system_without_a_descriptor_left_is_told_at_the_first_use_which_can_be_repeated(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for which in ("-io", "-worker-2"):
-        pool, start = make_pool(), threading.Thread.start
+    def no_descriptor() -> None:
+        raise OSError(24, "Too many open files")
 
-        def no_thread(thread: threading.Thread, which: str = which, start: Any = start) -> None:
-            if thread.name.endswith(which):
-                raise RuntimeError("can't start new thread")
-            start(thread)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", no_thread)
-            with pytest.raises(rtpool.PoolClosed, match="could not start its threads"):
-                pool.channel("room").subscribe()
-        with pytest.raises(rtpool.PoolClosed):
+    pool = make_pool()
+    with monkeypatch.context() as patch:
+        patch.setattr("rtpool.engine.io_loop.socket.socketpair", no_descriptor)
+        with pytest.raises(rtpool.ConnectionFailed, match="Too many open files"):
             pool.channel("room").subscribe()
-        assert pool.close(5)
+    pool.channel("room").subscribe()
+
+
+def test_with_fewer_threads_than_asked_for_the_callbacks_run_on_those_there_are(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, start, heard = make_pool(), threading.Thread.start, Recorder()
+
+    def no_thread(thread: threading.Thread) -> None:
+        if thread.name.endswith("-worker-2"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        pool.channel("room").on_broadcast("*", heard).subscribe()
+    server.broadcast("room", "x", {"n": 1})
+    heard.wait(1)

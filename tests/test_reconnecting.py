@@ -397,3 +397,17 @@ def test_a_pool_that_fails_says_so_with_its_error(
     assert "ZeroDivisionError" in str(change.error)
     assert pool.stats().messages_received >= before
     caplog.clear()
+
+
+def test_connect_that_has_no_more_time_when_it_is_looked_at_harms_nobody(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    pool.channel("room").subscribe()
+    busy, go_on = threading.Event(), threading.Event()
+    pool._engine.post(lambda: (busy.set(), go_on.wait(5)))
+    assert busy.wait(5)
+    with pytest.raises(rtpool.ConnectionFailed, match="within 0"):
+        pool.connect(timeout=0.05)
+    go_on.set()
+    pool.connect()
+    assert not pool.closed

@@ -116,6 +116,7 @@ class Connection:
         self._sure_at = 0.0
         self._sure_bytes = 0
         self._paused = False
+        self._way = 0.0  # seconds of the last round trip
         self._fence: tuple[str, float] | None = None  # a heartbeat between heartbeats, and when it was sent
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
@@ -261,7 +262,7 @@ class Connection:
     @property
     def under_way(self) -> float:
         """Seconds a message may be under way."""
-        return UNDER_WAY + (self.heartbeat_latency or 0.0)
+        return UNDER_WAY + self._way
 
     def slot(self) -> Slot:
         """What placement needs to know."""
@@ -361,9 +362,10 @@ class Connection:
     def _heed(self, events: list[SessionEvent]) -> None:
         for event in events:
             if isinstance(event, HeartbeatReplied):
-                self.heartbeat_latency = event.latency
+                self.heartbeat_latency = self._way = event.latency
                 self._is_sure(self._clock() - event.latency)
             elif isinstance(event, Fenced) and self._fence is not None and event.ref == self._fence[0]:
+                self._way = self._clock() - self._fence[1]
                 self._is_sure(self._fence[1])
                 self._fence = None
             elif isinstance(event, HeartbeatLost):

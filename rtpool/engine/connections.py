@@ -150,11 +150,11 @@ class Connections:
     def connect(self, waiter: Future[None]) -> None:
         """Have at least one connection; `waiter` is done when one is open."""
         if self._stopping:
-            waiter.set_exception(PoolClosed(f"the pool {self._name} was closed"))
+            _settle(waiter, PoolClosed(f"the pool {self._name} was closed"))
             return
         self.hurry(afresh=True)
         if any(c.state == "open" for c in self.all):
-            waiter.set_result(None)
+            _settle(waiter, None)
             return
         self._waiters = [*(w for w in self._waiters if not w.cancelled()), waiter]
         if not self._by_id:
@@ -200,13 +200,7 @@ class Connections:
     def _settle_waiters(self, error: RtpoolError | None) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            try:
-                if error is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(error.again())
-            except InvalidStateError:
-                continue  # its caller had no more time
+            _settle(waiter, error.again() if error is not None else None)
 
     def new(self) -> Connection:
         """Another connection, dialled at once."""
@@ -421,3 +415,13 @@ class Connections:
         if "waiting" in states or (ever and "dialing" in states and "open" not in states):
             return "reconnecting"
         return "connected" if "open" in states else "connecting"
+
+
+def _settle(waiter: Future[None], error: RtpoolError | None) -> None:
+    try:
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+    except InvalidStateError:
+        return  # its caller has no more time

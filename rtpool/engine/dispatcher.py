@@ -163,7 +163,12 @@ class Dispatcher:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the workers, once."""
+        """
+        Start the workers, once, and again when it failed.
+
+        Raises:
+            RuntimeError: the system has no thread left; none was started.
+        """
         with self._lock:
             if self._threads or self._stopping:
                 return
@@ -171,8 +176,16 @@ class Dispatcher:
                 threading.Thread(target=self._work, name=f"rtpool-{self._name}-worker-{i}", daemon=True)
                 for i in range(self._num_workers)
             ]
-        for thread in threads:
-            thread.start()
+        for index, thread in enumerate(threads):
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no thread left; those that run do the work of all
+                with self._lock:
+                    self._threads = threads[:index]
+                if not index:
+                    raise
+                self._log.warning("! pool %s has %d workers, and not %d: %s", self._name, index, len(threads), error)
+                return
 
     def open(self, mailbox: Mailbox, holder: int | None = None) -> None:
         """

@@ -20,7 +20,7 @@ from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
-from rtpool.errors import PoolClosed
+from rtpool.errors import ConnectionFailed, PoolClosed
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
@@ -143,6 +143,7 @@ class Engine:
 
         Raises:
             PoolClosed: it was stopped.
+            ConnectionFailed: the system has no thread or descriptor left for it; it can be called again.
         """
         with self._lock:
             state = self._state
@@ -153,27 +154,17 @@ class Engine:
         if state == "new":
             _running.add(self)
             try:
-                self.loop.start()
                 self.dispatcher.start()
-            except RuntimeError as error:
-                self._abort_start(error)
+                self.loop.start()
+            except (RuntimeError, OSError) as error:
+                _running.discard(self)
+                with self._lock:
+                    if self._state == "running":
+                        self._state = "new"
+                words = f"the pool {self.name} could not start: {error}; the system has no thread or descriptor left"
+                raise ConnectionFailed(f"{words}; try again") from error
             self.loop.post(self.coordinator.start)
             self._launched.set()
-
-    def _abort_start(self, cause: RuntimeError) -> None:
-        """The system has no thread left: nothing of the pool is to run."""
-        failed = PoolClosed(f"the pool {self.name} could not start its threads: {cause}; make a new one")
-        failed.__cause__ = cause
-        with self._lock:
-            self._state = "stopping"
-        if self.loop.is_running:
-            self.loop.post(self.coordinator.abandon, failed)
-            self.loop.post(self.loop.stop)
-        else:
-            self.loop.discard()
-            self._ended()
-        self._launched.set()
-        raise failed from cause
 
     def post(self, call: Callable[..., None], *args: Any) -> None:
         """

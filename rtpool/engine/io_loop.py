@@ -4,6 +4,7 @@ The one I/O thread: a selector, an inbox other threads post to, and timers.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -127,28 +128,22 @@ class IoLoop:
 
     def start(self) -> None:
         """
-        Open the selector and the wake-up pair, then start the thread. Called once.
+        Open the selector and the wake-up pair, then start the thread. Called once, and again when it failed.
 
         Raises:
-            RuntimeError: the system has no thread left.
+            RuntimeError, OSError: the system has no thread, or no descriptor, left. Nothing was started.
         """
-        self._selector = selectors.DefaultSelector()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
-        self._selector.register(self._wake_in, selectors.EVENT_READ, None)
-        thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
-        thread.start()
-        self._thread = thread
-
-    @property
-    def is_running(self) -> bool:
-        """Whether its thread was started."""
-        return self._thread is not None
-
-    def discard(self) -> None:
-        """Close what `start` opened before it failed."""
-        self._close()
+        with contextlib.ExitStack() as opened:
+            selector = opened.enter_context(selectors.DefaultSelector())
+            wake_in, wake_out = (opened.enter_context(sock) for sock in socket.socketpair())
+            wake_in.setblocking(False)
+            wake_out.setblocking(False)
+            selector.register(wake_in, selectors.EVENT_READ, None)
+            self._selector, self._wake_in, self._wake_out = selector, wake_in, wake_out
+            thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
+            thread.start()
+            self._thread = thread
+            opened.pop_all()
 
     def post(self, call: Callable[..., None], *args: Any) -> bool:
         """

@@ -356,7 +356,9 @@ class Joining:
             join.second_chance = error
             if join.source.value == join.token:
                 self.tokens.expire(join.source)
-            self.request(join)
+            if join.attempts:  # it was put out soon after it was let in with another
+                self._readiness.tell_members(join, "refused", error)
+            self._try_again(join, error, Action.BACK_OFF if join.attempts else Action.RETRY)
             return
         if not action.retryable:
             join.needs_token = action is Action.NEW_TOKEN
@@ -366,11 +368,20 @@ class Joining:
             return
         timed_out = isinstance(error, JoinTimeout)
         self._readiness.tell_members(join, "timed_out" if timed_out else "refused", error)
-        join.attempts, join.suspect = join.attempts + 1, True
-        if action is Action.OTHER_SOCKET and join.attempts <= MAX_MOVES and self._move(join, error):
+        join.suspect = True
+        if action is Action.OTHER_SOCKET and join.attempts < MAX_MOVES and self._move(join, error):
+            join.attempts += 1
+            return
+        self._try_again(join, error, action)
+
+    def _try_again(self, join: Join, error: RtpoolError, action: Action) -> None:
+        """At once or after a while, as `action` says."""
+        join.attempts += 1
+        if action is Action.RETRY and error.retry_after is None:
+            self.request(join)
             return
         delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
-        delay *= 0.0 if action is Action.RETRY else self._rng.uniform(0.5, 1.0)
+        delay *= self._rng.uniform(0.5, 1.0)
         at_least = error.retry_after
         if at_least is None:
             at_least = LONG_BACK_OFF if action is Action.BACK_OFF_LONG else 0.0

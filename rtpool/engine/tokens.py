@@ -21,6 +21,8 @@ __all__ = ["TokenSource", "Tokens", "UNAVAILABLE"]
 Waiter = Callable[[str | None, RtpoolError | None], None]
 Provider = Callable[[], str]
 
+#: Calls of one callable that may hang: each keeps a thread from others.
+MAX_CALLS = 3
 #: The code of a `JoinRefused` that comes of a callable, not of the server.
 UNAVAILABLE = "TokenUnavailable"
 #: A token is renewed this part of its remaining life before it expires, and at the most so many seconds; jitter doubles
@@ -49,7 +51,8 @@ class TokenSource:
         self.renewal: Timer | None = None  # due shortly before the token expires
         self.search: Timer | None = None  # due when another token is looked for again
         self.deadline: Timer | None = None  # of the wait for the callable
-        self.calling: Provider | None = None  # the callable that has not returned yet
+        self.calling: Provider | None = None  # the callable that was asked last,
+        self.unreturned = 0  # and its calls that have not returned
         #: The token the server refused last for what it is, in which words, and until when it need not be asked again.
         self.bad: str | None = None
         self.bad_words = ""
@@ -184,13 +187,15 @@ class Tokens:
             self._answered(source, provider, None, _unavailable(words, "timeout"))
 
         source.deadline = self._loop.call_later(self._patience, too_late)
-        if source.calling is not provider:  # one that hangs is not called again, on yet another thread
-            source.calling = provider
+        if source.calling is not provider:
+            source.calling, source.unreturned = provider, 0
+        if source.unreturned < MAX_CALLS:
+            source.unreturned += 1
             self._callers.submit(job)
 
     def _returned(self, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None) -> None:
         if source.calling is provider:
-            source.calling = None
+            source.unreturned -= 1
         self._answered(source, provider, token, error)
 
     def _answered(self, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None) -> None:
