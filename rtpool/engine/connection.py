@@ -202,6 +202,7 @@ class Connection:
         self._is_sure(self.proof_of_life)
         self.session.connected(now)
         self.draining = False
+        self.capacity = self._options.max_channels_per_connection  # what the server said was of the socket before
 
     def cancel_redial(self) -> None:
         """Wait for no further attempt."""

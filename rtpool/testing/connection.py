@@ -124,7 +124,7 @@ class ServerConnection:
 
     def send_raw(self, data: bytes) -> None:
         """Put bytes on the stream as they are, below WebSocket framing, above TLS."""
-        self._server.call(lambda: self._ws.transport.write(data))
+        self._server.call(lambda: self._ws.write_raw(data))
 
     def send_text(self, text: str) -> None:
         """Send a text frame with any content."""

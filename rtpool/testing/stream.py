@@ -6,6 +6,7 @@ it ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -115,6 +116,11 @@ class Stream(WebSocket):
             return
         self._holds.add(reason)
         self.transport.pause_reading()
+
+    def write_raw(self, data: bytes) -> None:
+        """Put bytes on the stream as they are; nothing once its end was sent, whoever has not read it yet."""
+        with contextlib.suppress(RuntimeError):  # asyncio's word for that
+            self.transport.write(data)
 
     def release(self, reason: object) -> None:
         """Take a reason back; the client's silence meanwhile was ours."""

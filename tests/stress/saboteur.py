@@ -7,7 +7,6 @@ Without what makes a client wait for ten seconds and more, such as HTTP 429: it 
 from __future__ import annotations
 
 import collections
-import contextlib
 import heapq
 import itertools
 import random
@@ -142,8 +141,7 @@ class Saboteur:
         self._later(1.0, lambda: setattr(self._server, "on_join", None))
 
     def _inject(self, fault: faults.Fault, on: faults.Moment | None) -> None:
-        with contextlib.suppress(RuntimeError):  # there is no more writing to a socket that is just being closed
-            self._later(1.5, self._server.inject(fault, on=on, times=self._chance.randint(1, 3)).undo)
+        self._later(1.5, self._server.inject(fault, on=on, times=self._chance.randint(1, 3)).undo)
 
     def _restart(self) -> None:
         self._server.close()

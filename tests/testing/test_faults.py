@@ -532,3 +532,11 @@ def test_every_fault_says_what_it_is_and_where_it_belongs() -> None:
         assert kind.__doc__
         assert f"`{kind.__name__}`" in text, f"{kind.__name__} is not in the table"
         assert isinstance(kind(1.0) if kind is faults.Delay else kind(), faults.Fault)
+
+
+def test_what_is_put_on_a_stream_whose_end_was_sent_harms_nobody(server: RealtimeServer, connect: Connect) -> None:
+    connect()
+    (connection,) = server.connections
+    server.call(connection._ws.transport.write_eof)
+    connection.send_raw(b"too late")
+    server.inject(faults.BadUtf8())

@@ -126,7 +126,7 @@ class Close(ConnectionFault):
         try:
             CloseFrame(self.code, self.reason).check()
         except ProtocolError:
-            stream.transport.write(_frame(Opcode.CLOSE, struct.pack("!H", self.code) + self.reason.encode()))
+            stream.write_raw(_frame(Opcode.CLOSE, struct.pack("!H", self.code) + self.reason.encode()))
             closing: Awaitable[None] = stream.close(1000, "")
             stream.valve.end()
         else:

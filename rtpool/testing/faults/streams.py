@@ -158,5 +158,5 @@ class Raw(_OfStream):
 
     def apply(self, hit: Hit) -> None:
         """Put it on the stream."""
-        hit.occasion.stream.transport.write(self.bytes())
+        hit.occasion.stream.write_raw(self.bytes())
         hit.done()
