@@ -152,7 +152,8 @@ class Gap:
         topic: as the user wrote it.
         cause: ``"transport"``, ``"heartbeat"``, ``"server restart"``, ``"token"``, ``"rejoin"``, ``"overflow"``,
             ``"feed restart"``, or ``"replay"`` when the very first replay was cut.
-        lost_from: aware datetime of the last proof of life before the interruption.
+        lost_from: aware datetime before which all that was sent had arrived: the last proof of life, less the time a
+            message may be under way.
         lost_to: aware datetime at which events flowed again.
         certain: whether something was lost for certain.
         replay: how many missed messages the server replayed, None when none were asked for.
