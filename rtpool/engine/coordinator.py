@@ -381,8 +381,15 @@ class Coordinator:
             if mailbox.overflow == "block":
                 if join.connection is not None:
                     join.connection.paused_by.add(mailbox)
-            elif (attachment := self._registry.detach(subscriber)) is not None:
-                self.router.overflow_closed(subscriber, mailbox, attachment)
+                continue
+            attachment = subscriber.attachment
+            if attachment is None or attachment.number != mailbox.holder:
+                continue  # another subscription than the one that fell behind
+            if self._registry.detach(subscriber, only=attachment) is not None:
+                error = self.router.overflow_closed(subscriber, mailbox, attachment)
+                if not attachment.ready.done():
+                    attachment.ready.set_exception(error)
+                attachment.left.set_result(None)
                 self._registry.left(subscriber)
                 self._loop.post(self.sync, subscriber.key)
 

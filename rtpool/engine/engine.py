@@ -161,6 +161,8 @@ class Engine:
                 with self._lock:
                     if self._state == "running":
                         self._state = "new"
+                    else:
+                        self._launched.set()
                 words = f"the pool {self.name} could not start: {error}; the system has no thread or descriptor left"
                 raise ConnectionFailed(f"{words}; try again") from error
             self.loop.post(self.coordinator.start)
@@ -189,8 +191,9 @@ class Engine:
         if before == "new":
             self._launched.set()  # there is nothing to launch any more
             self._stop_dialling()  # a REST call may be under way
+            self.dispatcher.stop()  # a start may have failed halfway
             self.ended.set()
-            return True
+            return not self.dispatcher.join(deadline)
         self.budget.close()
         # Another thread may be in the middle of start(): what is not running yet can be neither told nor joined.
         self._launched.wait(max(0.0, deadline - time.monotonic()))

@@ -29,6 +29,8 @@ __all__ = ["JoinQueue"]
 
 #: The server's words, in its reply to a join and in its answer to an upgrade (protocol 1.3, 8.1).
 TOO_MANY_JOINS = "Too many joins per second"
+#: Seconds after which one that failed before goes before newcomers.
+LONGEST_WAIT = 5.0
 #: After a join that failed in so many seconds, the socket has this many times as long to itself.
 REST = 4.0
 
@@ -53,7 +55,7 @@ class _Line:
 
     connection: Connection
     first: deque[_Numbered] = attrs.field(factory=deque)
-    again: list[tuple[int, int, Join]] = attrs.field(factory=list)
+    again: list[tuple[int, int, float, Join]] = attrs.field(factory=list)
     epoch: int = 0
     sent: dict[Join, float] = attrs.field(factory=dict)
     answered_at: float = -math.inf
@@ -76,32 +78,40 @@ class _Line:
         session = self.connection.session
         if not (self.first or self.again) or session.joins_available <= 0 or (self.in_doubt and self.sent):
             return None
-        if self.first:
+        found = self._head_again(now)
+        if self.first and (found is None or found[0][0]):
             number, join = self.first[0]
             return (False, 0, number), join
-        attempts, number, join = self.again[0]
-        if (now < self.rests_until and self._serves()) or any(join.suspect for join in self.sent):
+        return found
+
+    def _head_again(self, now: float) -> tuple[_Rank, Join] | None:
+        if not self.again or any(join.suspect for join in self.sent) or (now < self.rests_until and self._serves()):
             return None
-        return (True, attempts, number), join
+        attempts, number, since, join = self.again[0]
+        # Newcomers go first, but not for ever.
+        return ((False, 0, number) if now - since >= LONGEST_WAIT else (True, attempts, number)), join
 
     @property
     def joins(self) -> list[Join]:
         """Those that wait, in their order."""
-        return [*(join for _, join in self.first), *(join for _, _, join in self.again)]
+        return [*(join for _, join in self.first), *(join for *_, join in self.again)]
 
-    @property
-    def next(self) -> Join | None:
-        """The one that goes next, now or later."""
-        if self.first:
-            return self.first[0][1]
-        return self.again[0][2] if self.again else None
-
-    def take(self) -> None:
-        """The head is taken."""
-        if self.first:
+    def take(self, join: Join) -> None:
+        """One that is first of its kind is taken."""
+        if self.first and self.first[0][1] is join:
             self.first.popleft()
         else:
             self.again.pop(0)
+
+    def stray(self) -> Join | None:
+        """Take one that stands first of its kind and has no business here any more."""
+        for waiting in (self.first, self.again):
+            if waiting:
+                join = waiting[0][-1]
+                if not (join.requested and join.connection is self.connection):
+                    self.take(join)
+                    return join
+        return None
 
     @property
     def rests_until(self) -> float:
@@ -241,7 +251,7 @@ class JoinQueue:
             if not self._pace.grant(now):
                 return self._pace.next_at(now)
             line, join = turn
-            line.take()
+            line.take(join)
             self._send(join)
             if line.connection.session.state(join.topic) is ChannelState.JOINING:  # else it was not to be
                 line.sent[join] = now
@@ -260,8 +270,7 @@ class JoinQueue:
         return best
 
     def _drop_strays(self, line: _Line) -> None:
-        while (join := line.next) is not None and not (join.requested and join.connection is line.connection):
-            line.take()
+        while (join := line.stray()) is not None:
             if join.requested:  # it lives elsewhere now
                 self._line_up(join)
 
@@ -274,7 +283,7 @@ class JoinQueue:
         if line is None:
             line = self._lines[connection] = _Line(connection, epoch=connection.epoch)
         if join.suspect:
-            bisect.insort(line.again, (join.attempts, next(self._numbers), join))
+            bisect.insort(line.again, (join.attempts, next(self._numbers), self._loop.now, join))
         else:
             line.first.append((next(self._numbers), join))
 

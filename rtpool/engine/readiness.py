@@ -64,6 +64,7 @@ class Readiness:
             if not join.flows_to(subscriber):
                 continue
             attachment.flowing = True
+            attachment.flowing_since = attachment.flowing_since or self._wall()
             self._registry.ask_again(subscriber)  # refused before, let in now: a new token, or a healed server
             if attachment.outage is not None:
                 self._router.announce_gap(join, subscriber, attachment.outage)

@@ -243,8 +243,12 @@ class Router:
 
     def announce_gap(self, join: Join, subscriber: Subscriber, outage: Outage) -> None:
         """Tell a Channel in which time it may have lost messages."""
-        gap = Gap(join.name, outage.cause, outage.lost_from, max(self._wall(), outage.lost_from))
         attachment = subscriber.attachment
+        since = attachment.flowing_since if attachment is not None else None
+        lost_from = (
+            outage.lost_from if since is None else max(outage.lost_from, since)
+        )  # before, nothing was its to lose
+        gap = Gap(join.name, outage.cause, lost_from, max(self._wall(), lost_from))
         if join.replay is not None and join.replay_request is not None and attachment and attachment.caught_up:
             gap = attrs.evolve(gap, replay=join.replay.count, truncated=join.replay.truncated)
         self._gap(subscriber, gap)
@@ -268,8 +272,8 @@ class Router:
         if any(binding.kind == "status" for binding in subscriber.bindings):
             self._essential(subscriber, Delivery("status", change.status, change))
 
-    def overflow_closed(self, subscriber: Subscriber, mailbox: Mailbox, attachment: Attachment) -> None:
-        """End a Channel whose policy is to be closed when it falls behind."""
+    def overflow_closed(self, subscriber: Subscriber, mailbox: Mailbox, attachment: Attachment) -> MailboxOverflow:
+        """End a Channel whose policy is to be closed when it falls behind; what it is told."""
         error = MailboxOverflow(
             f"{subscriber.topic!r} fell {mailbox.limit} events behind and was unsubscribed, as overflow='close' asks",
             limit=mailbox.limit,
@@ -278,6 +282,7 @@ class Router:
         self._essential(subscriber, Delivery("status", "closed", StatusChange(subscriber.topic, "closed", error)))
         for sink in subscriber.sinks:
             self._dispatcher.end(sink, attachment.number, wait=False)
+        return error
 
     def _overflow_gap(self, subscriber: Subscriber, mailbox: Mailbox) -> Gap:
         now = self._wall()

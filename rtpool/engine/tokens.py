@@ -21,7 +21,7 @@ __all__ = ["TokenSource", "Tokens", "UNAVAILABLE"]
 Waiter = Callable[[str | None, RtpoolError | None], None]
 Provider = Callable[[], str]
 
-#: Calls of one callable that may hang: each keeps a thread from others.
+#: Calls of one callable that may hang before another thread takes the place of one that does.
 MAX_CALLS = 3
 #: The code of a `JoinRefused` that comes of a callable, not of the server.
 UNAVAILABLE = "TokenUnavailable"
@@ -51,8 +51,7 @@ class TokenSource:
         self.renewal: Timer | None = None  # due shortly before the token expires
         self.search: Timer | None = None  # due when another token is looked for again
         self.deadline: Timer | None = None  # of the wait for the callable
-        self.calling: Provider | None = None  # the callable that was asked last,
-        self.unreturned = 0  # and its calls that have not returned
+        self.calls: set[object] = set()  # of the callable, those that have not returned
         #: The token the server refused last for what it is, in which words, and until when it need not be asked again.
         self.bad: str | None = None
         self.bad_words = ""
@@ -180,22 +179,24 @@ class Tokens:
 
         def job() -> None:
             token, error = _call(provider)
-            self._loop.post(self._returned, source, provider, token, error)
+            self._loop.post(self._returned, job, source, provider, token, error)
 
         def too_late() -> None:
+            if len(source.calls) >= MAX_CALLS and job in source.calls:
+                source.calls.discard(job)
+                self._callers.overdue(job)  # another thread takes the place of the one that hangs
             words = f"the access_token callable gave no token within {self._patience} s; it is asked again"
             self._answered(source, provider, None, _unavailable(words, "timeout"))
 
         source.deadline = self._loop.call_later(self._patience, too_late)
-        if source.calling is not provider:
-            source.calling, source.unreturned = provider, 0
-        if source.unreturned < MAX_CALLS:
-            source.unreturned += 1
+        if len(source.calls) < MAX_CALLS:
+            source.calls.add(job)
             self._callers.submit(job)
 
-    def _returned(self, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None) -> None:
-        if source.calling is provider:
-            source.unreturned -= 1
+    def _returned(
+        self, call: object, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None
+    ) -> None:
+        source.calls.discard(call)
         self._answered(source, provider, token, error)
 
     def _answered(self, source: TokenSource, provider: Provider, token: str | None, error: RtpoolError | None) -> None:

@@ -7,6 +7,11 @@ from __future__ import annotations
 __all__ = ["Pulse"]
 
 
+#: Timeouts for which a peer is waited for that says everything but the answer. With the default options it has heard
+#: from us 55 s ago then, and closes what is silent for 60 (protocol 5.3).
+PATIENCE = 3
+
+
 class Pulse:
     """
     The heartbeat of one connection. Only its own answers count: a timer that inbound traffic resets lets the server
@@ -14,7 +19,8 @@ class Pulse:
 
     The server answers nothing while it runs a join (protocol 4.2), so a late answer alone does not count while a join
     is outstanding. Silence does: an answer that is late is waited for until the oldest join should have been answered,
-    and on only as long as something is heard.
+    and on only as long as something is heard. The same holds without a join: behind what a slow line still has to carry
+    an answer is late, and a dead peer says nothing. A proxy may go on for one, so there is an end to it.
 
     Args:
         interval: seconds from one answer to the next heartbeat.
@@ -105,6 +111,10 @@ class Pulse:
         if join_due is not None and (self._heard or not self.late):
             self.late, self._heard = True, False
             self._deadline = join_due if join_due > now else now + self._timeout
+            return None
+        if self._heard and now - self._sent_at < self._interval + PATIENCE * self._timeout:
+            self.late, self._heard = True, False
+            self._deadline = now + min(self._timeout, self._interval)
             return None
         self.stop()
         return now - self._sent_at

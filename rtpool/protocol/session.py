@@ -235,8 +235,13 @@ class Session:
         return bool(self._events)
 
     def not_reading(self, now: float) -> None:
-        """Nothing is read at present; see `Pulse.unseen`."""
+        """Nothing is read at present: no answer can be seen, neither to a heartbeat nor to a join."""
         self._pulse.unseen(now)
+        for ref, pending in self._joins_in_flight.items():
+            if pending.deadline is not None:
+                pending.deadline = now + pending.timeout
+                self._arm(pending, ref)
+            return
 
     def probe(self, now: float) -> None:
         """There is doubt whether the peer is alive: the next `tick` asks."""

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+import rtpool
 from rtpool.engine import clock_watch
 from rtpool.engine.clock_watch import CHECK_SECONDS, ClockWatch
 from rtpool.engine.clocks import boot_clock
@@ -99,6 +100,13 @@ def test_linux_has_a_clock_that_knows_of_sleep() -> None:
     assert clock() <= clock()
 
 
+def subscribed_long_ago(channel: rtpool.Channel) -> None:
+    attachment = channel._subscriber.attachment
+    assert attachment is not None
+    assert attachment.flowing_since is not None
+    attachment.flowing_since -= timedelta(days=1)
+
+
 def test_after_a_suspend_a_dead_connection_is_left_at_once_and_the_gap_covers_the_sleep(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -106,7 +114,7 @@ def test_after_a_suspend_a_dead_connection_is_left_at_once_and_the_gap_covers_th
     pool, gaps = make_pool(heartbeat_interval=3_600, heartbeat_timeout=0.2), Recorder()
     clock, asleep = boot_clock() or (lambda: 0.0), [0.0]
     pool._engine.loop.boot = lambda: clock() + asleep[0]
-    pool.channel("room").on_gap(gaps).subscribe()
+    subscribed_long_ago(pool.channel("room").on_gap(gaps).subscribe())
     server.connections[0].freeze()
     before = datetime.now(timezone.utc)
     asleep[0] = 600.0
@@ -138,7 +146,7 @@ def test_a_connection_that_breaks_on_waking_has_a_gap_that_begins_before_the_sle
     pool, gaps = make_pool(), Recorder()
     clock, asleep = boot_clock() or (lambda: 0.0), [0.0]
     pool._engine.loop.boot = lambda: clock() + asleep[0]
-    pool.channel("room").on_gap(gaps).subscribe()
+    subscribed_long_ago(pool.channel("room").on_gap(gaps).subscribe())
     before = datetime.now(timezone.utc)
     asleep[0] = 3_600.0
     server.connections[0].abort()  # before anybody looked at the clocks
