@@ -57,7 +57,8 @@ def test_topics_that_are_always_refused_cost_their_neighbours_on_the_socket_noth
         for channel in [*bad, *(book.channel for book in books)]:
             channel.subscribe(wait=False)
         wait_until(lambda: all(book.channel.is_subscribed for book in books), "the good ones joined")
-        refusals.wait_for(lambda events: any(event.status == "refused" for event in events))
+        # Each is asked for once without delay; how often those are that were refused before is the question.
+        refusals.wait_for(lambda seen: len({e.topic for e in seen if e.status == "refused"}) == failing, cap=30)
         for book in books:
             book.channel.on_status(trouble)
             book.channel.on_broadcast("n", lambda message: delays.append(time.time() - message.payload["at"]))
@@ -88,7 +89,7 @@ def test_topics_that_are_always_refused_cost_their_neighbours_on_the_socket_noth
         assert sum(beat.status == "ok" for beat in during) >= 3
         assert (server.connections_total, pool.stats().reconnect_attempts) == (1, 0)
         assert sum(since <= at < until for at in refused_at) >= 3, "it was not even tried"
-        assert blocked <= 0.5, "the refused take more of the socket than they leave"
+        assert blocked <= 0.5 + BLOCK / WATCHED, "the refused take more of the socket than they leave"
         for channel in bad:
             channel.unsubscribe()
         assert pool.close(10)
