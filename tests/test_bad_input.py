@@ -365,7 +365,7 @@ def test_after_close_every_call_that_needs_the_pool_says_so(server: RealtimeServ
     channel.unsubscribe()
     assert channel.state is rtpool.ChannelState.CLOSED
     assert pool.stats().connection_status == "closed"
-    assert pool.health() == rtpool.Health(ok=False, status="closed", reasons=("the pool is closed",))
+    assert pool.health() == rtpool.Health(verdict="down", status="closed", reasons=("the pool is closed",))
     assert pool.close() is True
 
 

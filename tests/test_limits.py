@@ -166,7 +166,9 @@ def test_presence_from_eight_threads_at_once_never_makes_the_server_end_the_chan
     assert [meta["n"] for meta in real.presence("lobby")["ann"]["metas"]] == ["last"]
 
 
-def test_topics_that_fail_have_a_socket_for_a_fifth_of_its_time_each_in_its_turn(make_pool: MakePool) -> None:
+def test_topics_that_fail_leave_their_socket_the_more_time_the_more_often_they_do_each_in_its_turn(
+    make_pool: MakePool,
+) -> None:
     held_back, asked = 0.1, []
 
     def refuse(topic: str, payload: Any, connection: Any) -> JoinRefusal | None:
@@ -189,7 +191,8 @@ def test_topics_that_fail_have_a_socket_for_a_fifth_of_its_time_each_in_its_turn
     assert set(turns[:3]) == {"bad-0", "bad-1", "bad-2"}
     assert turns == turns[:3] * 3
     gaps = [later - earlier for (_, earlier), (_, later) in itertools.pairwise(asked[3:12])]
-    assert min(gaps) >= 5 * held_back * 0.95, gaps
+    for tries, gap in zip([1, 1, 2, 2, 2, 3, 3, 3], gaps, strict=True):
+        assert gap >= (1 + tries) * held_back * 0.95, gaps
 
 
 # What the server refuses all the same

@@ -31,7 +31,8 @@ from rtpool.protocol.frames import (
 from rtpool.protocol.placement import Slot
 from rtpool.protocol.refusals import classify_close
 from rtpool.protocol.serializer import serializer_for
-from rtpool.protocol.session import Fenced, HeartbeatLost, HeartbeatReplied, Session, SessionEvent
+from rtpool.protocol.session import Session
+from rtpool.protocol.session_events import Fenced, HeartbeatLost, HeartbeatReplied, SessionEvent
 from rtpool.stats import ConnectionDetails
 
 if TYPE_CHECKING:

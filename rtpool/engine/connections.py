@@ -17,7 +17,7 @@ from rtpool.engine.reconnecting import Reconnecting
 from rtpool.errors import ConnectionFailed, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.options import PoolOptions
-from rtpool.protocol.session import SessionEvent
+from rtpool.protocol.session_events import SessionEvent
 from rtpool.stats import ConnectionDetails
 
 __all__ = ["Connections", "Tenant", "Totals"]

@@ -34,7 +34,7 @@ from rtpool.errors import (
 )
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
-from rtpool.protocol.session import (
+from rtpool.protocol.session_events import (
     ChannelEvent,
     HeartbeatLost,
     HeartbeatReplied,
@@ -144,22 +144,25 @@ class Coordinator:
             flush=lambda: self._overflowed(self.router.flush()),
             log=self._log,
         )
-        self.audit = Audit(
-            name,
-            options,
-            registry=registry,
-            loop=loop,
-            connections=self.connections,
-            joining=self.joining,
-            resync=self.sync,
-            merge=self.mover.merge,
-            log=self._log,
-        )
+        self.audit = self._make_audit()
         self._watch = ClockWatch(
             loop,
             resumed=self._resumed,
             stepped=self._clock_stepped,
             wall=lambda: self._wall().timestamp(),
+        )
+
+    def _make_audit(self) -> Audit:
+        return Audit(
+            self._name,
+            self._options,
+            registry=self._registry,
+            loop=self._loop,
+            connections=self.connections,
+            joining=self.joining,
+            resync=self.sync,
+            merge=self.mover.merge,
+            log=self._log,
         )
 
     # Time

@@ -31,7 +31,8 @@ from rtpool.protocol.placement import OPEN, place
 from rtpool.protocol.presence import PresenceCalls
 from rtpool.protocol.refusals import TOKEN_CODES, classify_system
 from rtpool.protocol.replay import Replay, ReplayRequest
-from rtpool.protocol.session import UNMATCHED_TOPIC, ChannelLost
+from rtpool.protocol.session import UNMATCHED_TOPIC
+from rtpool.protocol.session_events import ChannelLost
 from rtpool.registry import Registry, ShareKey, merge_configs
 
 __all__ = ["Joining"]

@@ -23,7 +23,7 @@ from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls, PresenceState
 from rtpool.protocol.refusals import Action, judge_join, parse_reason, printable
 from rtpool.protocol.replay import Replay, ReplayRequest
-from rtpool.protocol.session import JoinFailed
+from rtpool.protocol.session_events import JoinFailed
 from rtpool.registry import Attachment, JoinConfig, Share, Subscriber
 
 if TYPE_CHECKING:

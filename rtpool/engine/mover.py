@@ -29,7 +29,7 @@ from rtpool.protocol.handover import Handover
 from rtpool.protocol.messages import POSTGRES_CHANGES, SYSTEM, WireMessage
 from rtpool.protocol.placement import merge_plan
 from rtpool.protocol.refusals import classify_join
-from rtpool.protocol.session import (
+from rtpool.protocol.session_events import (
     ChannelEvent,
     Fenced,
     Joined,

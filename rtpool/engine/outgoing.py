@@ -15,7 +15,7 @@ from rtpool.errors import ConnectionFailed, PushRefused, PushTimeout, RtpoolErro
 from rtpool.events import ChannelState
 from rtpool.protocol.messages import Body
 from rtpool.protocol.refusals import classify_push, words_of
-from rtpool.protocol.session import PushSettled
+from rtpool.protocol.session_events import PushSettled
 from rtpool.registry import Subscriber
 
 __all__ = ["Outgoing", "SendBudget", "SentBroadcast"]

@@ -17,7 +17,7 @@ from rtpool.errors import RtpoolError
 from rtpool.options import PoolOptions
 from rtpool.protocol.messages import PRESENCE, JsonBody
 from rtpool.protocol.presence import UNTRACK, track_body
-from rtpool.protocol.session import PushSettled
+from rtpool.protocol.session_events import PushSettled
 
 __all__ = ["Pushes"]
 

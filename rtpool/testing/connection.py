@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_REPLY", "ServerConnection"]
 
+#: Turns of the loop in which what waits is written, if the client reads.
+WRITE_TURNS = 10
 #: Seconds after which a token is looked at again at the latest.
 TOKEN_CHECK = 300.0
 
@@ -320,6 +322,9 @@ class ServerConnection:
         """Be deaf and mute for a while, pings included; ends early with the socket."""
         if seconds <= 0:
             return
+        for _ in range(WRITE_TURNS):  # what was said before is on its way before this begins
+            if self._out:
+                await asyncio.sleep(0)
         self._may_write.clear()
         self._ws.hold("joining")
         await self._server.clock.sleep(seconds, self._ws.ended)

@@ -7,7 +7,7 @@ import pytest
 import rtpool
 from rtpool import Action
 from rtpool.engine.joins import failure_of
-from rtpool.protocol.session import JoinFailed
+from rtpool.protocol.session_events import JoinFailed
 
 
 def failed(reason: str, failures: int) -> rtpool.RtpoolError:

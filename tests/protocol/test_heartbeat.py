@@ -43,6 +43,7 @@ def test_inbound_traffic_does_not_put_off_the_next_one(pulse: Pulse) -> None:
 
 def test_a_peer_that_says_everything_but_the_answer_is_waited_for_and_not_for_ever(pulse: Pulse) -> None:
     beat(pulse, 25.0)
+    pulse.heard()
     now = 35.0
     while (waited := pulse.lost(now, None)) is None:
         assert pulse.late

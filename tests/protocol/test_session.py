@@ -11,7 +11,8 @@ from rtpool.errors import ProtocolError
 from rtpool.events import ChannelState
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.serializer import serializer_for
-from rtpool.protocol.session import (
+from rtpool.protocol.session import Session
+from rtpool.protocol.session_events import (
     ChannelLost,
     Fenced,
     HeartbeatLost,
@@ -22,7 +23,6 @@ from rtpool.protocol.session import (
     Left,
     PushSettled,
     Received,
-    Session,
 )
 
 TOPIC = "realtime:room"

@@ -23,17 +23,16 @@ from rtpool.protocol.messages import BinaryBody, Body, JsonBody, UserBroadcast
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls
 from rtpool.protocol.serializer import serializer_for
-from rtpool.protocol.session import (
+from rtpool.protocol.session import OutgoingFrame, Session
+from rtpool.protocol.session_events import (
     ChannelLost,
     HeartbeatReplied,
     HeartbeatSent,
     Joined,
     JoinFailed,
     Left,
-    OutgoingFrame,
     PushSettled,
     Received,
-    Session,
     SessionEvent,
 )
 from rtpool.registry import Attachment, Binding, Delivery, JoinConfig, Share, ShareKey, Subscriber
