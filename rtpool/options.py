@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import random
 import re
 import socket
@@ -123,6 +124,8 @@ class ReconnectPolicy:
         if not self.retry(state):
             return "fatal", 0.0
         state.upcoming_sleep = delay = max(0.0, float(self.wait(state)))
+        if not math.isfinite(delay):
+            raise InvalidValue(f"the wait strategy returned {delay}: no attempt would ever be made")
         return ("stop" if self.stop(state) else "retry"), delay
 
 

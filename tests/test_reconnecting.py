@@ -411,3 +411,50 @@ def test_connect_that_has_no_more_time_when_it_is_looked_at_harms_nobody(
     go_on.set()
     pool.connect()
     assert not pool.closed
+
+
+@pytest.mark.parametrize("what", ["never returns", "returns no number of seconds"])
+def test_a_strategy_that_is_of_no_use_is_done_without_and_the_loss_is_told(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("rtpool.engine.reconnecting.DECISION_SECONDS", 0.1)
+    monkeypatch.setattr("rtpool.engine.reconnecting.FALLBACK_DELAY", 0.05)
+    go_on, seen = threading.Event(), Recorder()
+
+    def wait(state: object) -> float:
+        if what == "never returns":
+            go_on.wait(30)
+        return float("inf")
+
+    pool = make_pool(reconnect=rtpool.ReconnectPolicy(wait=wait), health_check_interval=3_600).on_status(seen)
+    channel = pool.channel("room").subscribe()
+    server.connections[0].abort()
+    try:
+        change = seen.wait_for(lambda events: events[-1].status == "reconnecting")[-1]
+        assert change.delay == 0.05
+        server.wait_for(lambda s: s.connections_total == 2 and s.members("room") == 1)
+        wait_until(lambda: channel.is_subscribed)
+        assert pool.stats().repairs == 0
+    finally:
+        go_on.set()
+
+
+def test_a_loss_names_the_connection_and_the_server(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    seen = Recorder()
+    pool.on_status(seen).channel("room").subscribe()
+    server.connections[0].abort()
+    error = seen.wait_for(lambda events: events[-1].error is not None)[-1].error
+    assert type(error) is rtpool.ConnectionFailed
+    assert f"connection 1 to ws://127.0.0.1:{server.port}/" in str(error)
+
+
+def test_who_was_never_served_is_joining_still_when_the_connection_is_lost(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    seen = Recorder()
+    hold = server.inject(faults.Drop(), on=faults.Receiving("phx_join", topic="room"))
+    channel = make_pool().channel("room").on_status(seen).subscribe(wait=False)
+    hold.wait()
+    server.connections[0].abort()
+    wait_until(lambda: channel.is_subscribed)
+    assert {change.status for change in seen.events} == {"joining", "joined"}

@@ -14,6 +14,7 @@ from rtpool.engine.dialer import Dialed, Dialer, Endpoint
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.reconnecting import Reconnecting
+from rtpool.engine.transport import TransportClosed
 from rtpool.errors import ConnectionFailed, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.options import PoolOptions
@@ -287,9 +288,11 @@ class Connections:
         if connection in self._closing:
             self._closed(connection)
             return
-        if not isinstance(error, ConnectionFailed):
+        if isinstance(error, TransportClosed) or not isinstance(error, ConnectionFailed):
             # Whatever the peer did wrong on this socket, the next one may be fine.
-            failed = ConnectionFailed(f"connection {connection.connection_id} was given up: {error}")
+            failed = ConnectionFailed(
+                f"connection {connection.connection_id} to {self._endpoint.url} was lost: {error}"
+            )
             failed.__cause__ = error
             error = failed
         now = self._loop.now

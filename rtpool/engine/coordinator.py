@@ -214,7 +214,9 @@ class Coordinator:
         """A Channel left; `attachment.left` is done when the server knows, or need not because others stay."""
         key = attachment.share.key
         if not attachment.ready.done():  # somebody on another thread waits for what was just given up
-            attachment.ready.set_exception(NotSubscribed(f"{key.topic!r} was unsubscribed before it was ready"))
+            topic = key.topic.removeprefix(self._options.topic_prefix)
+            words = f"{topic!r} was unsubscribed before it was ready"
+            attachment.ready.set_exception(NotSubscribed(words, topic=topic))
         self.sync(key)
         join = self.joins.get(key)
         if join is not None and join.leaving:
@@ -306,7 +308,7 @@ class Coordinator:
         for join in connection.joins.values():
             if join.blocked is None:  # else it was told why, and comes back with no connection
                 join.share.last_error = error
-                self.readiness.tell_members(join, status, error)
+                self.readiness.tell_trouble(join, status, error)
 
     def all_closed(self) -> None:
         """The last goodbye is said: end."""

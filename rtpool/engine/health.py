@@ -13,6 +13,8 @@ from rtpool.stats import Health
 
 __all__ = ["health_of"]
 
+#: Characters of an error that a reason shows.
+WORDS = 200
 #: Seconds without a turn after which the I/O thread is not well; it looks at the clocks every five.
 STALLED_SECONDS = 15.0
 
@@ -38,7 +40,10 @@ def health_of(engine: Engine) -> Health:
 
 def _unready(subscriber: Subscriber) -> str:
     waits = subscriber.state is ChannelState.JOINED and bool(subscriber.config.changes)
-    return f"{subscriber.topic!r} is {subscriber.state}" + (", and its changes do not flow" if waits else "")
+    attachment = subscriber.attachment
+    error = attachment.share.last_error if attachment is not None else None
+    why = f": {str(error)[:WORDS]}" if error is not None else ""
+    return f"{subscriber.topic!r} is {subscriber.state}" + (", and its changes do not flow" if waits else "") + why
 
 
 def _is_alive(connection: Connection, options: PoolOptions) -> bool:
@@ -50,7 +55,7 @@ def _is_alive(connection: Connection, options: PoolOptions) -> bool:
 def _trouble(connection: Connection, options: PoolOptions) -> str:
     name, error = f"connection {connection.connection_id}", connection.last_error
     if connection.state in ("waiting", "error"):
-        why = f": {error}" if error is not None else ""
+        why = f": {str(error)[:WORDS]}" if error is not None else ""
         return f"{name} is {connection.state} after {connection.attempts} failed attempts{why}"
     if connection.state != "open":
         return f"{name} is {connection.state}"

@@ -89,6 +89,13 @@ class Readiness:
         for subscriber in join.members:
             self._router.tell(subscriber, StatusChange(subscriber.topic, status, error))
 
+    def tell_trouble(self, join: Join, status: str, error: RtpoolError) -> None:
+        """Tell every Channel of a join what became of its connection; who was never served is still joining."""
+        for subscriber in join.members:
+            attachment = subscriber.attachment
+            anew = attachment is None or attachment.flowing_since is not None or status != "rejoining"
+            self._router.tell(subscriber, StatusChange(subscriber.topic, status if anew else "joining", error))
+
     def feed_spoke(self, join: Join, flowed: bool, alive_at: datetime, now: float) -> None:
         """
         Heed what the server said of a join's changes feed.

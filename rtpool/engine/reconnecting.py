@@ -17,6 +17,8 @@ from rtpool.options import PoolOptions
 
 __all__ = ["Reconnecting"]
 
+#: Seconds a user's strategies may take; they are to compute, not to wait.
+DECISION_SECONDS = 2.0
 #: Seconds until the next attempt when a user's strategy failed.
 FALLBACK_DELAY = 1.0
 
@@ -74,6 +76,7 @@ class Reconnecting:
         """
         now = self._loop.now
         connection.state, connection.last_error, connection.failed_at = "waiting", error, now
+        connection.cancel_redial()
         lasted = lived is not None and lived >= self._options.stable_after
         connection.crashes = lived is not None and not lasted
         connection.attempts = 0 if lasted else connection.attempts + 1
@@ -100,6 +103,13 @@ class Reconnecting:
                 verdict, delay = "retry", FALLBACK_DELAY
             loop.post(decided, connection, epoch, attempt, error, verdict, delay, at_least)
 
+        def too_late() -> None:
+            if self._awaits_verdict(connection, epoch, attempt, error):
+                self._deciders.overdue(job)
+                log.warning("! a reconnect strategy takes more than %.1f s; it is done without", DECISION_SECONDS)
+                decided(connection, epoch, attempt, error, "retry", FALLBACK_DELAY, at_least)
+
+        self._loop.call_later(DECISION_SECONDS, too_late)
         self._deciders.submit(job)
 
     def _heed(self, error: RtpoolError) -> float:
@@ -121,10 +131,8 @@ class Reconnecting:
         delay: float,
         at_least: float,
     ) -> None:
-        if (connection.state, connection.epoch, connection.attempts) != ("waiting", epoch, attempt):
-            return
-        if connection.last_error is not error:
-            return  # an attempt was made meanwhile, by request
+        if not self._awaits_verdict(connection, epoch, attempt, error):
+            return  # an attempt was made meanwhile, by request, or the verdict comes too late
         if verdict == "fatal":
             self._end(connection, error, None)
         elif verdict == "stop" and (attempt or not self._options.max_retries):
@@ -133,6 +141,10 @@ class Reconnecting:
             self._end(connection, error, self._schedule(connection, again_in) if checked else None)
         else:
             self._retrying(connection, error, self._schedule(connection, max(delay, at_least)))
+
+    def _awaits_verdict(self, connection: Connection, epoch: int, attempt: int, error: RtpoolError) -> bool:
+        now = (connection.state, connection.epoch, connection.attempts)
+        return now == ("waiting", epoch, attempt) and connection.last_error is error and connection.redial is None
 
     def _end(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
         connection.state, connection.at_rest = "error", again_in is None
