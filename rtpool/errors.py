@@ -325,13 +325,15 @@ class NotSubscribed(RtpoolError, RuntimeError):
 
 class PoolExhausted(RtpoolError, RuntimeError):
     """
-    Every connection is full or holds this topic already, and `max_connections` are in use.
+    Every connection is full or holds this topic already, and `max_connections` are in use. A Channel that found no room
+    joins as soon as there is some.
 
     Attributes:
         topic: the topic as the user wrote it.
     """
 
     __module__ = "rtpool"
+    action = Action.BACK_OFF
     topic: str = ""
 
 

@@ -24,6 +24,8 @@ Lock = threading.Lock
 
 #: Items a worker takes at a time. Few enough that `off` and other mailboxes wait for one callback, not for a queue.
 BATCH = 64
+#: So often per full mailbox it is noted when an item came.
+MARKS = 16
 #: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
 RESUME_AT = 0.8
 #: How long `quiesce` waits for a callback in progress. It covers the moment between a worker's decision to call and
@@ -57,6 +59,7 @@ class Mailbox:
 
     __slots__ = (
         "announce_loss",
+        "appended",
         "blocked",
         "delivered",
         "dropped",
@@ -67,10 +70,12 @@ class Mailbox:
         "items",
         "limit",
         "loss",
+        "marks",
         "ordinary",
         "overflow",
         "owner",
         "received",
+        "removed",
         "run",
         "running",
         "runs",
@@ -94,6 +99,9 @@ class Mailbox:
         self.announce_loss = announce_loss
         self.items: deque[Any] = deque()
         self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
+        # Ordinary items put in and taken out since it was opened, and when some of them came: (how many had, when).
+        self.appended = self.removed = 0
+        self.marks: deque[tuple[int, datetime]] = deque()
         self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
         self.loss: _Loss | None = None
         self.scheduled = False
@@ -202,10 +210,18 @@ class Dispatcher:
             mailbox.ended = False
             mailbox.generation += 1
             self._discard(mailbox)
+            mailbox.appended = mailbox.removed = 0
+            mailbox.marks.clear()
+            mailbox.marks.append((0, self._wall()))
             drained = self._has_drained(mailbox)
             mailbox.blocked = False
         if drained:
             self._on_drained(mailbox)
+
+    def waiting_since(self, mailbox: Mailbox) -> datetime:
+        """Since when, at the latest, items have waited that were not delivered; a worker may have some in its hands."""
+        with self._lock:
+            return self._came_at(mailbox, mailbox.removed - BATCH)
 
     def deliver(self, batch: Iterable[tuple[Mailbox, Any]]) -> list[Mailbox]:
         """
@@ -224,8 +240,11 @@ class Dispatcher:
                     continue
                 if mailbox.ordinary >= mailbox.limit and not self._make_room(mailbox, overflowed):
                     continue
+                if not mailbox.ordinary or mailbox.appended - mailbox.marks[-1][0] >= mailbox.limit / MARKS:
+                    self._mark(mailbox)
                 mailbox.items.append(item)
                 mailbox.ordinary += 1
+                mailbox.appended += 1
                 self._schedule(mailbox)
         return overflowed
 
@@ -315,6 +334,7 @@ class Dispatcher:
                 self.delivered += 1
                 item = mailbox.items.popleft()
                 mailbox.ordinary -= 1
+                mailbox.removed += 1
                 drained = self._has_drained(mailbox)
         if loss is not None:
             return mailbox.announce_loss(loss.first, loss.last, loss.count)
@@ -361,7 +381,8 @@ class Dispatcher:
                 overflowed.append(mailbox)
             return False
         now = self._wall()
-        loss = mailbox.loss = mailbox.loss or _Loss(now)
+        oldest = self._came_at(mailbox, mailbox.removed) if policy == "drop_oldest" else now
+        loss = mailbox.loss = mailbox.loss or _Loss(oldest)
         loss.count += 1
         loss.last = now
         if policy == "drop_newest":
@@ -370,8 +391,26 @@ class Dispatcher:
             if not isinstance(item, _Essential):
                 del mailbox.items[index]
                 mailbox.ordinary -= 1
+                mailbox.removed += 1
                 break
         return True
+
+    def _mark(self, mailbox: Mailbox) -> None:
+        assert self._lock.locked()
+        marks = mailbox.marks
+        marks.append((mailbox.appended, self._wall()))
+        while len(marks) > 1 and marks[1][0] <= mailbox.removed - BATCH:
+            marks.popleft()
+
+    def _came_at(self, mailbox: Mailbox, index: int) -> datetime:
+        """When the item of this number came, or some time before."""
+        assert self._lock.locked()
+        came = self._wall()
+        for count, at in reversed(mailbox.marks):
+            came = at
+            if count <= index:
+                break
+        return came
 
     def _drop(self, mailbox: Mailbox, count: int) -> None:
         assert self._lock.locked()
@@ -415,7 +454,9 @@ class Dispatcher:
             items = mailbox.items
             while items and len(batch) < BATCH:
                 item = items.popleft()
-                mailbox.ordinary -= not isinstance(item, _Essential)
+                if not isinstance(item, _Essential):
+                    mailbox.ordinary -= 1
+                    mailbox.removed += 1
                 batch.append(item)
             if mailbox.loss is not None and (mailbox.overflow == "drop_oldest" or not items):
                 loss, mailbox.loss = mailbox.loss, None
@@ -480,7 +521,9 @@ class Dispatcher:
         for item in reversed(rest):
             if current:
                 mailbox.items.appendleft(item)
-                mailbox.ordinary += not isinstance(item, _Essential)
+                if not isinstance(item, _Essential):
+                    mailbox.ordinary += 1
+                    mailbox.removed -= 1
             elif isinstance(item, _Essential):
                 mailbox.spare.appendleft(item)
             else:

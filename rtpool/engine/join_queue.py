@@ -3,8 +3,8 @@ The joins that wait to be sent: paced over the pool, a few in flight per socket,
 at a time.
 
 A server runs the joins of a socket one by one, and each that fails holds up everything else on that socket for some 5 s
-(protocol 4.2). So topics that fail are never let at a socket together, nor for more than half of its time, and in the end
-for a fifth.
+(protocol 4.2). So topics that fail are never let at a socket together, nor for more than half of its time, and in the
+end for a fifth.
 """
 
 from __future__ import annotations

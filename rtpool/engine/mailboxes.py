@@ -5,8 +5,10 @@ A Channel's mailboxes: how an event becomes calls of its callbacks. They refer t
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
+from rtpool.engine.connection import UNDER_WAY
 from rtpool.engine.dispatcher import Mailbox
 from rtpool.engine.engine import Engine
 from rtpool.events import Event, Gap, Message
@@ -41,7 +43,8 @@ def make_mailbox(
 
     def announce_loss(first: Any, last: Any, count: int) -> Delivery:
         engine.count_overflow_gap()
-        return Delivery("gap", "overflow", Gap(subscriber.topic, "overflow", first, last, certain=True))
+        since = first - timedelta(seconds=UNDER_WAY)
+        return Delivery("gap", "overflow", Gap(subscriber.topic, "overflow", since, last, certain=True))
 
     options = engine.options
     return Mailbox(

@@ -5,11 +5,12 @@ From a message of a join to the mailboxes of the Channels that share it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import attrs
 
+from rtpool.engine.connection import UNDER_WAY
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.joins import Echo, Join, Outage, content_of
 from rtpool.engine.outgoing import Outgoing
@@ -285,9 +286,9 @@ class Router:
         return error
 
     def _overflow_gap(self, subscriber: Subscriber, mailbox: Mailbox) -> Gap:
-        now = self._wall()
         self.gaps += 1
-        return Gap(subscriber.topic, "overflow", mailbox.loss.first if mailbox.loss else now, now, certain=True)
+        since = self._dispatcher.waiting_since(mailbox) - timedelta(seconds=UNDER_WAY)
+        return Gap(subscriber.topic, "overflow", since, self._wall(), certain=True)
 
     # Inside
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -346,3 +346,29 @@ def test_a_subscription_neither_ends_nor_opens_what_a_later_one_has(dispatcher: 
     dispatcher.open(box, 2)  # whoever ended does not come back
     fill(dispatcher, box, range(3))
     assert box.dropped == 3
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 16, 17, 100, 1_000])
+@pytest.mark.parametrize("taken", [0, 1, 3, 70])
+def test_a_loss_begins_when_the_oldest_of_the_lost_came_or_not_long_before(limit: int, taken: int) -> None:
+    now = [0]
+    losses: list[tuple[datetime, datetime, int]] = []
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    dispatcher = Dispatcher("test", 1, on_drained=print, wall=lambda: start + timedelta(seconds=now[0]))
+    box = Mailbox("owner", None, limit=limit, overflow="drop_oldest", announce_loss=lambda *loss: losses.append(loss))
+    dispatcher.open(box)
+    came: dict[int, int] = {}
+    for number in range(taken + limit + 10):
+        now[0] += 1
+        came[number] = now[0]
+        dispatcher.deliver([(box, number)])
+        if number < taken:
+            assert dispatcher.take(box, 0) == number
+    dispatcher.take(box, 0)
+    ((first, last, count),) = losses
+    assert count == 10
+    assert (last - start).total_seconds() == now[0]
+    begun = (first - start).total_seconds()
+    assert came[taken] - limit / 16 - 1 <= begun <= came[taken]
+    assert len(box.marks) <= 16 + 64 + 3  # of a full mailbox, and of what a worker may have in its hands
+    dispatcher.stop()
