@@ -15,7 +15,7 @@ from rtpool.testing import JoinRefusal, PushReply, RealtimeServer, Refusal, faul
 from rtpool.testing.refusals import Join
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
-from tests.support.wait import wait_until
+from tests.support.wait import CAP, wait_until
 
 
 def test_joins_that_wait_go_on_when_a_late_heartbeat_is_answered(make_pool: MakePool) -> None:
@@ -439,3 +439,29 @@ def test_who_is_put_out_for_its_token_again_and_again_asks_ever_more_slowly(
     (join,) = pool._engine.coordinator.joins.values()
     wait_until(lambda: join.retry is not None)
     assert len(server.joins("room")) == 2
+
+
+def test_who_falls_behind_before_it_is_ready_is_told_so_at_once(server: RealtimeServer, make_pool: MakePool) -> None:
+    pool, go_on = make_pool(overflow="close", mailbox_limit=3), threading.Event()
+    server.table("cars", {"id": "int8"})
+    lost = server.inject(faults.Drop(), on=faults.Sending("system", topic="room"))  # so it is never ready
+    channel = pool.channel("room").on_broadcast("*", lambda message: go_on.wait(10))
+    channel.on_postgres_changes("*", print, table="cars")
+    outcome = Recorder()
+
+    def subscribe() -> None:
+        try:
+            channel.subscribe(timeout=CAP)
+        except rtpool.RtpoolError as error:
+            outcome(error)
+
+    thread = threading.Thread(target=subscribe)
+    thread.start()
+    lost.wait()
+    for number in range(200):
+        server.broadcast("room", "x", {"n": number})
+    try:
+        assert isinstance(outcome.wait(1)[0], rtpool.MailboxOverflow)
+    finally:
+        go_on.set()
+    thread.join()

@@ -388,7 +388,7 @@ class Coordinator:
                     join.connection.paused_by.add(mailbox)
                 continue
             attachment = subscriber.attachment
-            if attachment is None or attachment.number != mailbox.holder:
+            if attachment is None or attachment.number != mailbox.overflowed:
                 continue  # another subscription than the one that fell behind
             if self._registry.detach(subscriber, only=attachment) is not None:
                 error = self.router.overflow_closed(subscriber, mailbox, attachment)

@@ -73,6 +73,7 @@ class Mailbox:
         "marks",
         "ordinary",
         "overflow",
+        "overflowed",
         "owner",
         "received",
         "removed",
@@ -110,6 +111,7 @@ class Mailbox:
         self.interrupted = False
         self.blocked = False
         self.ended = True  # closed to ordinary items until its Channel is attached
+        self.overflowed = 0  # the number of the subscription that fell behind
         self.holder = 0  # the number of the subscription it is, or was last, open for
         self.generation = 0  # of the subscription; a worker drops what an earlier one left in its hands
         self.received = 0
@@ -377,7 +379,7 @@ class Dispatcher:
         self._drop(mailbox, 1)
         if policy == "close":
             if not mailbox.blocked:
-                mailbox.blocked = True
+                mailbox.blocked, mailbox.overflowed = True, mailbox.holder
                 overflowed.append(mailbox)
             return False
         now = self._wall()
