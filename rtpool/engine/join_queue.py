@@ -30,8 +30,8 @@ __all__ = ["JoinQueue"]
 
 #: The server's words, in its reply to a join and in its answer to an upgrade (protocol 1.3, 8.1).
 TOO_MANY_JOINS = "Too many joins per second"
-#: Seconds after which one that failed before goes before newcomers.
-LONGEST_WAIT = 5.0
+#: Seconds after which one that failed before goes before newcomers, and how many of these go between two such.
+LONGEST_WAIT, NEWCOMERS = 5.0, 4
 #: After a join that failed in so many seconds, the socket has this many times as long to itself.
 REST = 4.0
 
@@ -51,6 +51,7 @@ class _Line:
         sent: what awaits the server's answer, and since when.
         answered_at: when it answered the last.
         in_doubt: a join failed, and none has succeeded since.
+        newcomers: of `first`, sent since the last of `again`.
         failed_at, busy: when the last failed, and how long that had kept the socket.
     """
 
@@ -61,6 +62,7 @@ class _Line:
     sent: dict[Join, float] = attrs.field(factory=dict)
     answered_at: float = -math.inf
     in_doubt: bool = False
+    newcomers: int = 0
     failed_at: float = -math.inf
     busy: float = 0.0
 
@@ -86,11 +88,14 @@ class _Line:
         return found
 
     def _head_again(self, now: float) -> tuple[_Rank, Join] | None:
-        if not self.again or any(join.suspect for join in self.sent) or (now < self.rests_until and self._serves()):
+        if not self.again or any(join.suspect for join in self.sent):
+            return None
+        if now < self.rests_until and (self.first or self._serves()):
             return None
         attempts, number, since, join = self.again[0]
-        # Newcomers go first, but not for ever.
-        return ((False, 0, number) if now - since >= LONGEST_WAIT else (True, attempts, number)), join
+        # Newcomers go first, but not for ever; nor do they wait for more than one of these.
+        overdue = now - since >= LONGEST_WAIT and (not self.first or self.newcomers >= NEWCOMERS)
+        return ((False, 0, number) if overdue else (True, attempts, number)), join
 
     @property
     def joins(self) -> list[Join]:
@@ -101,8 +106,10 @@ class _Line:
         """One that is first of its kind is taken."""
         if self.first and self.first[0][1] is join:
             self.first.popleft()
+            self.newcomers += 1
         else:
             self.again.pop(0)
+            self.newcomers = 0
 
     def stray(self) -> Join | None:
         """Take one that stands first of its kind and has no business here any more."""

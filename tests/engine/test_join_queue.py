@@ -476,3 +476,45 @@ def test_what_was_lost_with_a_socket_or_left_holds_up_nobody_that_can_wait() -> 
     join = world.ask("b", other)
     world.say(join, ChannelState.LEAVING)
     assert world.queue.spare(one)  # type: ignore[arg-type]
+
+
+def test_any_number_of_topics_that_fail_lets_the_newcomers_have_their_turn() -> None:
+    world, socket = World(), Socket(in_flight=5)
+    bad = [world.ask(f"bad{number}", socket) for number in range(8)]
+    good = [world.ask(f"good{number}", socket) for number in range(40)]
+    joined: list[str] = []
+    for _ in range(200):
+        if not socket.joining:
+            world.advance(1.0)
+        for topic in list(socket.joining):
+            world.advance(FAILING)
+            join = next(join for join in (*bad, *good) if join.topic == topic)
+            world.answer(join, ok=join in good)
+            if join in good:
+                joined.append(topic)
+            else:
+                world.ask(join)
+        if len(joined) == 40:
+            break
+    assert len(joined) == 40
+    assert sum(join.attempts for join in bad) <= 40
+
+
+def test_one_that_failed_is_not_put_off_for_ever_by_newcomers() -> None:
+    world, socket = World(per_second=4), Socket()
+    (x,) = failed(world, socket, "x")
+    world.ask(x)
+    world.taken()
+    order: list[str] = []
+    for number in range(100):
+        for extra in range(3):
+            world.ask(f"new{number}-{extra}", socket)
+        world.advance(0.4)
+        for join in list(socket.joins.values()):
+            if join.topic in socket.joining:
+                world.answer(join, ok=True)
+        order += world.taken()
+        if "x" in order:
+            break
+    assert "x" in order
+    assert order.index("x") >= 4
