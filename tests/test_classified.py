@@ -303,7 +303,7 @@ def test_what_is_no_answer_is_shown_in_one_harmless_line_without_what_is_ours(ma
         pool.close()
     assert "the answer is no HTTP" in str(error)
     assert str(error).isprintable()
-    assert "the-key" not in f"{error!r} {error.__cause__!r} {error.__cause__}"
+    assert "the-key" not in f"{error!r} {error.__cause__!r} {error.__cause__} {vars(error.__cause__)}"
 
 
 def test_a_page_of_a_rest_call_that_repeats_it_shows_no_secret_of_ours(make_pool: MakePool) -> None:

@@ -65,8 +65,7 @@ class Redactor:
         error.args = tuple(self(arg) if isinstance(arg, str) else arg for arg in error.args)
         if isinstance(error, OSError) and error.strerror:
             error.strerror = self(error.strerror)
-        if isinstance(error, RtpoolError):
-            for name, value in error._fields.items():
+        for texts in (vars(error), getattr(error, "_fields", {})):
+            for name, value in texts.items():
                 if isinstance(value, str):
-                    error._fields[name] = self(value)
-                    setattr(error, name, error._fields[name])
+                    texts[name] = self(value)
