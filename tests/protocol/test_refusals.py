@@ -492,7 +492,7 @@ ERRORS: dict[str, Action] = {
     "MessageTooBig": FATAL,
     "NotSubscribed": FATAL,
     "PoolClosed": FATAL,
-    "PoolExhausted": FATAL,
+    "PoolExhausted": BO,
     "PoolForked": FATAL,
     "ProtocolError": BO,
     "ProxyRefused": BO,
