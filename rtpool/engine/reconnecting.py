@@ -13,14 +13,12 @@ from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.errors import HandshakeRefused, RtpoolError
-from rtpool.options import PoolOptions
+from rtpool.options import PoolOptions, ReconnectPolicy
 
 __all__ = ["Reconnecting"]
 
 #: Seconds a user's strategies may take; they are to compute, not to wait.
 DECISION_SECONDS = 2.0
-#: Seconds until the next attempt when a user's strategy failed.
-FALLBACK_DELAY = 1.0
 
 #: Called with the connection, the error and the seconds until the next attempt; None when there will be none.
 Verdict = Callable[[Connection, RtpoolError, float | None], None]
@@ -58,6 +56,7 @@ class Reconnecting:
         self._options = options
         self._log = logger_for(options, "io")
         self._policy = options.reconnect.resolved(options)
+        self._default = ReconnectPolicy().resolved(options)
         self._loop = loop
         self._deciders = deciders
         self._dial = dial
@@ -91,23 +90,26 @@ class Reconnecting:
             self._end(connection, error, None)
             return
         attempt, first_at, epoch = connection.attempts, connection.first_failed_at, connection.epoch
-        policy, loop, clock, decided, log = self._policy, self._loop, self._loop.clock, self._decided, self._log
+        loop, clock, decided, log = self._loop, self._loop.clock, self._decided, self._log
+        given, default = self._policy, self._default
+
+        def ask(policy: ReconnectPolicy) -> tuple[str, float]:
+            number = max(1, attempt)
+            return policy.next_delay(attempt_number=number, first_at=first_at or 0.0, now=clock(), error=error)
 
         def job() -> None:  # the strategies are user code
             try:
-                verdict, delay = policy.next_delay(
-                    attempt_number=max(1, attempt), first_at=first_at, now=clock(), error=error
-                )
+                verdict, delay = ask(given)
             except BaseException:  # even sys.exit() in one must not end the attempts
-                log.exception("! a reconnect strategy failed; the next attempt is in %.1f s", FALLBACK_DELAY)
-                verdict, delay = "retry", FALLBACK_DELAY
+                log.exception("! a reconnect strategy failed; rtpool's own take its place")
+                verdict, delay = ask(default)
             loop.post(decided, connection, epoch, attempt, error, verdict, delay, at_least)
 
         def too_late() -> None:
             if self._awaits_verdict(connection, epoch, attempt, error):
                 self._deciders.overdue(job)
-                log.warning("! a reconnect strategy takes more than %.1f s; it is done without", DECISION_SECONDS)
-                decided(connection, epoch, attempt, error, "retry", FALLBACK_DELAY, at_least)
+                log.warning("! a reconnect strategy takes more than %.1f s; rtpool's own takes over", DECISION_SECONDS)
+                decided(connection, epoch, attempt, error, *ask(default), at_least)
 
         self._loop.call_later(DECISION_SECONDS, too_late)
         self._deciders.submit(job)
