@@ -21,7 +21,10 @@ class Recorder:
 
     def wait_for(self, predicate: Callable[[list[Any]], object], cap: float = CAP) -> list[Any]:
         with self._changed:
-            assert self._changed.wait_for(lambda: predicate(self.events), cap), f"got {self.events[-5:]}"
+            # Predicates look at what came last, and so there must be something.
+            assert self._changed.wait_for(lambda: self.events and predicate(self.events), cap), (
+                f"got {self.events[-5:]}"
+            )
             return list(self.events)
 
     def wait(self, count: int, cap: float = CAP) -> list[Any]:
