@@ -48,6 +48,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(text)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def the_collector_looks_at_a_module_alone() -> None:
+    """Spares it what is there before and stays: at the end of every test that took most of the suite's processor time."""
+    gc.collect()
+    gc.freeze()
+
+
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
