@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, join_all
+from rtpool.engine.threads import SLICE_SECONDS, PoolThread, join_all
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -171,7 +171,7 @@ class Dispatcher:
         self._stopping = False
         self._forked = False
         self._idle = 0
-        self._threads: list[threading.Thread] = []
+        self._threads: list[PoolThread] = []
 
     def start(self) -> None:
         """
@@ -184,8 +184,7 @@ class Dispatcher:
             if self._threads or self._stopping:
                 return
             self._threads = threads = [
-                threading.Thread(target=self._work, name=f"rtpool-{self._name}-worker-{i}", daemon=True)
-                for i in range(self._num_workers)
+                PoolThread(self._work, f"rtpool-{self._name}-worker-{i}") for i in range(self._num_workers)
             ]
         for index, thread in enumerate(threads):
             try:

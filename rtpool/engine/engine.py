@@ -22,6 +22,7 @@ from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.streams import close_inherited
+from rtpool.engine.threads import closing
 from rtpool.errors import ConnectionFailed, PoolClosed
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
@@ -46,10 +47,15 @@ ABANDON_SECONDS = 1.0
 
 @atexit.register
 def _stop_at_exit() -> None:
-    for engine in list(_running):
+    engines = list(_running)
+    deadline = time.monotonic() + ABANDON_SECONDS
+    for engine in engines:
+        engine.abandon()  # all at the same time: the next need not wait for one that hangs
+    for engine in engines:
+        engine.stop(max(0.0, deadline - time.monotonic()))
+    for engine in engines:  # last, for a warning may be an error
         if engine.warn_at_exit:
             warnings.warn(f"the pool {engine.name} was open at exit; call close()", ResourceWarning, stacklevel=2)
-        engine.stop(ABANDON_SECONDS)
 
 
 def _leave_to_parent() -> None:
@@ -177,10 +183,11 @@ class Engine:
             except (RuntimeError, OSError) as error:
                 _running.discard(self)
                 with self._lock:
-                    if self._state == "running":
-                        self._state = "new"
-                    else:
-                        self._launched.set()
+                    stopped = self._state == "stopping"
+                    self._state = "stopping" if stopped else "new"
+                if stopped:  # meanwhile, and nobody else ends what did start
+                    self._ended()
+                    self._launched.set()
                 words = f"the pool {self.name} could not start: {error}; the system has no thread or descriptor left"
                 raise ConnectionFailed(f"{words}; try again") from error
             self.loop.post(self.coordinator.start)
@@ -201,27 +208,30 @@ class Engine:
         Stop everything within `timeout` seconds; from any thread, once or often.
 
         Returns:
-            True when every thread has ended. A calling callback's own thread ends when it returns, and counts so.
+            True when every thread has ended. A calling callback's own thread ends when it returns, and counts so, as do
+            those of other callbacks that stop a pool at the time.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
             before, self._state = self._state, "stopping"
         if before == "new":
+            self._ended()  # a start may have failed halfway, a REST call may be under way
             self._launched.set()  # there is nothing to launch any more
-            self._stop_dialling()  # a REST call may be under way
-            self.dispatcher.stop()  # a start may have failed halfway
-            self.ended.set()
-            return not self.dispatcher.join(deadline)
         self.budget.close()
         # Another thread may be in the middle of start(): what is not running yet can be neither told nor joined.
-        self._launched.wait(max(0.0, deadline - time.monotonic()))
+        launched = self._launched.wait(max(0.0, deadline - time.monotonic()))
         if before == "running":
             self.loop.post(self.coordinator.shutdown, deadline)
-            self._stop_dialling()
-        alive = self.loop.join(deadline)
-        for dialer in (self.dialer, self.callers, self.deciders):
-            alive += dialer.join(deadline)
-        alive += self.dispatcher.join(deadline)
+        self._stop_dialling()
+        if self.loop.is_current_thread():  # in a log handler, or a finalizer of the user's: it is what all wait for
+            self._log.warning("- pool %s is told to stop by its own I/O thread, which cannot wait for it", self.name)
+            return False
+        alive = [] if launched else [f"rtpool-{self.name}-io, which is being started,"]
+        with closing():
+            alive += self.loop.join(deadline)
+            for dialer in (self.dialer, self.callers, self.deciders):
+                alive += dialer.join(deadline)
+            alive += self.dispatcher.join(deadline)
         _running.discard(self)
         for name in alive:
             self._log.warning("- thread %s did not stop within %.1f s", name, timeout)

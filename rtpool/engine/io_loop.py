@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import join_all
+from rtpool.engine.threads import PoolThread, join_all
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
 
@@ -141,7 +141,7 @@ class IoLoop:
             wake_out.setblocking(False)
             selector.register(wake_in, selectors.EVENT_READ, None)
             self._selector, self._wake_in, self._wake_out = selector, wake_in, wake_out
-            thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
+            thread = PoolThread(self._run, f"rtpool-{self._name}-io")
             thread.start()
             self._thread = thread
             opened.pop_all()

@@ -118,6 +118,7 @@ class Session:
         self._pending: dict[str, _Pending] = {}
         self._join_queue: deque[str] = deque()
         self._joins_in_flight: dict[str, _Pending] = {}  # by ref, oldest first
+        self._last_said = self._last_heard = 0  # refs: of a push or a leave, of what was answered
         self._pulse = Pulse(heartbeat_interval, heartbeat_timeout)
         self._timers: list[tuple[float, str]] = []
         self._frames: list[OutgoingFrame] = []
@@ -153,6 +154,14 @@ class Session:
     def has_events(self) -> bool:
         """Whether `events` would return any."""
         return bool(self._events)
+
+    @property
+    def unheard(self) -> bool:
+        """
+        Whether the server may not have read every push and leave: it reads a socket's frames in order, and has answered
+        neither the last of them nor anything that was sent later.
+        """
+        return self._last_said > self._last_heard
 
     def not_reading(self, now: float) -> None:
         """Nothing is read at present: no answer can be seen, neither to a heartbeat nor to a join."""
@@ -195,6 +204,7 @@ class Session:
     def disconnected(self) -> None:
         """The connection is gone: pushes are lost, leaves are done, joined and joining topics are errored."""
         self._connected = False
+        self._last_said = 0
         self._pulse.stop()
         self._frames.clear()
         self._join_queue.clear()
@@ -345,6 +355,7 @@ class Session:
             return
         latency = self._pulse.answered(ref, now) if message.topic == PHOENIX_TOPIC else None
         if latency is not None:
+            self._last_heard = max(self._last_heard, int(ref))
             self._events.append(HeartbeatReplied(latency))
             self._send_joins(now)
             return
@@ -353,6 +364,7 @@ class Session:
             self._stray_reply(ref, message.topic, status, response)
             return
         del self._pending[ref]
+        self._last_heard = max(self._last_heard, int(ref))
         channel = self._topics.get(pending.topic)
         if pending.kind == "fence":
             self._events.append(Fenced(ref))
@@ -465,6 +477,8 @@ class Session:
         ref = str(self._last_ref)
         self._frame(join_ref, ref, topic, event, body)
         pending = self._pending[ref] = _Pending(kind, topic, now, timeout, None)
+        if kind in ("push", "leave"):
+            self._last_said = self._last_ref
         return pending
 
     def _frame(self, join_ref: str | None, ref: str, topic: str, event: str, body: Body) -> None:
