@@ -243,7 +243,7 @@ class Session:
             return
         unknown_to_server = channel.queued and not channel.join_ref
         state = self._advance(topic, channel, ChannelInput.LEAVE)
-        channel.queued = False
+        self._unqueue(topic, channel)
         if state is not ChannelState.LEAVING or unknown_to_server or not self._connected:
             self._forget(topic, timed_out=False)
             return
@@ -370,7 +370,7 @@ class Session:
             self._events.append(Fenced(ref))
         elif pending.kind == "push":
             self._settle(pending, "reply", status, response)
-            if _is_unmatched(status, response) and channel and channel.state is ChannelState.JOINED:
+            if channel is not None and self._says_gone(channel, ref, status, response):
                 self._lose(pending.topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
         elif pending.kind == "leave":
             if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_OK) is not None:
@@ -383,17 +383,20 @@ class Session:
     def _stray_reply(self, ref: str, topic: str, status: str, response: Any) -> None:
         """Drop a reply that nobody awaits, unless it refuses a push of the present join: then the channel is gone."""
         channel = self._topics.get(topic)
-        if (
-            channel is not None
-            and channel.state is ChannelState.JOINED
+        if channel is not None and self._says_gone(channel, ref, status, response):
+            self._lose(topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
+        else:
+            self.dropped += 1
+
+    def _says_gone(self, channel: _Topic, ref: str, status: str, response: Any) -> bool:
+        """Whether a reply to the push `ref` refuses one of the present join, for want of a channel."""
+        return (
+            channel.state is ChannelState.JOINED
             and _is_unmatched(status, response)
             and ref.isdecimal()
             and len(ref) < 20  # int() takes no string of any length
             and int(channel.join_ref) < int(ref) <= self._last_ref
-        ):
-            self._lose(topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
-        else:
-            self.dropped += 1
+        )
 
     def _join_answered(self, ref: str, topic: str, channel: _Topic | None, status: str, response: Any) -> None:
         if channel is None or channel.join_ref != ref or channel.queued:
@@ -444,11 +447,14 @@ class Session:
     def _lose(self, topic: str, channel: _Topic, happened: ChannelInput, cause: str, payload: Any) -> None:
         before = channel.state
         if self._advance(topic, channel, happened) is ChannelState.ERRORED and before is not ChannelState.ERRORED:
+            self._unqueue(topic, channel)  # whoever wants it asks again, now that it is lost
             self._fail_pushes(topic)
             self._events.append(ChannelLost(topic, cause, payload))
 
     def _forget(self, topic: str, *, timed_out: bool) -> None:
         self._topics.pop(topic, None)
+        for ref in [ref for ref, p in self._pending.items() if p.kind == "leave" and p.topic == topic]:
+            del self._pending[ref]  # its answer may still come, and must not end a later leave
         self._fail_pushes(topic)
         self._events.append(Left(topic, timed_out))
 
@@ -459,12 +465,15 @@ class Session:
     def _settle(self, pending: _Pending, outcome: str, status: str = "ok", response: Any = None) -> None:
         self._events.append(PushSettled(pending.token, outcome, status, response, pending.written))
 
+    def _unqueue(self, topic: str, channel: _Topic) -> None:
+        if channel.queued:
+            channel.queued = False
+            self._join_queue.remove(topic)
+
     def _send_joins(self, now: float) -> None:
         while self._connected and self._join_queue and len(self._joins_in_flight) < self._max_joins_in_flight:
             topic = self._join_queue.popleft()
-            channel = self._topics.get(topic)
-            if channel is None or not channel.queued:
-                continue  # left meanwhile
+            channel = self._topics[topic]
             channel.queued = False
             channel.join_ref = str(self._last_ref + 1)
             timeout, ref = self._join_timeout, channel.join_ref

@@ -191,6 +191,60 @@ def test_leaving_a_join_that_was_never_sent_needs_no_word(driver: Driver) -> Non
     assert small.sent() == []
 
 
+def test_a_join_that_waited_and_was_left_takes_no_place_in_the_queue(driver: Driver) -> None:
+    small = Driver(driver.vsn, max_joins_in_flight=1)
+    small.session.join("realtime:other", BODY, 0.0)
+    for _ in range(3):
+        small.session.join(TOPIC, BODY, 0.0)
+        small.session.leave(TOPIC, 0.0)
+    assert small.session.joins_available == 0
+    assert len(small.session._join_queue) == 0
+
+
+def test_a_channel_that_ends_while_its_next_join_waits_is_not_joined_behind_our_back(driver: Driver) -> None:
+    small = Driver(driver.vsn, max_joins_in_flight=1)
+    join = small.joined()
+    small.session.join("realtime:other", BODY, 0.0)
+    small.session.join(TOPIC, BODY, 0.0)
+    (other,) = small.sent()
+    small.server(join[1], join[1], TOPIC, "phx_close", {})
+    assert small.session.events() == [ChannelLost(TOPIC, "phx_close", {})]
+    small.reply(other)
+    assert small.sent() == [], "nobody would believe its answer"
+    small.session.join(TOPIC, BODY, 0.0)
+    small.reply(small.sent()[0])
+    assert small.session.state(TOPIC) is ChannelState.JOINED
+
+
+def test_the_answer_to_a_leave_that_is_over_ends_no_later_one(driver: Driver) -> None:
+    """The server closes the channel by itself, and answers our leave when it comes to it."""
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    (first,) = driver.sent()
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    assert driver.session.events() == [Left(TOPIC, False)]
+    driver.advance(5.0)
+    driver.session.join(TOPIC, BODY, driver.now)
+    driver.session.leave(TOPIC, driver.now)
+    second_join, second = driver.sent()
+    driver.advance(7.0)
+    driver.reply(first)
+    assert driver.session.state(TOPIC) is ChannelState.LEAVING
+    driver.reply(second_join)
+    driver.reply(second)
+    assert [e for e in driver.session.events() if isinstance(e, Left)] == [Left(TOPIC, False)]
+
+
+def test_an_unmatched_push_of_an_earlier_join_says_nothing_of_the_present_one(driver: Driver) -> None:
+    driver.joined()
+    driver.push()
+    (push,) = driver.sent()
+    driver.joined()
+    driver.server(None, push[1], TOPIC, "phx_reply", {"status": "error", "response": {"reason": "unmatched topic"}})
+    assert [type(e) for e in driver.session.events()] == [PushSettled]
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
 def test_a_duplicate_join_is_answered_before_the_old_channel_closes(driver: Driver) -> None:
     old = driver.joined()
     driver.session.join(TOPIC, BODY, 0.0)
