@@ -57,7 +57,7 @@ def _is_stdlib(path: str) -> bool:
 
 def _blame(frame: types.FrameType | None) -> str | None:
     """The file and line behind a call, None when it is a tool's."""
-    while frame is not None and _is_stdlib(frame.f_code.co_filename):
+    while frame and _is_stdlib(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None or frame.f_code.co_filename.startswith(_TOOLS):
         return None
