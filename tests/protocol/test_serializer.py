@@ -153,10 +153,10 @@ def test_an_unknown_version_is_refused() -> None:
 @pytest.mark.parametrize("vsn", ["1.0.0", "2.0.0"])
 def test_a_numeric_keeps_the_digits_that_a_float_would_lose(vsn: str) -> None:
     digits = "0.1234567890123456789"
-    payload = '{"data":{"columns":[{"name":"n","type":"numeric"}],"record":{"n":%s,"f":0.5}}}' % digits
-    frame = '[null,null,"realtime:room","postgres_changes",%s]' % payload
+    payload = '{"data":{"columns":[{"name":"n","type":"numeric"}],"record":{"n":' + digits + ',"f":0.5}}}'
+    frame = f'[null,null,"realtime:room","postgres_changes",{payload}]'
     if vsn == "1.0.0":
-        frame = '{"topic":"realtime:room","event":"postgres_changes","ref":null,"payload":%s}' % payload
+        frame = f'{{"topic":"realtime:room","event":"postgres_changes","ref":null,"payload":{payload}}}'
     record = serializer_for(vsn).decode(frame.encode(), False).payload["data"]["record"]
     assert (record["n"].text, record["f"]) == (digits, 0.5)
 

@@ -46,7 +46,7 @@ _CODES: dict[types.CodeType, str] = {
 
 _STDLIB = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))
 _PACKAGES = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib"))
-_SPECS = map(find_spec, ("_pytest", "pytest", "pluggy", "hypothesis"))
+_SPECS = map(find_spec, ("_pytest", "pytest", "pluggy", "hypothesis", "mutmut"))
 _TOOLS = tuple(os.path.join(os.path.dirname(spec.origin), "") for spec in _SPECS if spec and spec.origin)
 
 
