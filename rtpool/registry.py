@@ -49,8 +49,11 @@ class _Identity:
     def __init__(self, given: Callable[..., Any]) -> None:
         self.given = given
         # A bound method is made anew at each look-up; it is the same when its object and its function are.
-        parts = (given.__self__, given.__func__) if isinstance(given, types.MethodType) else (given,)
-        self._ids = tuple(map(id, parts))
+        self._ids: tuple[object, ...] = (id(given),)
+        if isinstance(given, types.MethodType):
+            self._ids = id(given.__self__), id(given.__func__)
+        elif isinstance(given, (types.BuiltinMethodType, types.MethodWrapperType)):  # those of lists, queues, iterators
+            self._ids = id(given.__self__), given.__name__
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Identity) and other._ids == self._ids
@@ -378,12 +381,11 @@ class Registry:
 
     def clear(self) -> list[Attachment]:
         """Detach everybody for good; returns what they were attached by."""
-        attachments = []
+        attachments: list[Attachment] = []
         with self._lock:
             for share in self._shares.values():
+                attachments += [s.attachment for s in share.subscribers if s.attachment is not None]
                 for subscriber in share.subscribers:
-                    if subscriber.attachment is not None:
-                        attachments.append(subscriber.attachment)
                     subscriber.attachment = None
                 share.subscribers = ()
             self._shares.clear()

@@ -21,6 +21,8 @@ from rtpool.testing import RealtimeServer
 from tests.support.wait import wait_until
 
 hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("examples", deadline=None, phases=[hypothesis.Phase.explicit])
+hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("default")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

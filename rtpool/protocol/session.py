@@ -168,8 +168,7 @@ class Session:
         self._pulse.unseen(now)
         for ref, pending in self._joins_in_flight.items():
             if pending.deadline is not None:
-                pending.deadline = now + pending.timeout
-                self._arm(pending, ref)
+                self._arm(pending, ref, now + pending.timeout)
             return
 
     def probe(self, now: float) -> None:
@@ -278,9 +277,8 @@ class Session:
         if channel is None or channel.state is not ChannelState.JOINED or not self._connected:
             return False
         pending = self._send("push", topic, event, body, channel.join_ref, now, 0.0)
-        pending.token, pending.wants_reply, pending.deadline = token, wants_reply, deadline
-        pending.tells_sent = tells_sent
-        self._arm(pending, str(self._last_ref))
+        pending.token, pending.wants_reply, pending.tells_sent = token, wants_reply, tells_sent
+        self._arm(pending, str(self._last_ref), deadline)
         return True
 
     def awaits_reply(self, topic: str) -> bool:
@@ -303,8 +301,7 @@ class Session:
         if pending.kind == "join":
             self._time_oldest_join(now)
         elif pending.kind == "leave":
-            pending.deadline = now + pending.timeout
-            self._arm(pending, ref)
+            self._arm(pending, ref, now + pending.timeout)
         elif not pending.wants_reply:
             del self._pending[ref]
             self._settle(pending, "sent")
@@ -494,13 +491,12 @@ class Session:
         is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
         self._frames.append(OutgoingFrame(is_binary, data, ref, f"{topic} {event}"))
 
-    def _arm(self, pending: _Pending, ref: str) -> None:
-        if pending.deadline is None:
-            return
+    def _arm(self, pending: _Pending, ref: str, deadline: float) -> None:
+        pending.deadline = deadline
         if len(self._timers) > 2 * len(self._pending) + 64:  # answered pushes leave their timers behind
             self._timers = [(p.deadline, r) for r, p in self._pending.items() if p.deadline is not None and r != ref]
             heapq.heapify(self._timers)
-        heapq.heappush(self._timers, (pending.deadline, ref))
+        heapq.heappush(self._timers, (deadline, ref))
 
     def _expire(self, ref: str, pending: _Pending, now: float) -> None:
         del self._pending[ref]
@@ -524,8 +520,7 @@ class Session:
         """The server runs joins one by one: the time of each begins when the one before is done."""
         for ref, pending in self._joins_in_flight.items():
             if pending.written and pending.deadline is None:
-                pending.deadline = now + pending.timeout
-                self._arm(pending, ref)
+                self._arm(pending, ref, now + pending.timeout)
             return
 
     def _join_due(self, now: float) -> float | None:

@@ -68,6 +68,16 @@ def test_malformed_payloads_change_nothing() -> None:
     assert state.sync_diff({"joins": {"a": 1, "b": {"metas": "x"}, "c": {"metas": [1]}}, "leaves": None}) is not None
 
 
+def test_a_state_that_lacks_one_of_several_presences_of_a_key_yields_its_leave() -> None:
+    state = PresenceState()
+    state.sync_state({"ann": metas("1", "2")})
+    state.rejoined()
+    assert state.sync_state({"ann": metas("2", "3")}) == [
+        PresenceChange("join", "ann", ({"phx_ref": "3"},), ({"phx_ref": "1"}, {"phx_ref": "2"})),
+        PresenceChange("leave", "ann", ({"phx_ref": "1"},), ({"phx_ref": "2"}, {"phx_ref": "3"})),
+    ]
+
+
 def test_a_track_wraps_its_payload() -> None:
     assert track_body(b'{"a":1}').data == b'{"type":"presence","event":"track","payload":{"a":1}}'
 
@@ -150,6 +160,29 @@ def test_a_refused_wish_is_said_again_only_when_somebody_asks() -> None:
     assert not calls.has_news(b"{}", asked=False)
     assert calls.has_news(b"{}", asked=True)
     assert calls.has_news(b"[]", asked=False), "another wish is another matter"
+
+
+def test_a_call_in_flight_tells_just_what_it_says_until_it_is_answered() -> None:
+    calls = PresenceCalls(5, 30.0)
+    assert not calls.is_telling(None), "no call is in flight"
+    calls.called(b"{}")
+    assert calls.is_telling(b"{}")
+    assert not calls.is_telling(None)
+    calls.answered(0.0, ok=True)
+    assert not calls.is_telling(b"{}")
+
+
+def test_what_was_refused_is_said_again_under_another_token_and_what_was_taken_is_not() -> None:
+    calls = PresenceCalls(5, 30.0)
+    calls.called(b"{}")
+    calls.answered(0.0, ok=True)
+    calls.permission_changed()
+    assert not calls.has_news(b"{}", asked=True)
+    calls.called(b"[]")
+    calls.answered(0.0, ok=False)
+    calls.permission_changed()
+    assert calls.has_news(b"[]", asked=False)
+    assert not calls.has_news(None, asked=True), "nothing is told, and nothing is unsure any more"
 
 
 def test_a_rejoin_starts_the_budget_and_the_servers_knowledge_anew() -> None:
