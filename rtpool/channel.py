@@ -104,7 +104,7 @@ class Channel(Callbacks):
             PoolExhausted: no connection has room.
             PoolClosed: the pool is closed.
 
-        After an error the Channel is not subscribed and nothing of it is left on the server.
+        After an error, and after Ctrl-C, the Channel is not subscribed and nothing of it is left on the server.
         """
         check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
@@ -133,6 +133,9 @@ class Channel(Callbacks):
     def _wait(self, attachment: Attachment, timeout: float) -> None:
         try:
             outcome_of(attachment.ready, timeout)
+        except KeyboardInterrupt:
+            self._leave(0, only=attachment)
+            raise
         except RtpoolError as error:
             self._leave(0, only=attachment)
             raise error.again() from error

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -26,6 +26,7 @@ from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
 from rtpool.engine.health import health_of
 from rtpool.engine.mailboxes import make_subscriber_mailbox
+from rtpool.engine.signals import sigterm_calls
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import Heartbeat, PostgresChange, StatusChange
@@ -55,11 +56,7 @@ def _forgotten(engine: Engine) -> None:
     # Runs wherever the collector strikes, perhaps within one of our own critical sections: it takes no lock.
     if engine.started and not engine.closed:
         engine.abandon()
-        warnings.warn(
-            f"the pool {engine.name} was never closed; use `with RealtimePool(…)` or call close()",
-            ResourceWarning,
-            stacklevel=2,
-        )
+        engine.warn_forgotten("never closed")
 
 
 class RealtimePool(RestBroadcasts):
@@ -422,15 +419,35 @@ class RealtimePool(RestBroadcasts):
 
     # Life
 
-    def run_forever(self) -> None:
+    def run_forever(self, *, handle_sigterm: bool = False) -> None:
         """
         Block until the pool is closed; Ctrl-C closes it and returns.
+
+        Args:
+            handle_sigterm: have SIGTERM, by which service managers and containers stop a program, close the pool and
+                return as well. In the main thread only. The handler is rtpool's while this runs, and the one before
+                when it returns; further SIGTERMs until then do nothing, for `close` is bounded by its time-out. False
+                leaves signals alone, and SIGTERM ends the process at once.
+
+        Raises:
+            InvalidValue: `handle_sigterm` outside of the main thread, where Python runs no signal handlers.
         """
-        try:
-            while not self._engine.ended.wait(SLICE_SECONDS):
-                continue
-        except KeyboardInterrupt:
-            self.close()
+        check_type("handle_sigterm", handle_sigterm, bool)
+        engine, told = self._engine, []
+
+        def terminate() -> None:
+            told.append("SIGTERM")
+            if engine.started:
+                engine.abandon(CLOSE_TIMEOUT)
+
+        with sigterm_calls(terminate) if handle_sigterm else contextlib.nullcontext():
+            try:
+                while not told and not engine.ended.wait(SLICE_SECONDS):
+                    continue
+            except KeyboardInterrupt:
+                told.append("SIGINT")
+            if told:
+                self.close()
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
         """

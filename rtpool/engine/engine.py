@@ -5,6 +5,7 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 import time
 import warnings
@@ -43,10 +44,18 @@ ABANDON_SECONDS = 1.0
 
 @atexit.register
 def _stop_at_exit() -> None:
-    for engine in list(_running):
-        if engine.warn_at_exit:
-            warnings.warn(f"the pool {engine.name} was open at exit; call close()", ResourceWarning, stacklevel=2)
-        engine.stop(ABANDON_SECONDS)
+    engines = list(_running)
+    forgotten = [engine for engine in engines if engine.warn_at_exit and not engine.closed]
+    deadline = time.monotonic() + ABANDON_SECONDS
+    for engine in engines:
+        engine.abandon()  # all of them say goodbye at the same time, however many there are
+    for engine in engines:
+        engine.stop(max(0.0, deadline - time.monotonic()))
+    for engine in forgotten:
+        try:
+            engine.warn_forgotten("open at exit")
+        except ResourceWarning:  # made an error by the program: told, and no reason to leave out the others
+            sys.excepthook(*sys.exc_info())
 
 
 class Engine:
@@ -102,6 +111,7 @@ class Engine:
         self.on_callback_error: Callable[[BaseException, Callback, Any], object] | None = None
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
+        self._abandon_seconds = ABANDON_SECONDS
         self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
@@ -197,7 +207,7 @@ class Engine:
         self.budget.close()
         # Another thread may be in the middle of start(): what is not running yet can be neither told nor joined.
         self._launched.wait(max(0.0, deadline - time.monotonic()))
-        if before == "running":
+        if not self.ended.is_set():  # said again by each who stops it: a signal may have interrupted who began
             self.loop.post(self.coordinator.shutdown, deadline)
             self._stop_dialling()
         alive = self.loop.join(deadline)
@@ -209,10 +219,21 @@ class Engine:
             self._log.warning("- thread %s did not stop within %.1f s", name, timeout)
         return not alive
 
-    def abandon(self) -> None:
-        """Stop without waiting and without a lock: for the garbage collector."""
+    def abandon(self, seconds: float = ABANDON_SECONDS) -> None:
+        """Stop within `seconds`, without waiting and without a lock: for the garbage collector and signal handlers."""
         self._state = "stopping"
+        self._abandon_seconds = seconds
         self.loop.interrupt()
+
+    def warn_forgotten(self, how: str) -> None:
+        """Issue the `ResourceWarning` of a pool that was not closed, on the line that calls the caller's caller."""
+        warnings.warn(
+            f"the pool {self.name} of {self.endpoint.url} was {how}; use `with RealtimePool(…) as pool:` or call "
+            "pool.close()",
+            ResourceWarning,
+            stacklevel=4,
+            source=self,
+        )
 
     def run_user_code(self, callback: Callback, value: Any, where: str) -> bool:
         """
@@ -231,7 +252,7 @@ class Engine:
             if hook is not None:
                 try:
                     hook(error, callback, value)
-                except Exception:
+                except BaseException:  # likewise
                     self._log.exception("! on_callback_error itself raised")
             return False
         return True
@@ -286,7 +307,7 @@ class Engine:
 
     def _interrupted(self) -> None:
         self._stop_dialling()
-        self.coordinator.shutdown(self.loop.now + ABANDON_SECONDS)
+        self.coordinator.shutdown(self.loop.now + self._abandon_seconds)
 
     def _failed(self, error: BaseException) -> None:
         with self._lock:
