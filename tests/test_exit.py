@@ -481,3 +481,124 @@ def test_ctrl_c_gives_back_the_handler_of_sigterm_too(run: Run) -> None:
         signals=[signal.SIGINT],
     )
     assert (ended.code, ended.out, ended.err) == (0, "True True\n", ""), ended
+
+
+def test_a_thread_that_works_on_when_the_main_thread_has_ended_is_served_to_its_end(run: Run) -> None:
+    ended = run(
+        """
+pool, heard, ending = new_pool(), threading.Semaphore(0), threading.Event()
+channel = pool.channel("room", receive_own=True).on_broadcast("*", lambda m: heard.release()).subscribe()
+def work():
+    threading.main_thread().join()
+    for n in range(20):
+        channel.send_broadcast("x", {"n": n}).result()
+        assert heard.acquire(timeout=10)
+    pool.channel("another").subscribe()
+    print("worked")
+threading.Thread(target=work).start()
+ready()
+"""
+    )
+    assert (ended.code, ended.out) == (0, "worked\n"), ended
+    assert_one_warning(ended)
+
+
+def test_a_thread_that_ends_by_sys_exit_is_no_end_of_the_program(run: Run) -> None:
+    ended = run(
+        """
+pool = new_pool()
+def work():
+    pool.channel("room").subscribe()
+    sys.exit(7)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(pool.channels()[0].is_subscribed)
+ready()
+"""
+    )
+    assert (ended.code, ended.out) == (0, "True\n"), ended
+
+
+LATE = """
+def late(fresh):
+    try:
+        with_pool = new_pool() if fresh else pool
+        with_pool.channel("late").subscribe(timeout=1)
+        print("subscribed")
+    except rtpool.RtpoolError as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("fresh", [False, True], ids=["the pool", "a new pool"])
+def test_subscribing_in_an_exit_handler_comes_to_an_end(order: str, fresh: bool, run: Run) -> None:
+    """Handlers run in reverse order; those registered before rtpool was imported find the pool closed."""
+    register = f"atexit.register(late, {fresh})\n"
+    if order == "before":
+        # Exit handlers run last in, first out: this one runs after rtpool's own.
+        register = f"from rtpool.engine import engine\natexit.unregister(engine._stop_at_exit)\n{register}"
+        register += "atexit.register(engine._stop_at_exit)\n"
+    ended = run(SUBSCRIBED + LATE + register + "ready()")
+    assert ended.code == 0, ended
+    assert ended.other_lines == [], ended
+    expected = {"subscribed"} if order == "after" and not fresh else {"subscribed", "PoolClosed", "ConnectionFailed"}
+    assert ended.out.strip() in expected, ended
+
+
+def test_threads_of_executors_and_pools_end_in_any_order(run: Run) -> None:
+    ended = run(
+        """
+from concurrent.futures import ThreadPoolExecutor
+pool = new_pool()
+channel = pool.channel("room", receive_own=True).subscribe()
+executor = ThreadPoolExecutor(4)
+sent = [executor.submit(lambda n=n: channel.send_broadcast("x", {"n": n}).result()) for n in range(50)]
+def work(n):
+    channel.send_broadcast("y", {"n": n}).result()
+    time.sleep(0.1)
+[executor.submit(work, n) for n in range(4)]
+ready()
+"""
+    )
+    assert ended.code == 0, ended
+    assert_one_warning(ended)
+
+
+def test_an_exit_with_everything_logged_tells_no_trouble_of_logging(run: Run) -> None:
+    ended = run(
+        "logging.basicConfig(level='DEBUG')\n" + SUBSCRIBED + "ready()",
+    )
+    assert ended.code == 0, ended
+    assert "Traceback" not in ended.err, ended
+    assert "Logging error" not in ended.err, ended
+
+
+#: Ways to start Python in which warnings, and what goes wrong late, are not passed over in silence.
+MODES = {
+    "-X dev": (["-X", "dev"], {}),
+    "PYTHONDEVMODE": ([], {"PYTHONDEVMODE": "1"}),
+    "-W error": (["-W", "error"], {}),
+    "-X faulthandler -O": (["-X", "faulthandler", "-O", "-W", "default"], {}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", ["subscribed", "a callback that never returns"])
+def test_the_strict_modes_of_python_find_nothing_but_the_pool_that_is_open(mode: str, what: str, run: Run) -> None:
+    flags, env = MODES[mode]
+    ended = run(OPEN[what] + "another = new_pool()\nanother.connect()\nready()", flags=flags, env=env)
+    assert ended.code == 0, ended
+    assert len(ended.warnings) == 2, ended
+    assert all("open at exit" in words for words in ended.warnings), ended
+    if mode != "-W error":
+        assert ended.other_lines == [], ended
+    else:
+        assert ended.err.count("Traceback") == 2, ended
+
+
+def test_a_second_ctrl_c_during_the_exit_ends_it_sooner(run: Run) -> None:
+    body = OPEN["a callback that never returns"] + "waiting('_stop_at_exit')"
+    ended = run(body, signals=[signal.SIGINT])
+    assert ended.code == 0, ended
