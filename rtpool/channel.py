@@ -71,6 +71,7 @@ class Channel(Callbacks):
         self._pool = pool  # keeps the pool alive as long as somebody holds a Channel
         self._engine = engine
         self._subscriber = subscriber
+        self._bindings = subscriber.entrust()
 
     # Life
 

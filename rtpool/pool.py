@@ -25,6 +25,7 @@ from rtpool.checks import check_callable, check_name, check_timeout, check_token
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
 from rtpool.engine.health import health_of
+from rtpool.engine.hooks import Hooks
 from rtpool.engine.mailboxes import make_subscriber_mailbox
 from rtpool.engine.signals import sigterm_calls
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
@@ -55,7 +56,7 @@ _numbers = itertools.count(1)
 def _forgotten(engine: Engine) -> None:
     # Runs wherever the collector strikes, perhaps within one of our own critical sections: it takes no lock.
     if engine.started and not engine.closed:
-        engine.abandon()
+        engine.abandon("nobody refers to it any more, and nobody closed it")
         engine.warn_forgotten("never closed")
 
 
@@ -95,7 +96,11 @@ class RealtimePool(RestBroadcasts):
         _check_token(access_token)
         if not self.options.is_supabase:
             _refuse_supabase_only(access_token=access_token)
-        self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, access_token)
+        # What users hand over is held here: threads know it weakly, for it may refer to this pool.
+        self._hooks = Hooks()
+        lent = self._hooks.lend(access_token)
+        self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, lent, self._hooks)
+        self._kept = self._engine.registry.entrust()
         self._rest = RestClient(self._engine, access_token)
         self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
         # At exit the engine sees to itself, where locks may be taken.
@@ -302,7 +307,7 @@ class RealtimePool(RestBroadcasts):
             _refuse_supabase_only(token=token)
         self._rest.token = token
         self._engine.start()
-        self._engine.post(self._engine.coordinator.set_token, token)
+        self._engine.post(self._engine.coordinator.set_token, self._hooks.lend(token))
 
     @overload
     def on_status(self, callback: Callable[[StatusChange], object]) -> RealtimePool: ...
@@ -349,7 +354,7 @@ class RealtimePool(RestBroadcasts):
         Replaces an earlier hook.
         """
         check_callable(hook)
-        self._engine.on_callback_error = hook
+        self._hooks.error = hook
         return self
 
     def force_cleanup(self) -> int:
@@ -438,7 +443,7 @@ class RealtimePool(RestBroadcasts):
         def terminate() -> None:
             told.append("SIGTERM")
             if engine.started:
-                engine.abandon(CLOSE_TIMEOUT)
+                engine.abandon("SIGTERM", CLOSE_TIMEOUT)
 
         with sigterm_calls(terminate) if handle_sigterm else contextlib.nullcontext():
             try:

@@ -196,8 +196,7 @@ def test_a_handshake_that_is_stuck_holds_up_no_exit(scheme: str, run: Run) -> No
 def test_a_pool_that_reconnects_holds_up_no_exit(run: Run) -> None:
     with RealtimeServer() as gone, nobody() as where:
         ended = run(
-            SUBSCRIBED + "step('subscribed')\n"
-            "while pool.stats().reconnect_attempts < 2: time.sleep(0.005)\nready()",
+            SUBSCRIBED + "step('subscribed')\nwhile pool.stats().reconnect_attempts < 2: time.sleep(0.005)\nready()",
             gone.url,
             key=gone.api_key,
             steps={"subscribed": gone.close},
@@ -279,7 +278,9 @@ done.wait()
 
 
 @pytest.mark.parametrize("what", CLOSED)
-def test_a_pool_that_is_closed_or_shared_by_design_gives_no_warning(what: str, server: RealtimeServer, run: Run) -> None:
+def test_a_pool_that_is_closed_or_shared_by_design_gives_no_warning(
+    what: str, server: RealtimeServer, run: Run
+) -> None:
     ended = run(CLOSED[what] + "ready()")
     assert (ended.code, ended.err) == (0, ""), ended
     server.wait_for(lambda s: not s.connections)

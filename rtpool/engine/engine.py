@@ -18,6 +18,7 @@ from rtpool.engine.clocks import boot_clock
 from rtpool.engine.coordinator import Coordinator
 from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
+from rtpool.engine.hooks import Hooks
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
@@ -48,7 +49,7 @@ def _stop_at_exit() -> None:
     forgotten = [engine for engine in engines if engine.warn_at_exit and not engine.closed]
     deadline = time.monotonic() + ABANDON_SECONDS
     for engine in engines:
-        engine.abandon()  # all of them say goodbye at the same time, however many there are
+        engine.abandon("the process ends")  # all of them say goodbye at the same time, however many there are
     for engine in engines:
         engine.stop(max(0.0, deadline - time.monotonic()))
     for engine in forgotten:
@@ -67,12 +68,18 @@ class Engine:
         endpoint: where to dial.
         options: the pool's.
         token: the pool's token, str or callable.
+        hooks: of the pool, which holds them.
 
     Thread-safety: every method may be called from any thread.
     """
 
     def __init__(
-        self, name: str, endpoint: Endpoint, options: PoolOptions, token: str | Callable[[], str] | None
+        self,
+        name: str,
+        endpoint: Endpoint,
+        options: PoolOptions,
+        token: str | Callable[[], str] | None,
+        hooks: Hooks,
     ) -> None:
         self.name = name
         self.endpoint = endpoint
@@ -101,17 +108,13 @@ class Engine:
             boot=boot_clock(),
             log=logger_for(options, "io"),
         )
-        #: Called on a worker with each status of the pool, with each heartbeat; replaced whole.
-        self.listeners: tuple[Callback, ...] = ()
-        self.heartbeat_listeners: tuple[Callback, ...] = ()
+        self._hooks = weakref.ref(hooks)
         self.callback_errors = 0
         self._heartbeats_waiting = 0
         self.overflow_gaps = 0
-        #: Called on a worker with (error, callback, event) after a callback raised.
-        self.on_callback_error: Callable[[BaseException, Callback, Any], object] | None = None
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
-        self._abandon_seconds = ABANDON_SECONDS
+        self._abandoned = "", 0.0  # why, and the seconds it gets
         self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
@@ -133,7 +136,7 @@ class Engine:
             announce=self._announce,
             tell_heartbeat=self._tell_heartbeat,
         )
-        # Guards: _state, listeners, heartbeat_listeners, callback_errors, overflow_gaps, _heartbeats_waiting
+        # Guards: _state, Hooks, callback_errors, overflow_gaps, _heartbeats_waiting
         self._lock = Lock()
         self._state = "new"  # new running stopping
 
@@ -219,10 +222,10 @@ class Engine:
             self._log.warning("- thread %s did not stop within %.1f s", name, timeout)
         return not alive
 
-    def abandon(self, seconds: float = ABANDON_SECONDS) -> None:
+    def abandon(self, why: str, seconds: float = ABANDON_SECONDS) -> None:
         """Stop within `seconds`, without waiting and without a lock: for the garbage collector and signal handlers."""
         self._state = "stopping"
-        self._abandon_seconds = seconds
+        self._abandoned = why, seconds
         self.loop.interrupt()
 
     def warn_forgotten(self, how: str) -> None:
@@ -232,7 +235,7 @@ class Engine:
             "pool.close()",
             ResourceWarning,
             stacklevel=4,
-            source=self,
+            source=self.endpoint,  # made with the pool, and without a __dict__: Python 3.11 finds no others
         )
 
     def run_user_code(self, callback: Callback, value: Any, where: str) -> bool:
@@ -248,7 +251,7 @@ class Engine:
             with self._lock:
                 self.callback_errors += 1
             self._log.exception("! callback %r of %s raised", _name(callback), where)
-            hook = self.on_callback_error
+            hook = self._hooks_now().error
             if hook is not None:
                 try:
                     hook(error, callback, value)
@@ -259,13 +262,19 @@ class Engine:
 
     def listen(self, callback: Callback) -> None:
         """Add a listener for the pool's status."""
+        hooks = self._hooks_now()
         with self._lock:
-            self.listeners = (*self.listeners, callback)
+            hooks.status = (*hooks.status, callback)
 
     def listen_to_heartbeats(self, callback: Callback) -> None:
         """Add a listener for heartbeats."""
+        hooks = self._hooks_now()
         with self._lock:
-            self.heartbeat_listeners = (*self.heartbeat_listeners, callback)
+            hooks.heartbeat = (*hooks.heartbeat, callback)
+
+    def _hooks_now(self) -> Hooks:
+        """The pool's, or empty ones when it is gone."""
+        return self._hooks() or Hooks()
 
     def warn(self, message: str) -> None:
         """Log something a user should know that is no error of any call."""
@@ -278,16 +287,17 @@ class Engine:
 
     def _announce(self, change: StatusChange) -> None:
         self._log.info("= pool %s %s", self.name, change.status)
-        if self.listeners:
+        if self._hooks_now().status:
             self.dispatcher.deliver_essential(self._pool_mailbox, self._run_listeners, change)
 
     def _run_listeners(self, change: StatusChange) -> None:
-        for callback in self.listeners:
+        for callback in self._hooks_now().status:
             self.run_user_code(callback, change, f"pool {self.name}")
 
     def _tell_heartbeat(self, heartbeat: Heartbeat) -> None:
+        listeners = self._hooks_now().heartbeat
         with self._lock:
-            listened_to = bool(self.heartbeat_listeners) and self._heartbeats_waiting < MAX_HEARTBEATS
+            listened_to = bool(listeners) and self._heartbeats_waiting < MAX_HEARTBEATS
             self._heartbeats_waiting += listened_to
         if listened_to:
             self.dispatcher.deliver_essential(self._pool_mailbox, self._run_heartbeat_listeners, heartbeat)
@@ -295,7 +305,7 @@ class Engine:
     def _run_heartbeat_listeners(self, heartbeat: Heartbeat) -> None:
         with self._lock:
             self._heartbeats_waiting -= 1
-        for callback in self.heartbeat_listeners:
+        for callback in self._hooks_now().heartbeat:
             self.run_user_code(callback, heartbeat, f"heartbeats of pool {self.name}")
 
     def _stop_dialling(self) -> None:
@@ -306,8 +316,10 @@ class Engine:
         self.loop.post(self.coordinator.resume, mailbox)
 
     def _interrupted(self) -> None:
+        why, seconds = self._abandoned
+        self._log.warning("- pool %s is closed: %s", self.name, why)
         self._stop_dialling()
-        self.coordinator.shutdown(self.loop.now + self._abandon_seconds)
+        self.coordinator.shutdown(self.loop.now + seconds)
 
     def _failed(self, error: BaseException) -> None:
         with self._lock:

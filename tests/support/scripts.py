@@ -64,8 +64,8 @@ class Ended(NamedTuple):
 
     @property
     def other_lines(self) -> list[str]:
-        """What else it wrote to stderr."""
-        return [line for line in self.err.splitlines() if "ResourceWarning: " not in line]
+        """What else it wrote to stderr; Python 3.13 quotes the line of a program that a warning is on."""
+        return re.sub(r"^<.*ResourceWarning: .*\n(  .*\n)?|^.*ResourceWarning: .*\n", "", self.err, flags=re.M).splitlines()
 
 
 def run_script(
