@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -26,7 +26,9 @@ from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
 from rtpool.engine.fork import inherit
 from rtpool.engine.health import health_of
+from rtpool.engine.hooks import Hooks
 from rtpool.engine.mailboxes import make_subscriber_mailbox
+from rtpool.engine.signals import sigterm_calls
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import Heartbeat, PostgresChange, StatusChange
@@ -59,12 +61,8 @@ _alive: weakref.WeakSet[RealtimePool] = weakref.WeakSet()
 def _forgotten(engine: Engine) -> None:
     # Runs wherever the collector strikes, perhaps within one of our own critical sections: it takes no lock.
     if engine.started and not engine.closed:
-        engine.abandon()
-        warnings.warn(
-            f"the pool {engine.name} was never closed; use `with RealtimePool(…)` or call close()",
-            ResourceWarning,
-            stacklevel=2,
-        )
+        engine.abandon("nobody refers to it any more, and nobody closed it")
+        engine.warn_forgotten("never closed")
 
 
 class RealtimePool(RestBroadcasts):
@@ -103,12 +101,15 @@ class RealtimePool(RestBroadcasts):
         _check_token(access_token)
         if not self.options.is_supabase:
             _refuse_supabase_only(access_token=access_token)
+        # What users hand over is held here: threads know it weakly, for it may refer to this pool.
+        self._hooks = Hooks()
         self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
-        self._take(Engine(str(next(_numbers)), self._endpoint, self.options, access_token), access_token)
+        self._take_engine(str(next(_numbers)), access_token)
         _alive.add(self)
 
-    def _take(self, engine: Engine, token: Token | None) -> None:
-        self._engine = engine
+    def _take_engine(self, name: str, token: Token | None) -> None:
+        self._engine = engine = Engine(name, self._endpoint, self.options, self._hooks.lend(token), self._hooks)
+        self._kept = engine.registry.entrust()
         self._rest = RestClient(engine, token)
         # At exit the engine sees to itself, where locks may be taken.
         self._finalizer = weakref.finalize(self, _forgotten, engine)
@@ -314,7 +315,7 @@ class RealtimePool(RestBroadcasts):
             _refuse_supabase_only(token=token)
         self._rest.token = token
         self._engine.start()
-        self._engine.post(self._engine.coordinator.set_token, token)
+        self._engine.post(self._engine.coordinator.set_token, self._hooks.lend(token))
 
     @overload
     def on_status(self, callback: Callable[[StatusChange], object]) -> RealtimePool: ...
@@ -361,7 +362,7 @@ class RealtimePool(RestBroadcasts):
         Replaces an earlier hook.
         """
         check_callable(hook)
-        self._engine.on_callback_error = hook
+        self._hooks.error = hook
         return self
 
     def force_cleanup(self) -> int:
@@ -431,15 +432,35 @@ class RealtimePool(RestBroadcasts):
 
     # Life
 
-    def run_forever(self) -> None:
+    def run_forever(self, *, handle_sigterm: bool = False) -> None:
         """
         Block until the pool is closed; Ctrl-C closes it and returns.
+
+        Args:
+            handle_sigterm: have SIGTERM, by which service managers and containers stop a program, close the pool and
+                return as well. In the main thread only. The handler is rtpool's while this runs, and the one before
+                when it returns; further SIGTERMs until then do nothing, for `close` is bounded by its time-out. False
+                leaves signals alone, and SIGTERM ends the process at once.
+
+        Raises:
+            InvalidValue: `handle_sigterm` outside of the main thread, where Python runs no signal handlers.
         """
-        try:
-            while not self._engine.ended.wait(SLICE_SECONDS):
-                continue
-        except KeyboardInterrupt:
-            self.close()
+        check_type("handle_sigterm", handle_sigterm, bool)
+        engine, told = self._engine, []
+
+        def terminate() -> None:
+            told.append("SIGTERM")
+            if engine.started:
+                engine.abandon("SIGTERM", CLOSE_TIMEOUT)
+
+        with sigterm_calls(terminate) if handle_sigterm else contextlib.nullcontext():
+            try:
+                while not told and not engine.ended.wait(SLICE_SECONDS):
+                    continue
+            except KeyboardInterrupt:
+                told.append("SIGINT")
+            if told:
+                self.close()
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
         """
@@ -468,10 +489,11 @@ class RealtimePool(RestBroadcasts):
             return
         subscribers = dict.fromkeys((*old.registry.subscribers(), *(handle._subscriber for handle in handles)))
         self._finalizer.detach()
-        token = self._rest.token
-        self._take(Engine(old.name, self._endpoint, self.options, token), token)
-        self._engine.succeed(old)
+        kept = self._kept  # holds the callbacks of Channels that nobody holds
+        self._take_engine(old.name, self._rest.token)
+        self._engine.warn_at_exit = old.warn_at_exit
         inherit(old, self._engine, subscribers, resubscribe=self.options.after_fork == "resubscribe")
+        kept.clear()
 
     def __enter__(self) -> RealtimePool:
         return self

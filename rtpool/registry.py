@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
@@ -198,6 +199,20 @@ class Attachment:
     sees_presence: bool = False
 
 
+class Bindings:
+    """
+    The callbacks of one Channel, a tuple that is replaced whole.
+
+    They belong to the Channel, and to the pool while it is subscribed; the engine knows them weakly, so that a callback
+    that refers to its pool keeps no forgotten pool alive.
+    """
+
+    __slots__ = ("__weakref__", "all")
+
+    def __init__(self) -> None:
+        self.all: tuple[Binding, ...] = ()
+
+
 class Subscriber:
     """
     What the engine knows of a Channel: never the handle, so that a forgotten pool can be collected.
@@ -228,7 +243,8 @@ class Subscriber:
         self._receive_own = receive_own
         self.ack = ack
         self.replay = replay
-        self.bindings: tuple[Binding, ...] = ()
+        self._own_bindings: Bindings | None = Bindings()
+        self._bindings = weakref.ref(self._own_bindings)
         self.attachment: Attachment | None = None
         self.leaving = False
         #: The dispatcher's mailboxes: for callbacks, and for iterators once somebody iterates.
@@ -248,6 +264,29 @@ class Subscriber:
         self.unsettled = 0
         self.mailbox, self.stream = mailbox, stream
         return attachment
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """The callbacks; none when all that held them is gone."""
+        found = self._bindings()
+        return () if found is None else found.all
+
+    @bindings.setter
+    def bindings(self, bindings: tuple[Binding, ...]) -> None:
+        found = self._bindings()
+        if found is not None:
+            found.all = bindings
+
+    def entrust(self) -> Bindings:
+        """The callbacks, for a handle to hold: from now on they live as long as somebody does."""
+        found = self.held() or Bindings()
+        self._bindings = weakref.ref(found)
+        self._own_bindings = None
+        return found
+
+    def held(self) -> Bindings | None:
+        """The callbacks, unless all that held them is gone."""
+        return self._bindings()
 
     @property
     def receive_own(self) -> bool:
@@ -322,9 +361,18 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        # Guards: _shares, Share.subscribers, Subscriber.bindings, Subscriber.attachment, Subscriber.leaving
+        # Guards: _shares, _kept, Share.subscribers, Subscriber.bindings, Subscriber.attachment, Subscriber.leaving
         self._lock = Lock()
         self._shares: dict[ShareKey, Share] = {}
+        self._own_kept: set[Bindings] | None = set()
+        self._kept = weakref.ref(self._own_kept)
+
+    def entrust(self) -> set[Bindings]:
+        """The callbacks of every attached Channel, for the pool to hold: from now on they live as long as it does."""
+        kept = self._kept()
+        assert kept is not None, "entrusted once"
+        self._own_kept = None
+        return kept
 
     def after_fork(self) -> None:
         """In a forked child: whoever held the lock is not here."""
@@ -341,6 +389,9 @@ class Registry:
             share.subscribers += (subscriber,)
             subscriber.leaving = subscriber.forked = False
             subscriber.attachment = attachment = Attachment(share)
+            bindings, kept = subscriber.held(), self._kept()
+            if bindings is not None and kept is not None:
+                kept.add(bindings)
             return attachment
 
     def ask_again(self, subscriber: Subscriber) -> Attachment | None:
@@ -361,6 +412,7 @@ class Registry:
         Returns:
             What it was attached by, None when it was not, or not by that.
         """
+        bindings, kept = subscriber.held(), self._kept()  # held until the lock is free: the last reference is user code
         with self._lock:
             attachment = subscriber.attachment
             if attachment is None or (only is not None and attachment is not only):
@@ -370,6 +422,8 @@ class Registry:
             self._stop_tracking(share, subscriber)
             subscriber.attachment = None
             subscriber.leaving = True
+            if bindings is not None and kept is not None:
+                kept.discard(bindings)
             if not share.subscribers and self._shares.get(share.key) is share:
                 del self._shares[share.key]
             return attachment
@@ -382,7 +436,10 @@ class Registry:
     def clear(self) -> list[Attachment]:
         """Detach everybody for good; returns what they were attached by."""
         attachments: list[Attachment] = []
+        kept = self._kept() or set()
+        bindings = tuple(kept)  # held until the lock is free: the last reference is user code
         with self._lock:
+            kept.difference_update(bindings)
             for share in self._shares.values():
                 attachments += [s.attachment for s in share.subscribers if s.attachment is not None]
                 for subscriber in share.subscribers:

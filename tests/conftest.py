@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True, scope="module")
 def the_collector_looks_at_a_module_alone() -> None:
-    """Spares it what is there before and stays: at the end of every test that took most of the suite's processor time."""
+    """Spares it what was there before and stays: after each test that took most of the suite's processor time."""
     gc.collect()
     gc.freeze()
 

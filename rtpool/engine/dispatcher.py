@@ -474,41 +474,50 @@ class Dispatcher:
         return batch, loss
 
     def _work(self) -> None:
-        while True:
+        while self._work_once():
+            continue
+
+    def _work_once(self) -> bool:
+        """
+        Wait for a batch and run it; False when there will be none.
+
+        A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
+        """
+        with self._lock:
+            while not self._runnable:
+                if self._stopping:
+                    return False
+                self._idle += 1
+                self._ready.wait()
+                self._idle -= 1
+            mailbox = self._runnable.popleft()
+            batch, loss = self._next_batch(mailbox)
+            mailbox.running = threading.get_ident()
+            mailbox.interrupted = False
+            generation = mailbox.generation
+        done = ordinary = 0
+        # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
+        loss_first = loss is not None and mailbox.overflow == "drop_oldest"
+        try:
+            if loss is not None and loss_first:
+                self._announce(mailbox, loss)
+            done, ordinary = self._run(mailbox, batch, generation)
+            if loss is not None and not loss_first and done == len(batch):
+                self._announce(mailbox, loss)
+                loss = None
+        finally:
             with self._lock:
-                while not self._runnable:
-                    if self._stopping:
-                        return
-                    self._idle += 1
-                    self._ready.wait()
-                    self._idle -= 1
-                mailbox = self._runnable.popleft()
-                batch, loss = self._next_batch(mailbox)
-                mailbox.running = threading.get_ident()
-                mailbox.interrupted = False
-                generation = mailbox.generation
-            done = ordinary = 0
-            # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
-            loss_first = loss is not None and mailbox.overflow == "drop_oldest"
-            try:
-                if loss is not None and loss_first:
-                    self._announce(mailbox, loss)
-                done, ordinary = self._run(mailbox, batch, generation)
-                if loss is not None and not loss_first and done == len(batch):
-                    self._announce(mailbox, loss)
-                    loss = None
-            finally:
-                with self._lock:
-                    mailbox.delivered += ordinary
-                    self.delivered += ordinary
-                    if loss is not None and not loss_first and generation == mailbox.generation:
-                        mailbox.loss = mailbox.loss or loss
-                    self._put_back(mailbox, batch[done:], generation)
-                    drained = self._has_drained(mailbox)
-            if self._forked:
-                return
-            if drained:
-                self._on_drained(mailbox)
+                mailbox.delivered += ordinary
+                self.delivered += ordinary
+                if loss is not None and not loss_first and generation == mailbox.generation:
+                    mailbox.loss = mailbox.loss or loss
+                self._put_back(mailbox, batch[done:], generation)
+                drained = self._has_drained(mailbox)
+        if self._forked:
+            return False
+        if drained:
+            self._on_drained(mailbox)
+        return True
 
     def _run(self, mailbox: Mailbox, batch: list[Any], generation: int) -> tuple[int, int]:
         """Run a batch outside the lock; return how many items are used up, and how many of those were ordinary."""

@@ -167,16 +167,14 @@ class IoLoop:
         wake_out = self._wake_out
         if wake_out is None:
             return  # not started yet: the first turn drains the inbox
-        try:
+        # Full means a wake-up is pending anyway; closed means the loop has just ended. Not logged: that takes locks.
+        with contextlib.suppress(OSError):
             wake_out.send(b"\0")
-        except (BlockingIOError, OSError) as error:
-            # Full means a wake-up is pending anyway; closed means the loop has just ended.
-            self._log.debug("- wake-up of pool %s not needed: %s", self._name, error)
 
     def interrupt(self) -> None:
         """
-        Have `on_interrupt` called. Takes no lock, so that the garbage collector may call it anywhere, even within
-        `post` on the same thread.
+        Have `on_interrupt` called. Takes no lock, so that the garbage collector and signal handlers may call it
+        anywhere, even within `post` on the same thread.
         """
         self._interrupted = True
         self._wake()
