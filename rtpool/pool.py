@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import datetime
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import attrs
 
@@ -24,6 +24,7 @@ from rtpool.channel import Channel
 from rtpool.checks import check_callable, check_name, check_timeout, check_token, check_type
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
+from rtpool.engine.fork import inherit
 from rtpool.engine.health import health_of
 from rtpool.engine.mailboxes import make_subscriber_mailbox
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
@@ -49,6 +50,10 @@ Token = str | Callable[[], str]
 CLOSE_TIMEOUT = 5.0
 
 _numbers = itertools.count(1)
+
+
+#: Pools that somebody holds, for a forked child.
+_alive: weakref.WeakSet[RealtimePool] = weakref.WeakSet()
 
 
 def _forgotten(engine: Engine) -> None:
@@ -98,11 +103,15 @@ class RealtimePool(RestBroadcasts):
         _check_token(access_token)
         if not self.options.is_supabase:
             _refuse_supabase_only(access_token=access_token)
-        self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, access_token)
-        self._rest = RestClient(self._engine, access_token)
         self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._take(Engine(str(next(_numbers)), self._endpoint, self.options, access_token), access_token)
+        _alive.add(self)
+
+    def _take(self, engine: Engine, token: Token | None) -> None:
+        self._engine = engine
+        self._rest = RestClient(engine, token)
         # At exit the engine sees to itself, where locks may be taken.
-        self._finalizer = weakref.finalize(self, _forgotten, self._engine)
+        self._finalizer = weakref.finalize(self, _forgotten, engine)
         self._finalizer.atexit = False
 
     @classmethod
@@ -204,7 +213,7 @@ class RealtimePool(RestBroadcasts):
     def _handle(self, subscriber: Subscriber) -> Channel:
         handle = self._handles.get(id(subscriber))
         if handle is None or handle._subscriber is not subscriber:
-            handle = self._handles[id(subscriber)] = Channel(self, self._engine, subscriber)
+            handle = self._handles[id(subscriber)] = Channel(self, subscriber)
         return handle
 
     def on_changes(
@@ -451,6 +460,19 @@ class RealtimePool(RestBroadcasts):
                 del _pools[key]
         return stopped
 
+    def _after_fork(self) -> None:
+        """Go on in a forked child, with an engine of its own; one that was closed stays so."""
+        old, handles = self._engine, list(self._handles.values())
+        self._handles = weakref.WeakValueDictionary({id(handle._subscriber): handle for handle in handles})
+        if old.was_closed:
+            return
+        subscribers = dict.fromkeys((*old.registry.subscribers(), *(handle._subscriber for handle in handles)))
+        self._finalizer.detach()
+        token = self._rest.token
+        self._take(Engine(old.name, self._endpoint, self.options, token), token)
+        self._engine.succeed(old)
+        inherit(old, self._engine, subscribers, resubscribe=self.options.after_fork == "resubscribe")
+
     def __enter__(self) -> RealtimePool:
         return self
 
@@ -458,6 +480,11 @@ class RealtimePool(RestBroadcasts):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a pool belongs to its process and cannot be pickled or copied; make one there, or use get_pool()"
+        )
 
     def __repr__(self) -> str:
         status = "closed" if self.closed else self._engine.coordinator.connections.status
@@ -467,6 +494,17 @@ class RealtimePool(RestBroadcasts):
 #: Guards: _pools
 _pools_lock = Lock()
 _pools: dict[tuple[str, str | None], RealtimePool] = {}
+
+
+def _after_fork() -> None:
+    global _pools_lock
+    _pools_lock = Lock()
+    for pool in list(_alive):
+        pool._after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def get_pool(

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any
+from typing import Any, NoReturn
 
 from rtpool.checks import check_callable, check_timeout
 from rtpool.engine.engine import Engine
 from rtpool.engine.outgoing import Outgoing
 from rtpool.engine.threads import outcome_of
-from rtpool.errors import PushTimeout, RtpoolError
+from rtpool.errors import PoolForked, PushTimeout, RtpoolError
 
 __all__ = ["Push"]
 
@@ -44,8 +44,8 @@ class Push:
         return self._outgoing.name
 
     def done(self) -> bool:
-        """Whether the outcome is known."""
-        return self._outgoing.future.done()
+        """Whether the outcome is known. In a forked child that of the parent's pushes is that they are not here."""
+        return self._engine.forked or self._outgoing.future.done()
 
     def result(self, timeout: float | None = None) -> Any:
         """
@@ -62,7 +62,9 @@ class Push:
             PushRefused: the server answered with a status other than ok.
             ConnectionFailed: the connection was lost before the reply; whether the server acted on it is unknown.
             JoinRefused, PoolClosed: it could not be sent.
+            PoolForked: it was made by the parent of this process, which alone hears the outcome.
         """
+        self._refuse_forked()
         if timeout is None:
             # The I/O thread settles every push at its deadline; the second is for a machine that is busy.
             timeout = max(0.0, self._outgoing.deadline - time.monotonic()) + 1.0
@@ -86,8 +88,10 @@ class Push:
 
         Raises:
             InvalidType: `fn` is not callable.
+            PoolForked: as `result`.
         """
         check_callable(fn)
+        self._refuse_forked()
         engine, subscriber = self._engine, self._outgoing.subscriber
 
         def run(push: Push) -> None:
@@ -97,6 +101,15 @@ class Push:
             engine.dispatcher.deliver_essential(subscriber.mailbox, run, self)
 
         self._outgoing.future.add_done_callback(deliver)
+
+    def _refuse_forked(self) -> None:
+        if self._engine.forked:
+            raise PoolForked(
+                f"push {self.event!r} on {self.topic!r} is the parent process's; it may or may not be sent"
+            )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Push belongs to its process and cannot be pickled or copied; take its result() there")
 
     def __repr__(self) -> str:
         return f"<rtpool.Push {self.event!r} on {self.topic!r} {'done' if self.done() else 'pending'}>"

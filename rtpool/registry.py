@@ -235,6 +235,16 @@ class Subscriber:
         self.stream_claimed = False
         #: Pushes accepted and not settled; guarded by the send budget's lock.
         self.unsettled = 0
+        #: Whether its subscription was the parent's, in a forked child, and it was not subscribed since.
+        self.forked = False
+
+    def inherit(self, mailbox: Any, stream: Any) -> Attachment | None:
+        """In a forked child: begin anew with these mailboxes. Returns what it was attached by, the parent's."""
+        attachment, self.attachment = self.attachment, None
+        self.leaving = False
+        self.unsettled = 0
+        self.mailbox, self.stream = mailbox, stream
+        return attachment
 
     @property
     def receive_own(self) -> bool:
@@ -315,6 +325,10 @@ class Registry:
         self._lock = Lock()
         self._shares: dict[ShareKey, Share] = {}
 
+    def after_fork(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        self._lock = Lock()
+
     def attach(self, subscriber: Subscriber) -> Attachment | None:
         """Attach a Channel to its share; None when it already is attached."""
         with self._lock:
@@ -324,7 +338,7 @@ class Registry:
             if share is None:
                 share = self._shares[subscriber.key] = Share(subscriber.key)
             share.subscribers += (subscriber,)
-            subscriber.leaving = False
+            subscriber.leaving = subscriber.forked = False
             subscriber.attachment = attachment = Attachment(share)
             return attachment
 

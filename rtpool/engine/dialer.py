@@ -298,6 +298,19 @@ class Dialer:
         for cancelled in dials:
             cancelled.cancel()
 
+    def after_fork(self) -> None:
+        """In a forked child: what was under way is the parent's, and a job that forked is the last to run here."""
+        self._lock = Lock()
+        self._ready = threading.Condition(self._lock)
+        self._stopping = True
+        self._jobs.clear()
+        self._threads.clear()
+        self._working.clear()
+        self._lost.clear()
+        dials, self._dials = self._dials, set()
+        for cancelled in dials:
+            cancelled.after_fork()
+
     def join(self, deadline: float) -> list[str]:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
         with self._lock:
@@ -320,7 +333,7 @@ class Dialer:
                     self._ready.wait(IDLE_SECONDS)
                     self._idle -= 1
                 if not self._jobs:
-                    del self._threads[index]
+                    self._threads.pop(index, None)
                     return
                 name, job = self._jobs.popleft()
                 self._working[name] = index

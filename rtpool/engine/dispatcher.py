@@ -169,6 +169,7 @@ class Dispatcher:
         self._changed = threading.Condition(self._lock)
         self._runnable: deque[Mailbox] = deque()
         self._stopping = False
+        self._forked = False
         self._idle = 0
         self._threads: list[threading.Thread] = []
 
@@ -365,6 +366,15 @@ class Dispatcher:
             threads = list(self._threads)
         return join_all(threads, deadline)
 
+    def after_fork(self) -> None:
+        """In a forked child: what waits is the parent's, and a callback that forked is the last to run here."""
+        self._lock = Lock()
+        self._ready = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
+        self._forked = self._stopping = True
+        self._runnable.clear()
+        self._threads = []
+
     # The caller holds self._lock in what follows, up to _work.
 
     def _make_room(self, mailbox: Mailbox, overflowed: list[Mailbox]) -> bool:
@@ -496,6 +506,8 @@ class Dispatcher:
                         mailbox.loss = mailbox.loss or loss
                     self._put_back(mailbox, batch[done:], generation)
                     drained = self._has_drained(mailbox)
+            if self._forked:
+                return
             if drained:
                 self._on_drained(mailbox)
 
@@ -503,7 +515,7 @@ class Dispatcher:
         """Run a batch outside the lock; return how many items are used up, and how many of those were ordinary."""
         run, done, ordinary = mailbox.run, 0, 0
         for item in batch:
-            if mailbox.interrupted and done:
+            if self._forked or (mailbox.interrupted and done):
                 break
             if isinstance(item, _Essential):
                 self._call(item.run, item.item)

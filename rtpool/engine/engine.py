@@ -5,6 +5,7 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 import warnings
@@ -20,6 +21,7 @@ from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
+from rtpool.engine.streams import close_inherited
 from rtpool.errors import ConnectionFailed, PoolClosed
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
@@ -32,8 +34,9 @@ __all__ = ["Engine"]
 Lock = threading.Lock
 
 
-#: Engines that run, to be stopped before the interpreter ends.
+#: Engines that run, to be stopped before the interpreter ends; and every one there is.
 _running: weakref.WeakSet[Engine] = weakref.WeakSet()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 #: Heartbeats that wait for a listener that is busy; more are not told.
 MAX_HEARTBEATS = 100
@@ -47,6 +50,18 @@ def _stop_at_exit() -> None:
         if engine.warn_at_exit:
             warnings.warn(f"the pool {engine.name} was open at exit; call close()", ResourceWarning, stacklevel=2)
         engine.stop(ABANDON_SECONDS)
+
+
+def _leave_to_parent() -> None:
+    for engine in list(_engines):
+        engine.after_fork()
+    _engines.clear()
+    _running.clear()
+    close_inherited()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Engine:
@@ -105,6 +120,8 @@ class Engine:
         self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
+        #: Whether it is the parent's, and this process a forked child. `was_closed`: whether it was closed before.
+        self.forked = self.was_closed = False
         self._pool_mailbox = Mailbox(
             self, self._run_listeners, limit=1, overflow="drop_newest", announce_loss=_no_announcement
         )
@@ -126,6 +143,7 @@ class Engine:
         # Guards: _state, listeners, heartbeat_listeners, callback_errors, overflow_gaps, _heartbeats_waiting
         self._lock = Lock()
         self._state = "new"  # new running stopping
+        _engines.add(self)
 
     @property
     def closed(self) -> bool:
@@ -214,6 +232,32 @@ class Engine:
         self._state = "stopping"
         self.loop.interrupt()
 
+    def after_fork(self) -> None:
+        """
+        In a forked child: this engine is the parent's. Its threads are not here, and what they had locked stays locked.
+
+        So every lock is replaced, every descriptor closed, and whoever asks is told that it was stopped. A thread that
+        forked, being in the middle of a callback, runs none of the parent's business when it returns here.
+        """
+        self.was_closed = self._state == "stopping"
+        self.forked, self._state = True, "stopping"
+        self._lock = Lock()
+        self._launched, self.ended = threading.Event(), threading.Event()
+        self._launched.set()
+        self.ended.set()
+        self.loop.after_fork()
+        for dialer in (self.dialer, self.callers, self.deciders):
+            dialer.after_fork()
+        self.dispatcher.after_fork()
+        self.budget.after_fork()
+        self.registry.after_fork()
+
+    def succeed(self, old: Engine) -> None:
+        """Take over who listens to the pool."""
+        self.listeners, self.heartbeat_listeners = old.listeners, old.heartbeat_listeners
+        self.on_callback_error = old.on_callback_error
+        self.warn_at_exit = old.warn_at_exit
+
     def run_user_code(self, callback: Callback, value: Any, where: str) -> bool:
         """
         Call user code on a worker; what it raises is logged and counted, and harms nothing else.
@@ -221,6 +265,8 @@ class Engine:
         Returns:
             False when it raised.
         """
+        if self.forked:  # a callback of the same event forked, and returned in the child
+            return False
         try:
             callback(value)
         except BaseException as error:  # a callback that calls sys.exit() must not take a worker along

@@ -117,6 +117,7 @@ class IoLoop:
         self._wake_out: socket.socket | None = None
         # Confined to the I/O thread.
         self._stopping = False
+        self._forked = False
         self._selector: selectors.BaseSelector | None = None
         self._pollables: dict[int, tuple[Pollable, int]] = {}  # by id(): its descriptor may be closed before it leaves
         self._registered: dict[int, tuple[int, int]] = {}
@@ -188,6 +189,21 @@ class IoLoop:
         """Whether the caller is the I/O thread."""
         return threading.current_thread() is self._thread
 
+    def after_fork(self) -> None:
+        """
+        In a forked child, where no I/O thread is: close the descriptors, and do nothing ever again.
+
+        Nothing is unregistered: the kernel's list of what is watched is the parent's too.
+        """
+        self._lock = Lock()
+        self._forked = self._stopping = self._stopped = True
+        self._thread = None
+        self._inbox.clear()
+        self._timers = []
+        self._pollables = {}
+        self._registered = {}
+        self._close_descriptors()
+
     # On the I/O thread
 
     @property
@@ -232,13 +248,16 @@ class IoLoop:
             while not self._stopping:
                 self._turn()
         except BaseException as error:  # a silent dead thread is the worst bug a library can have
+            if self._forked:
+                return
             self._log.exception("! the I/O thread of pool %s failed", self._name)
             try:
                 self._on_failure(error)
             except Exception:
                 self._log.exception("! the failure of pool %s could not be told to everybody", self._name)
-        self._close()
-        self._on_end()
+        if not self._forked:
+            self._close()
+            self._on_end()
 
     def _turn(self) -> None:
         selector = self._selector
@@ -343,6 +362,9 @@ class IoLoop:
                 self._log.exception("! a late call to pool %s failed", self._name)
         self._timers.clear()
         self._pollables.clear()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         if self._selector is not None:
             self._selector.close()
         for sock in (self._wake_in, self._wake_out):

@@ -196,6 +196,12 @@ class SendBudget:
             outgoing.future.set_result(result)
         return True
 
+    def after_fork(self) -> None:
+        """In a forked child: what is on its way is the parent's."""
+        self._lock = Lock()
+        self._room = threading.Condition(self._lock)
+        self._closed = True
+
     def close(self) -> None:
         """Wake everybody who waits for room; nothing is sent any more."""
         with self._lock:

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Callable
 from http.client import BadStatusLine, LineTooLong
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
 from rtpool.options import Dial, PoolOptions
 from rtpool.protocol.refusals import classify_proxy, classify_socks, printable
 
-__all__ = ["Address", "Cancelled", "failure", "keep_alive", "open_stream"]
+__all__ = ["Address", "Cancelled", "close_inherited", "failure", "keep_alive", "open_stream"]
 
 Lock = threading.Lock
 
@@ -54,6 +55,20 @@ NAME_UNKNOWN = frozenset(
 
 #: What the kernel takes for TCP_USER_TIMEOUT.
 LARGEST_MILLISECONDS = 2**31 - 1
+
+
+#: Every socket of every pool of this process; a forked child has copies of their descriptors to close.
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def close_inherited() -> None:
+    """
+    In a forked child: close its copies of the parent's descriptors. No byte is sent and nothing is shut down; the
+    parent's connections end when the parent ends them, and not only when this process does as well.
+    """
+    for sock in list(_sockets):
+        sock.close()
+    _sockets.clear()
 
 
 class Address(NamedTuple):
@@ -92,6 +107,8 @@ class Cancelled:
 
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
+        if sock is not None:
+            _sockets.add(sock)
         with self._lock:
             self._sock = sock
         self.check()
@@ -112,6 +129,12 @@ class Cancelled:
             # Wakes a thread that waits in recv on this socket; closing it would not. An error says that it was over.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def after_fork(self) -> None:
+        """In a forked child: it is broken off here, and the socket, which is the parent's, hears nothing of it."""
+        self._lock = Lock()
+        self._cancelled = True
+        self._sock = None
 
 
 def open_stream(address: Address, options: PoolOptions, deadline: float, cancelled: Cancelled) -> socket.socket:
