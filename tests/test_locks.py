@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import logging
+import os
 import pathlib
 import select
 import socket
@@ -19,6 +20,7 @@ import pytest
 
 import rtpool
 from rtpool.engine.engine import Engine
+from rtpool.engine.logs import Log
 from rtpool.testing import RealtimeServer
 from tests.support.checking_lock import WATCHES_CALLS, CheckingLock, take_violations
 from tests.support.recorder import Recorder
@@ -114,11 +116,11 @@ OFFENCES = {
     "callback(None)": "calls callback()",
     "Callable()()": "calls callback()",
     "Dropped()": "calls __del__()",
-    "logging.getLogger('rtpool.io').debug('x')": "calls debug()",
-    "rtpool.engine.logs.Log(logging.getLogger('rtpool.io')).debug('x')": "calls debug()",
+    "logger.debug('x')": "calls debug()",
+    "Log(logger).debug('x')": "calls debug()",
     "left.send(b'x')": "calls socket.send()",
     "select.select([], [], [], 0)": "calls select()",
-    "open(callback.__code__.co_filename).close()": "calls open()",
+    "os.write(1, b'')": "calls write()",
     "time.sleep(0)": "calls sleep()",
     "event.wait(0)": "calls wait()",
     "event.set()": "calls set()",
@@ -146,10 +148,11 @@ def test_what_is_done_with_a_lock_held_is_found(offence: str) -> None:
         future=Future(),
         left=left,
         lock=CheckingLock(),
-        logging=logging,
+        logger=logging.getLogger("rtpool.io"),
+        Log=Log,
         other=threading.Condition(),
         plain=threading.Lock(),
-        rtpool=rtpool,
+        os=os,
         select=select,
         thread=ended if "join" in offence else thread,
         time=time,
