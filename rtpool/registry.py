@@ -337,11 +337,12 @@ class Share:
         subscribers: the Channels, oldest first; replaced whole under the registry's lock.
         state, presence: the join's state, and who is present by key; written by the I/O thread alone.
         last_error: why it is not joined, the latest reason; None once it is. Written by the I/O thread alone.
-        wish: the encoded payload to be present with, None to be absent; under the registry's lock.
+        wish, wish_form: the encoded payload to be present with, None to be absent; the form in which equal ones are
+            equal. Under the registry's lock.
         trackers: the Channels that wish it; under the registry's lock.
     """
 
-    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "trackers", "wish")
+    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "trackers", "wish", "wish_form")
 
     def __init__(self, key: ShareKey) -> None:
         self.key = key
@@ -350,6 +351,7 @@ class Share:
         self.presence: Mapping[str, tuple[Mapping[str, Any], ...]] = {}
         self.last_error: RtpoolError | None = None
         self.wish: bytes | None = None
+        self.wish_form: bytes | None = None
         self.trackers: tuple[Subscriber, ...] = ()
 
 
@@ -396,11 +398,15 @@ class Registry:
 
     def ask_again(self, subscriber: Subscriber) -> Attachment | None:
         """Let a Channel whose subscription was refused wait for it anew; its attachment, None when it has none."""
-        with self._lock:
-            attachment = subscriber.attachment
-            if attachment is not None and attachment.ready.done() and attachment.ready.exception() is not None:
-                attachment.ready = Future()
-            return attachment
+        attachment = subscriber.attachment
+        if attachment is None:
+            return None
+        ready = attachment.ready
+        if ready.done() and ready.exception() is not None:  # futures have locks of their own
+            with self._lock:
+                if attachment.ready is ready:
+                    attachment.ready = Future()
+        return attachment
 
     def detach(self, subscriber: Subscriber, *, only: Attachment | None = None) -> Attachment | None:
         """
@@ -479,16 +485,18 @@ class Registry:
         Raises:
             ConfigConflict: another Channel of the join is present with another payload.
         """
+        form = canonical(loads(data))
         with self._lock:
             attachment = subscriber.attachment
             if attachment is None:
                 return
             share = attachment.share
             others = tuple(s for s in share.trackers if s is not subscriber)
-            present = share.wish
-            same = present == data or (present is not None and canonical(loads(present)) == canonical(loads(data)))
+            same = share.wish is not None and share.wish_form == form
             if not others or same:
-                share.wish, share.trackers = present if same else data, (*others, subscriber)
+                share.trackers = (*others, subscriber)
+                if not same:
+                    share.wish, share.wish_form = data, form
                 return
         raise ConfigConflict(
             f"another Channel on {subscriber.topic!r} shares this join and is present with another payload; pass "

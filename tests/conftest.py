@@ -18,7 +18,10 @@ import trustme
 import rtpool
 from rtpool.engine import engine as engine_module
 from rtpool.testing import RealtimeServer
+from tests.support import checking_lock
 from tests.support.wait import wait_until
+
+checking_lock.install()
 
 hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no failure
 hypothesis.settings.register_profile("examples", deadline=None, phases=[hypothesis.Phase.explicit])
@@ -74,6 +77,14 @@ def nothing_is_left() -> Iterator[None]:
 
     wait_until(lambda: not extra(), f"threads left: {extra()}", cap=5)
     wait_until(lambda: _descriptors() <= descriptors_before, "descriptors left", cap=5)
+
+
+@pytest.fixture(autouse=True)
+def locks_are_held_well(nothing_is_left: None) -> Iterator[None]:
+    """Fails a test in which a thread that holds a lock of rtpool takes another, waits, or enters user code."""
+    yield
+    violations = checking_lock.take_violations()
+    assert not violations, "\n".join(violations)
 
 
 @pytest.fixture
