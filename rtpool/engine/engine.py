@@ -176,7 +176,9 @@ class Engine:
         Raises:
             PoolClosed: it was stopped.
             ConnectionFailed: the system has no thread or descriptor left for it; it can be called again.
+            MonkeyPatchConflict: gevent has patched the process in part, or after the threads were started.
         """
+        self.loop.check()
         with self._lock:
             state = self._state
             if state == "new":

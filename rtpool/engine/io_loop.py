@@ -17,7 +17,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rtpool.engine.logs import Log
+from rtpool.engine.patches import is_patched
 from rtpool.engine.threads import PoolThread, join_all
+from rtpool.errors import MonkeyPatchConflict
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
 
@@ -115,6 +117,7 @@ class IoLoop:
         self._thread: threading.Thread | None = None
         self._wake_in: socket.socket | None = None
         self._wake_out: socket.socket | None = None
+        self._patched = False
         # Confined to the I/O thread.
         self._stopping = False
         self._forked = False
@@ -134,6 +137,7 @@ class IoLoop:
         Raises:
             RuntimeError, OSError: the system has no thread, or no descriptor, left. Nothing was started.
         """
+        self._patched = is_patched()
         with contextlib.ExitStack() as opened:
             selector = opened.enter_context(selectors.DefaultSelector())
             wake_in, wake_out = (opened.enter_context(sock) for sock in socket.socketpair())
@@ -145,6 +149,19 @@ class IoLoop:
             thread.start()
             self._thread = thread
             opened.pop_all()
+
+    def check(self) -> None:
+        """
+        Look whether the thread can be used.
+
+        Raises:
+            MonkeyPatchConflict: gevent has patched the process in part, or since the thread was started.
+        """
+        if is_patched() != self._patched and self._thread is not None:
+            raise MonkeyPatchConflict(
+                f"gevent has patched this process after the threads of pool {self._name} were started: call "
+                "gevent.monkey.patch_all() first, or use the pool only afterwards"
+            )
 
     def post(self, call: Callable[..., None], *args: Any) -> bool:
         """
@@ -260,6 +277,7 @@ class IoLoop:
     def _turn(self) -> None:
         selector = self._selector
         assert selector is not None
+        self.check()
         self._update_interest(selector)
         ready = selector.select(self._timeout())
         self.now = self.clock()

@@ -175,6 +175,12 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
                     action=Action.FATAL,
                 )
             context = options.ssl_context or ssl.create_default_context()
+            if not isinstance(context, ssl.SSLContext):
+                raise ConnectionFailed(
+                    "the option ssl_context was made before gevent patched the process, and would stop it while it "
+                    "waits: make it afterwards",
+                    action=Action.FATAL,
+                )
             sock = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
             cancelled.watch(sock)
             sock.settimeout(seconds_left(deadline))
