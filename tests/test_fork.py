@@ -453,18 +453,16 @@ def test_every_lock_that_is_held_at_the_fork_is_free_in_the_child(pool: rtpool.R
         engine.budget._lock,
         *(dialer._lock for dialer in (engine.dialer, engine.callers, engine.deciders)),
     ]
-    held, done = threading.Event(), threading.Event()
+    held, done = threading.Barrier(len(locks) + 1), threading.Event()
 
-    def hold() -> None:
-        for lock in locks:
-            lock.acquire()
-        held.set()
-        done.wait(30)
-        for lock in locks:
-            lock.release()
+    def hold(lock: Any) -> None:
+        with lock:
+            held.wait(10)
+            done.wait(30)
 
-    holder = threading.Thread(target=hold)
-    holder.start()
+    holders = [threading.Thread(target=hold, args=(lock,)) for lock in locks]
+    for holder in holders:
+        holder.start()
     held.wait(10)
     try:
 
@@ -477,7 +475,8 @@ def test_every_lock_that_is_held_at_the_fork_is_free_in_the_child(pool: rtpool.R
         assert ask(in_child)
     finally:
         done.set()
-        holder.join()
+        for holder in holders:
+            holder.join()
 
 
 # The parent's sockets

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
-__all__ = ["SLICE_SECONDS", "PoolThread", "closing", "join_all", "outcome_of"]
+__all__ = ["PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of"]
 
 Lock = threading.Lock
 
