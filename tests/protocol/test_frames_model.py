@@ -60,7 +60,9 @@ class FramesModel(RuleBasedStateMachine):
     # What the server writes
 
     @precondition(lambda self: self.mistake is None)
-    @rule(opcode=st.sampled_from([OP_TEXT, OP_BINARY]), data=pieces, fin=st.booleans(), wide=st.sampled_from([0, 0, 2, 8]))
+    @rule(
+        opcode=st.sampled_from([OP_TEXT, OP_BINARY]), data=pieces, fin=st.booleans(), wide=st.sampled_from([0, 0, 2, 8])
+    )
     def data_frame(self, opcode: int, data: bytes, fin: bool, wide: int) -> None:
         first = (0x80 * fin) | (opcode if self.opcode is None else 0)
         head = header(first, len(data), wide=wide)

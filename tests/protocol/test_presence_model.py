@@ -19,6 +19,11 @@ from rtpool.protocol.presence import MAX_WAITING, PresenceChange, PresenceState
 KEYS = ["ann", "bob", "eve"]
 Refs = dict[str, list[str]]
 
+
+def payload(refs: Refs) -> dict[str, Any]:
+    return {key: {"metas": [{"phx_ref": ref, "of": key} for ref in held]} for key, held in refs.items()}
+
+
 keys = st.sampled_from(KEYS)
 #: What no server says, and what is left of it.
 ODD = [
@@ -28,11 +33,9 @@ ODD = [
     {"joins": {"ann": None, "bob": {"metas": None}, "eve": {}}, "leaves": []},
     {"joins": {"ann": {"metas": [1, None, {}, {"phx_ref": 1}]}}, "leaves": {"bob": {"metas": []}}},
     {"joins": {"ann": {"metas": []}}, "leaves": {"ann": {"metas": [{}]}}},
+    {"joins": payload({"bob": ["odd", "odd"]}), "leaves": payload({"bob": ["odd", "odd", "none"]})},
+    payload({"bob": ["odd", "odd", "other"]}),
 ]
-
-
-def payload(refs: Refs) -> dict[str, Any]:
-    return {key: {"metas": [{"phx_ref": ref, "of": key} for ref in held]} for key, held in refs.items()}
 
 
 class PresenceModel(RuleBasedStateMachine):
@@ -207,7 +210,7 @@ def refs_in(section: Any) -> Refs:
         metas = entry.get("metas") if isinstance(entry, dict) else None
         if isinstance(metas, list):
             refs = [meta.get("phx_ref") for meta in metas if isinstance(meta, dict)]
-            found[key] = [ref for ref in refs if isinstance(ref, str)]
+            found[key] = list(dict.fromkeys(ref for ref in refs if isinstance(ref, str)))
     return found
 
 

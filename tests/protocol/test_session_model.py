@@ -2,9 +2,9 @@
 The session against a model server, over a line that delays, loses, repeats and reorders, in any order of things.
 
 Three parties: the session; `ModelServer`, which knows the truth; and a `Belief` for each topic, which is what a client
-must hold by the protocol's rules, going by nothing but what was asked, what was sent and what was delivered. The session
-must say what the beliefs say, at once. While the line was merely slow it must, once all has arrived, also agree with
-the server.
+must hold by the protocol's rules, going by nothing but what was asked, what was sent and what was delivered. The
+session must say what the beliefs say, at once. While the line was merely slow it must, once all has arrived, also agree
+with the server.
 """
 
 from __future__ import annotations
