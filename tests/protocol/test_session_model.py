@@ -112,7 +112,12 @@ class SessionModel(RuleBasedStateMachine):
     # What a user and the machine do
 
     @precondition(lambda self: not self.online)
-    @rule()
+    @rule(ask_again=st.booleans())
+    def come_back(self, ask_again: bool) -> None:
+        self.connect()
+        for topic in list(self.beliefs) * ask_again:
+            self.join(topic)
+
     def connect(self) -> None:
         self.online, self.faulty = True, False
         self.server = ModelServer(self.vsn, strict=self.strict)
@@ -143,19 +148,23 @@ class SessionModel(RuleBasedStateMachine):
         self.session.disconnected()
         self.settle(expected, in_order=False)
 
-    @precondition(lambda self: self.online)
-    @rule(code=st.sampled_from([1000, 1001, 1006, 1009, 1011, 1012]), arrives=st.booleans())
-    def the_connection_ends(self, code: int, arrives: bool) -> None:
+    @precondition(lambda self: self.online and self.delivered)
+    @rule(code=st.sampled_from([1000, 1001, 1006, 1009, 1011, 1012]), arrives=st.booleans(), back=st.booleans())
+    def the_connection_ends(self, code: int, arrives: bool, back: bool) -> None:
         """What the server said before may arrive first; the client comes back whatever the code."""
-        if code == 1006:  # without a word
-            return self.lose_the_connection()
-        if arrives:
-            self.let_arrive(1_000)
-        wire = bytes((0x80 | OP_CLOSE, 2)) + code.to_bytes(2, "big")
-        assert FrameDecoder(100).receive(wire) == [WsMessage(OP_CLOSE, wire[2:])]
-        assert close_code(wire[2:]) == code
-        assert classify_close(code).retryable
-        return self.lose_the_connection() if self.online else None
+        if code == 1006:  # without a word, and we were about to say something
+            self.session.fence(self.now)
+            self.last_ref += 1
+        else:
+            if arrives:
+                self.let_arrive(1_000)
+            wire = bytes((0x80 | OP_CLOSE, 2)) + code.to_bytes(2, "big")
+            assert FrameDecoder(100).receive(wire) == [WsMessage(OP_CLOSE, wire[2:])]
+            assert close_code(wire[2:]) == code
+            assert classify_close(code).retryable
+        self.lose_the_connection()
+        if back:
+            self.come_back(True)
 
     @precondition(lambda self: self.online)
     @rule(topic=topics)
@@ -182,6 +191,7 @@ class SessionModel(RuleBasedStateMachine):
             self.join(topic)
         self.come_to_rest()
 
+    @precondition(lambda self: self.beliefs)
     @rule(topic=topics)
     def leave(self, topic: str) -> None:
         belief = self.beliefs.get(topic)
@@ -349,13 +359,14 @@ class SessionModel(RuleBasedStateMachine):
             self.step()
 
     @precondition(lambda self: self.online)
-    @rule(data=st.data())
-    def be_unreliable(self, data: st.DataObject) -> None:
-        ways = [self.arrive_though_nobody_said_it, self.arrive_broken]
-        ways += [self.overtake, self.get_lost] * (2 * bool(self.line))
-        ways += [self.arrive_again] * (2 * bool(self.delivered))
-        ways += [self.arrive_from_a_connection_before] * (2 * bool(self.stale))
-        data.draw(st.sampled_from(ways))(data)
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def be_unreliable(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            ways = [self.arrive_broken, self.arrive_though_nobody_said_it, self.arrive_though_nobody_said_it]
+            ways += [self.overtake, self.get_lost] * (2 * bool(self.line))
+            ways += [self.arrive_again] * (2 * bool(self.delivered))
+            ways += [self.arrive_from_a_connection_before] * (2 * bool(self.stale))
+            data.draw(st.sampled_from(ways))(data)
 
     def overtake(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.line) - 1))
@@ -385,8 +396,11 @@ class SessionModel(RuleBasedStateMachine):
     def arrive_though_nobody_said_it(self, data: st.DataObject) -> None:
         """Replies with the ref of something else, or of nothing, or without sense."""
         self.faulty = True
-        ref = data.draw(st.integers(0, self.last_ref + 2).map(str) | st.sampled_from([None, "", "x", "9" * 30]))
-        payload = data.draw(st.sampled_from([None, [], {"status": "ok", "response": {}}, {}]))
+        awaited = [p.ref for p in self.pushes.values() if not p.is_over]
+        awaited += [*self.joins, *self.leaves, *self.fences, *([self.beat[0]] if self.beat else [])]
+        ref = data.draw(st.sampled_from([*awaited, str(self.last_ref + 1), "0", None, "", "x", "9" * 30]))
+        unmatched = {"status": "error", "response": {"reason": "unmatched topic"}}
+        payload = data.draw(st.sampled_from([{"status": "ok", "response": {}}, unmatched, {}, None, []]))
         self.deliver(Frame(None, ref, data.draw(topics | st.just("phoenix")), "phx_reply", payload))
 
     def arrive_broken(self, data: st.DataObject) -> None:
@@ -652,4 +666,4 @@ def has_ref(frame: Frame) -> bool:
 
 
 TestSessionModel = SessionModel.TestCase
-TestSessionModel.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestSessionModel.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
