@@ -398,12 +398,9 @@ class Dispatcher:
         loss.last = now
         if policy == "drop_newest":
             return False
-        for index, item in enumerate(mailbox.items):
-            if not isinstance(item, _Essential):
-                del mailbox.items[index]
-                mailbox.ordinary -= 1
-                mailbox.removed += 1
-                break
+        del mailbox.items[next(i for i, item in enumerate(mailbox.items) if not isinstance(item, _Essential))]
+        mailbox.ordinary -= 1
+        mailbox.removed += 1
         return True
 
     def _mark(self, mailbox: Mailbox) -> None:
@@ -560,8 +557,8 @@ class Dispatcher:
         self._changed.notify_all()
 
     def _announce(self, mailbox: Mailbox, loss: _Loss) -> None:
-        if mailbox.run is not None:
-            self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
+        assert mailbox.run is not None  # who reads by himself is told by `take`
+        self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
 
     def _call(self, run: Callable[[Any], None], item: Any) -> None:
         try:
