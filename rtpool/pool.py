@@ -29,6 +29,7 @@ from rtpool.engine.health import health_of
 from rtpool.engine.hooks import Hooks
 from rtpool.engine.mailboxes import make_subscriber_mailbox
 from rtpool.engine.signals import sigterm_calls
+from rtpool.engine.snapshot import stats_of
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import Heartbeat, PostgresChange, StatusChange
@@ -40,7 +41,7 @@ from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import read_replay
 from rtpool.registry import ShareKey, Subscriber, identity_of
 from rtpool.rest import RestBroadcasts, RestClient
-from rtpool.stats import Health, PoolStats, SubscriptionDetails
+from rtpool.stats import Health, PoolStats
 
 __all__ = ["RealtimePool", "get_pool"]
 
@@ -384,40 +385,7 @@ class RealtimePool(RestBroadcasts):
         """
         A snapshot. Numbers of different threads may be a moment apart.
         """
-        engine, coordinator = self._engine, self._engine.coordinator
-        sockets = coordinator.connections
-        totals = sockets.totals()
-        connections = tuple(connection.details() for connection in sockets.all)
-        subscribers = engine.registry.subscribers()
-        latencies = [c.heartbeat_latency for c in connections if c.state == "open" and c.heartbeat_latency is not None]
-        return PoolStats(
-            connection_status="closed" if engine.closed else sockets.status,
-            total_connections=len(connections),
-            active_connections=sum(c.state == "open" for c in connections),
-            error_connections=sum(c.state == "error" for c in connections),
-            total_subscriptions=len(subscribers),
-            active_subscriptions=sum(s.is_ready for s in subscribers),
-            total_joins=len(coordinator.joins),
-            reconnect_attempts=sockets.reconnect_attempts,
-            messages_received=totals.messages,
-            messages_unheard=totals.unheard,
-            events_received=engine.dispatcher.received,
-            messages_delivered=engine.dispatcher.delivered,
-            messages_dropped=engine.dispatcher.dropped,
-            callback_errors=engine.callback_errors,
-            gaps=coordinator.router.gaps + engine.overflow_gaps,
-            pushes_sent=coordinator.pushes.sent,
-            pushes_delayed=coordinator.pushes.queue.delayed,
-            joins_per_second=coordinator.joining.queue.per_second,
-            events_per_second=coordinator.pushes.queue.per_second,
-            bytes_received=totals.bytes_received,
-            bytes_sent=totals.bytes_sent,
-            joins_moved=coordinator.mover.moved,
-            repairs=coordinator.audit.repairs,
-            heartbeat_latency=max(latencies, default=None),
-            connection_details=connections,
-            subscription_details=tuple(_details(s) for s in subscribers),
-        )
+        return stats_of(self._engine)
 
     def health(self) -> Health:
         """
@@ -597,17 +565,3 @@ def _refuse_supabase_only(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value:
             raise InvalidValue(f"{name} is for Supabase Realtime; give a plain Phoenix server params")
-
-
-def _details(subscriber: Subscriber) -> SubscriptionDetails:
-    mailboxes = [m for m in (subscriber.mailbox, subscriber.stream) if m is not None]
-    return SubscriptionDetails(
-        topic=subscriber.topic,
-        state=subscriber.state.value,
-        private=subscriber.key.private,
-        callbacks=len(subscriber.bindings),
-        received=sum(m.received for m in mailboxes),
-        queued=max(0, sum(m.queued for m in mailboxes)),
-        delivered=sum(m.delivered for m in mailboxes),
-        dropped=sum(m.dropped for m in mailboxes),
-    )

@@ -35,21 +35,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 pytest_plugins = ["pytester"]
 
 Figure = Callable[[str], None]
-_FIGURES = pytest.StashKey[list[str]]()
+_FIGURES: list[str] = []
 
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Figure:
-    """Tells what a test measured; shown at the end of the run, whatever is captured."""
-    figures = request.config.stash.setdefault(_FIGURES, [])
-    return lambda text: figures.append(f"{request.node.name}: {text}")
+    """Tells what a test measured; shown at the end of the run, whatever is captured and whichever process measured."""
+    return lambda text: request.node.user_properties.append(("figure", f"{request.node.name}: {text}"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    figures = config.stash.get(_FIGURES, [])
-    if figures:
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        _FIGURES.extend(str(text) for name, text in report.user_properties if name == "figure")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _FIGURES:
         terminalreporter.section("figures")
-        for text in figures:
+        for text in _FIGURES:
             terminalreporter.write_line(text)
 
 

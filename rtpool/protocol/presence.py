@@ -189,7 +189,7 @@ def _refs(metas: Metas) -> set[Any]:
 
 def _metas_by_key(payload: Any) -> dict[str, Metas]:
     """What is of use in a map of presences: of each key with any, the metas that have a reference, each once."""
-    found = {}
+    found: dict[str, Metas] = {}
     for key, entry in payload.items() if isinstance(payload, dict) else ():
         metas = entry.get("metas") if isinstance(entry, dict) else None
         with_ref = [m for m in metas if isinstance(m, dict)] if isinstance(metas, list) else []
