@@ -12,14 +12,11 @@ the first cell of each place gets the default.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import random
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -51,15 +48,6 @@ def outsider(server: RealtimeServer) -> Iterator[Outsider]:
     assert another.pool.close()
 
 
-@pytest.fixture
-def frozen_heap() -> Iterator[None]:
-    """What is there already is not looked through again by each of many collections."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def played(server: RealtimeServer, outsider: Outsider, cell: Cell, **how: Any) -> float:
     try:
         return play(server, outsider, cell, **how)
@@ -69,9 +57,7 @@ def played(server: RealtimeServer, outsider: Outsider, cell: Cell, **how: Any) -
 
 @pytest.mark.timeout(120 + 30 * ROUNDS)
 @pytest.mark.parametrize("place", PLACES)
-def test_the_close_matrix(
-    server: RealtimeServer, outsider: Outsider, frozen_heap: None, figure: Figure, place: str
-) -> None:
+def test_the_close_matrix(server: RealtimeServer, outsider: Outsider, figure: Figure, place: str) -> None:
     cells = cells_of(place)
     deck: list[Cell] = []
     closes: list[tuple[float, str]] = []
@@ -86,7 +72,7 @@ def test_the_close_matrix(
 
 @pytest.mark.parametrize("timeout", [0, 0.3])
 def test_a_close_that_may_take_hardly_any_time_is_in_time_and_all_ends_afterwards(
-    server: RealtimeServer, outsider: Outsider, frozen_heap: None, timeout: float
+    server: RealtimeServer, outsider: Outsider, timeout: float
 ) -> None:
     for place, where in PLACES.items():
         stuck = "a silent peer" if where.is_open else "nothing"
@@ -95,7 +81,7 @@ def test_a_close_that_may_take_hardly_any_time_is_in_time_and_all_ends_afterward
 
 @pytest.mark.parametrize("place", ["connected and idle", "joined"])
 def test_a_close_that_nothing_holds_up_takes_milliseconds(
-    server: RealtimeServer, outsider: Outsider, frozen_heap: None, figure: Figure, place: str
+    server: RealtimeServer, outsider: Outsider, figure: Figure, place: str
 ) -> None:
     seconds = [played(server, outsider, Cell(place, "the main thread", "nothing")) for _ in range(20)]
     median = statistics.median(seconds)
@@ -326,29 +312,3 @@ def test_a_callback_that_is_added_after_the_close_is_told_of_in_the_log(
     assert pool.close()
     push.add_done_callback(print)
     assert "a callback of push 'x' on 'room' comes after close() and is not called" in caplog.text
-
-
-# The end of the process
-
-
-def test_pools_that_are_stuck_take_one_second_at_exit_and_not_one_each(server: RealtimeServer) -> None:
-    script = """
-import sys, threading, rtpool
-stuck = threading.Semaphore(0)
-pools = [rtpool.RealtimePool(sys.argv[1], api_key=sys.argv[2]) for _ in range(8)]
-for pool in pools:
-    def hang(change):
-        stuck.release()
-        threading.Event().wait()
-    pool.on_status(hang).connect()
-for pool in pools:
-    stuck.acquire()
-print("ready", flush=True)
-"""
-    command = [sys.executable, "-W", "ignore", "-c", script, server.url, server.api_key]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        begun = time.monotonic()
-        assert process.wait(CAP) == 0
-        assert time.monotonic() - begun < 4.0
