@@ -5,8 +5,8 @@ The matrix is played in part by default; ``RTPOOL_CLOSE_ROUNDS=200`` plays 200 r
 
     RTPOOL_CLOSE_ROUNDS=200 python -m pytest tests/test_closing.py -k matrix
 
-A round plays, for each place a pool may be in, the next `PER_ROUND` cells of a shuffled deck of all its cells. Those
-that cannot end well get 0.1 s in place of the default 5 s, and those whose peer does not answer 0.6 s; of many rounds
+A round plays, for each place a pool may be in, the next cell of a shuffled deck of all its cells, which is dealt again
+when it is used up. Those that cannot end well get 0.1 s in place of the default 5 s, and those whose peer does not answer 0.6 s; of many rounds
 the first cell of each place gets the default.
 """
 
@@ -35,8 +35,7 @@ from tests.support.recorder import Recorder
 from tests.support.stages import PLACES, Cell, black_hole, pool_threads
 from tests.support.wait import CAP, wait_until
 
-ROUNDS = int(os.environ.get("RTPOOL_CLOSE_ROUNDS", "2"))
-PER_ROUND = 3
+ROUNDS = int(os.environ.get("RTPOOL_CLOSE_ROUNDS", "6"))
 #: Seconds a close takes at the most that nothing holds up, on a busy machine; a mutual wait is one of 5 s.
 PROMPT = 2.0
 
@@ -61,10 +60,10 @@ def test_the_close_matrix(server: RealtimeServer, outsider: Outsider, figure: Fi
     cells = cells_of(place)
     deck: list[Cell] = []
     closes: list[tuple[float, str]] = []
-    for number in range(ROUNDS * PER_ROUND):
+    for number in range(ROUNDS):
         deck = deck or random.sample(cells, len(cells))
         cell = deck.pop()
-        hasty = number > 0 or ROUNDS <= 2
+        hasty = number > 0 or ROUNDS <= 6
         closes.append((played(server, outsider, cell, hasty=hasty), str(cell)))
     median, (worst, where) = statistics.median(seconds for seconds, _ in closes), max(closes)
     figure(f"{len(closes)} closes of {len(cells)} cells: median {median:.4f} s, worst {worst:.3f} s ({where})")
