@@ -3,15 +3,16 @@ Close: wherever a pool is, whoever closes it, whatever is stuck, it is in time, 
 
 The matrix is played in part by default; ``RTPOOL_CLOSE_ROUNDS=200`` plays 200 rounds of it::
 
-    RTPOOL_CLOSE_ROUNDS=200 python -m pytest tests/test_closing.py -k matrix
+    RTPOOL_CLOSE_ROUNDS=200 python -m pytest tests/test_closing.py -k matrix -o faulthandler_timeout=0
 
 A round plays, for each place a pool may be in, the next cell of a shuffled deck of all its cells, which is dealt again
-when it is used up. Those that cannot end well get 0.1 s in place of the default 5 s, and those whose peer does not answer 0.6 s; of many rounds
-the first cell of each place gets the default.
+when it is used up. Those that cannot end well get 0.1 s in place of the default 5 s, and those whose peer does not
+answer 0.6 s; of many rounds the first cell of each place gets the default.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -28,7 +29,7 @@ import rtpool
 from rtpool.engine import outgoing, streams
 from rtpool.engine.dialer import Endpoint, dial
 from rtpool.engine.streams import Cancelled
-from rtpool.testing import RealtimeServer
+from rtpool.testing import RealtimeServer, faults
 from tests.conftest import Figure, MakePool
 from tests.support.closing import Outsider, cells_of, play
 from tests.support.recorder import Recorder
@@ -260,6 +261,44 @@ def test_a_slow_server_gets_everything_as_long_as_there_is_time(server: Realtime
     assert heard.numbers == list(range(100))
     server.wait_for(lambda s: s.leaves("left"))
     assert [push.result(0) for push in pushes] == [None] * 100
+    closing.join()
+
+
+def test_pushes_that_wait_for_a_join_under_way_are_sent_when_it_is_joined(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    heard, pool = Recorder(), make_pool(max_events_per_second=1_000)
+    make_pool().channel("room").on_broadcast("*", heard).subscribe()
+    server.inject(faults.Delay(0.3), on=faults.Replying("phx_join", topic="room"))
+    channel = pool.channel("room").subscribe(wait=False)
+    server.wait_for(lambda s: len(s.joins("room")) == 2)
+    pushes = [channel.send_broadcast("x", {"n": number}) for number in range(20)]
+    assert pool.close()
+    heard.wait(20)
+    assert heard.numbers == list(range(20))
+    assert [push.result(0) for push in pushes] == [None] * 20
+
+
+@pytest.mark.parametrize("answer", ["none", "no", "a lost connection"])
+def test_pushes_that_wait_for_a_join_in_vain_are_told(server: RealtimeServer, make_pool: MakePool, answer: str) -> None:
+    pool, outcomes = make_pool(base_delay=30.0), Recorder()
+    pool.connect()
+    fault = server.inject(faults.Drop(), on=faults.Replying("phx_join"))
+    channel = pool.channel("room").subscribe(wait=False)
+    fault.wait()
+    push = channel.send_broadcast("x", {})
+    closing = threading.Thread(target=lambda: outcomes(pool.close(CAP if answer != "none" else 0.5)))
+    closing.start()
+    wait_until(lambda: pool._engine.coordinator._parting, "it waits for the join")
+    connection, (join,) = server.connections[0], server.joins("room")
+    if answer == "no":
+        reply = {"status": "error", "response": {"reason": "no"}}
+        connection.send_text(json.dumps([join.join_ref, join.join_ref, "realtime:room", "phx_reply", reply]))
+    elif answer != "none":
+        connection.abort()
+    assert outcomes.wait(1) == [True]
+    with pytest.raises(rtpool.RtpoolError):
+        push.result(0)
     closing.join()
 
 
