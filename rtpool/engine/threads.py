@@ -80,7 +80,7 @@ def closing() -> Iterator[None]:
         yield
     finally:
         with _changed:
-            del _closers[caller]
+            _closers.pop(caller, None)
 
 
 def outcome_of(future: Future[T], timeout: float) -> T:
