@@ -370,8 +370,8 @@ def use():
 
 @pytest.mark.parametrize("end", ["use(); gc.collect()", "pool = new_pool(); pool.connect()"])
 def test_tracemalloc_tells_where_a_forgotten_pool_was_made(server: RealtimeServer, end: str) -> None:
-    flags = ["-W", "default", "-X", "tracemalloc=10"]
-    ended = run_script(FORGET + end + "\nready()", server.url, server.api_key, flags=flags)
+    tracing = "import tracemalloc\ntracemalloc.start(10)\n"
+    ended = run_script(tracing + FORGET + end + "\nready()", server.url, server.api_key)
     assert len(ended.warnings) == 1, ended.err
     assert "Object allocated at (most recent call last):" in ended.err
     assert 'File "<string>", lineno' in ended.err

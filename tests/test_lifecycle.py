@@ -381,3 +381,42 @@ def test_with_fewer_threads_than_asked_for_the_callbacks_run_on_those_there_are(
         pool.channel("room").on_broadcast("*", heard).subscribe()
     server.broadcast("room", "x", {"n": 1})
     heard.wait(1)
+
+
+@pytest.mark.parametrize("which", ["-io", "-worker-0", "-worker-3"])
+def test_ctrl_c_while_the_threads_start_leaves_a_pool_that_can_be_used_and_closed(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    pool, start = make_pool(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.endswith(which):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.channel("room").subscribe()
+    assert len(rtpool_threads(pool)) >= 5
+    assert pool.channel("room").subscribe().is_subscribed
+    assert pool.close()
+    assert rtpool_threads(pool) == []
+
+
+def test_ctrl_c_before_a_thread_was_made_is_told_as_a_start_that_failed(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, start = make_pool(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name.endswith("-io"):
+            raise KeyboardInterrupt
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        patch.setattr("rtpool.engine.threads.START_SECONDS", 0.01)
+        with pytest.raises(rtpool.ConnectionFailed, match="was interrupted"):
+            pool.channel("room").subscribe()
+    assert pool.channel("room").subscribe().is_subscribed

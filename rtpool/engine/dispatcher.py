@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, PoolThread, join_all
+from rtpool.engine.threads import SLICE_SECONDS, PoolThread, join_all, start_thread
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -173,29 +173,34 @@ class Dispatcher:
         self._idle = 0
         self._threads: list[PoolThread] = []
 
-    def start(self) -> None:
+    def start(self) -> KeyboardInterrupt | None:
         """
         Start the workers, once, and again when it failed.
+
+        Returns:
+            As `start_thread`.
 
         Raises:
             RuntimeError: the system has no thread left; none was started.
         """
         with self._lock:
             if self._threads or self._stopping:
-                return
+                return None
             self._threads = threads = [
                 PoolThread(self._work, f"rtpool-{self._name}-worker-{i}") for i in range(self._num_workers)
             ]
+        interrupt = None
         for index, thread in enumerate(threads):
             try:
-                thread.start()
+                interrupt = start_thread(thread) or interrupt
             except RuntimeError as error:  # the system has no thread left; those that run do the work of all
                 with self._lock:
                     self._threads = threads[:index]
                 if not index:
                     raise
                 self._log.warning("! pool %s has %d workers, and not %d: %s", self._name, index, len(threads), error)
-                return
+                break
+        return interrupt
 
     def open(self, mailbox: Mailbox, holder: int | None = None) -> None:
         """

@@ -188,8 +188,8 @@ class Engine:
         if state == "new":
             _running.add(self)
             try:
-                self.dispatcher.start()
-                self.loop.start()
+                interrupt = self.dispatcher.start()
+                interrupt = self.loop.start() or interrupt
             except (RuntimeError, OSError) as error:
                 _running.discard(self)
                 with self._lock:
@@ -202,6 +202,8 @@ class Engine:
                 raise ConnectionFailed(f"{words}; try again") from error
             self.loop.post(self.coordinator.start)
             self._launched.set()
+            if interrupt is not None:
+                raise interrupt
 
     def post(self, call: Callable[..., None], *args: Any) -> None:
         """
