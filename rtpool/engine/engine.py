@@ -38,7 +38,7 @@ Lock = threading.Lock
 
 
 #: Engines that run, to be stopped before the interpreter ends; and every one there is.
-_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+_running: set[Engine] = set()
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 #: Heartbeats that wait for a listener that is busy; more are not told.
