@@ -53,6 +53,7 @@ class Mailbox:
         limit: items it holds; what is essential comes on top.
         overflow: see `PoolOptions.overflow`.
         announce_loss: makes the item that tells of lost ones, from the first and last time of loss and their number.
+        hold: gives what must live as long as something essential waits: the callbacks it is for.
 
     Thread-safety: every attribute belongs to the dispatcher's lock; the counters may be read anywhere.
     """
@@ -65,6 +66,7 @@ class Mailbox:
         "dropped",
         "ended",
         "generation",
+        "hold",
         "holder",
         "interrupted",
         "items",
@@ -92,8 +94,10 @@ class Mailbox:
         limit: int,
         overflow: str,
         announce_loss: Callable[[datetime, datetime, int], Any],
+        hold: Callable[[], object] = lambda: None,
     ) -> None:
         self.owner = owner
+        self.hold = hold
         self.run = run
         self.limit = limit
         self.overflow = overflow
@@ -125,10 +129,13 @@ class Mailbox:
 
 
 class _Essential(NamedTuple):
-    """An item that is never dropped and does not count: a status, a gap, a push's callback."""
+    """
+    An item that is never dropped and does not count: a status, a gap, a push's callback; and what must live until then.
+    """
 
     run: Callable[[Any], None]
     item: Any
+    held: object
 
 
 class Dispatcher:
@@ -265,7 +272,7 @@ class Dispatcher:
         with self._lock:
             if self._stopping:
                 return False
-            essential = _Essential(run, item)
+            essential = _Essential(run, item, mailbox.hold())
             # A reader of a pull mailbox sees data only; its essentials run on a worker.
             (mailbox.items if mailbox.run is not None and not mailbox.ended else mailbox.spare).append(essential)
             self._schedule(mailbox, always=True)

@@ -137,7 +137,12 @@ class Engine:
         #: Whether it is the parent's, and this process a forked child. `was_closed`: whether it was closed before.
         self.forked = self.was_closed = False
         self._pool_mailbox = Mailbox(
-            self, self._run_listeners, limit=1, overflow="drop_newest", announce_loss=_no_announcement
+            self,
+            self._run_listeners,
+            limit=1,
+            overflow="drop_newest",
+            announce_loss=_no_announcement,
+            hold=self._hooks,
         )
         self.coordinator = Coordinator(
             name,
