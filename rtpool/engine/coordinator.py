@@ -408,7 +408,8 @@ class Coordinator:
             attachment = subscriber.attachment
             if attachment is None or attachment.number != mailbox.overflowed:
                 continue  # another subscription than the one that fell behind
-            if self._registry.detach(subscriber, only=attachment) is not None:
+            bindings = subscriber.held()  # nobody may hold its Channel, and it is to be told
+            if bindings is not None and self._registry.detach(subscriber, only=attachment) is not None:
                 error = self.router.overflow_closed(subscriber, mailbox, attachment)
                 if not attachment.ready.done():
                     attachment.ready.set_exception(error)
