@@ -133,8 +133,8 @@ class Join:
     blocked: RtpoolError | None = None
     needs_token: bool = False
     second_chance: RtpoolError | None = None
-    token: str | None = None
-    joined_with: str | None = None
+    token: str | None = attrs.field(default=None, repr=False)
+    joined_with: str | None = attrs.field(default=None, repr=False)
     handover: Handover | None = None
     held: bool = False
 
