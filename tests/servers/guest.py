@@ -22,6 +22,7 @@ pool = rtpool.get_pool(
     after_fork=os.environ.get("GUEST_AFTER_FORK", "close"),
     ssl_context=ssl.create_default_context(cafile=_authority) if _authority else None,
     base_delay=0.05,
+    max_joins_per_second=10_000,
     stable_after=0.0,
 )
 channel = pool.channel("room")

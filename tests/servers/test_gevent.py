@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import signal
 import ssl
@@ -13,6 +14,7 @@ import trustme
 
 from rtpool.testing import RealtimeServer
 from tests.servers.conftest import ROOT, Goodbye, Guests, Run, need
+from tests.support.tap import Tap
 from tests.support.wait import wait_until
 
 PATCHED = "from gevent import monkey; monkey.patch_all()\n"
@@ -252,3 +254,71 @@ with rtpool.RealtimePool(
 def test_an_ssl_context_from_before_the_patch_is_refused(server: RealtimeServer, run: Run) -> None:
     program = run(script=CONTEXT)
     assert "ssl_context was made before gevent patched the process" in program.ends(code=1)
+
+
+FORKING = """
+import os, pathlib, sys, time
+import gevent
+from tests.servers import guest
+
+busy = guest.pool.channel("busy").on_broadcast("*", lambda message: time.sleep(0.5)).subscribe()
+guest.channel.subscribe()
+guest.pool.broadcast("busy", "word", {})
+gevent.sleep(0.1)  # a callback is in its midst, and its greenlet will be in both
+assert [details.queued for details in guest.pool.stats().subscription_details if details.topic == "busy"] == [1]
+pid = os.fork()
+if pid == 0:
+    while not pathlib.Path("go").exists():
+        time.sleep(0.01)
+    guest.channel.subscribe()
+    guest.pool.run_forever()
+    os._exit(1)
+print("forked", flush=True)
+os.waitpid(pid, 0)
+assert guest.pool.close()
+"""
+
+
+@pytest.mark.parametrize("mode", ["close", "resubscribe"])
+def test_a_patched_child_has_its_parents_greenlets_and_yet_leaves_the_parents_sockets_alone(
+    server: RealtimeServer, guests: Guests, run: Run, tmp_path: pathlib.Path, mode: str
+) -> None:
+    with Tap(server.port) as tap:
+        url = server.url.replace(str(server.port), str(tap.port))
+        program = run(script=PATCHED + FORKING, GUEST_URL=url, GUEST_AFTER_FORK=mode)
+        program.wait_for(lambda: "forked" in program.out(), "it forked")
+        (port,) = (c.peer[1] for c in server.connections if c.id == 1)
+        guests.wait(1 if mode == "close" else 2)
+        before = dict(tap.sent)
+        for number in range(50):
+            guests.say(number)
+        guests.wait(1 if mode == "close" else 2)
+        (tmp_path / "go").touch()
+        answers = guests.call(2)
+        parent, (child,) = answers.pop(program.pid), answers.values()
+        assert (parent.connection, parent.heard, parent.gaps) == (1, list(range(50)), [])
+        assert child.parent == program.pid
+        if mode == "resubscribe":
+            assert (child.heard, child.gaps) == (list(range(50)), ["fork"])
+        said = sum(len(m.payload) for m in server.received if m.connection_id == 1)
+        os.kill(child.pid, signal.SIGKILL)
+        assert program.ends() == ""
+
+
+SUITE = """
+from gevent import monkey; monkey.patch_all()
+import sys
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+#: What sees most of threads, timers and sockets, and runs no event loop of its own beside the server's.
+FILES = ("engine/test_transport.py", "engine/test_io_loop.py", "engine/test_dispatcher.py", "test_callbacks.py")
+
+
+@plain
+def test_the_tests_of_threads_and_sockets_pass_when_all_of_them_are_patched(run: Run) -> None:
+    files = [str(ROOT / "tests" / file) for file in FILES]
+    program = run("-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *files, script=SUITE, PYTHONWARNINGS="")
+    program.ends(within=100)
+    assert "passed" in program.out()
+    assert "skipped" not in program.out()
