@@ -71,6 +71,7 @@ class Channel(Callbacks):
     def __init__(self, pool: RealtimePool, subscriber: Subscriber) -> None:
         self._pool = pool  # keeps the pool alive as long as somebody holds a Channel
         self._subscriber = subscriber
+        self._bindings = subscriber.entrust()
 
     @property
     def _engine(self) -> Engine:
@@ -113,7 +114,7 @@ class Channel(Callbacks):
             PoolExhausted: no connection has room.
             PoolClosed: the pool is closed.
 
-        After an error the Channel is not subscribed and nothing of it is left on the server.
+        After an error, and after Ctrl-C, the Channel is not subscribed and nothing of it is left on the server.
         """
         check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
@@ -142,6 +143,9 @@ class Channel(Callbacks):
     def _wait(self, attachment: Attachment, timeout: float) -> None:
         try:
             outcome_of(attachment.ready, timeout)
+        except KeyboardInterrupt:
+            self._leave(0, only=attachment)
+            raise
         except RtpoolError as error:
             self._leave(0, only=attachment)
             raise error.again() from error

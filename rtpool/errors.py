@@ -379,6 +379,10 @@ class PoolClosed(RtpoolError, RuntimeError):
 
 
 class PoolForked(RtpoolError, RuntimeError):
-    """The pool belongs to the parent of this process; its sockets are never touched here."""
+    """
+    What is asked for is the parent process's: a subscription, an iterator or a push of before the fork.
+
+    The pool itself is of use in the child: subscribe anew, or give it the option ``after_fork="resubscribe"``.
+    """
 
     __module__ = "rtpool"

@@ -18,9 +18,14 @@ import trustme
 import rtpool
 from rtpool.engine import engine as engine_module
 from rtpool.testing import RealtimeServer
+from tests.support import checking_lock
 from tests.support.wait import wait_until
 
+checking_lock.install()
+
 hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("examples", deadline=None, phases=[hypothesis.Phase.explicit])
+hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("default")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,22 +35,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 pytest_plugins = ["pytester"]
 
 Figure = Callable[[str], None]
-_FIGURES = pytest.StashKey[list[str]]()
+_FIGURES: list[str] = []
 
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Figure:
-    """Tells what a test measured; shown at the end of the run, whatever is captured."""
-    figures = request.config.stash.setdefault(_FIGURES, [])
-    return lambda text: figures.append(f"{request.node.name}: {text}")
+    """Tells what a test measured; shown at the end of the run, whatever is captured and whichever process measured."""
+    return lambda text: request.node.user_properties.append(("figure", f"{request.node.name}: {text}"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    figures = config.stash.get(_FIGURES, [])
-    if figures:
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        _FIGURES.extend(str(text) for name, text in report.user_properties if name == "figure")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _FIGURES:
         terminalreporter.section("figures")
-        for text in figures:
+        for text in _FIGURES:
             terminalreporter.write_line(text)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def the_collector_looks_at_a_module_alone() -> None:
+    """Spares it what was there before and stays: after each test that took most of the suite's processor time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _descriptors() -> int:
@@ -65,6 +80,14 @@ def nothing_is_left() -> Iterator[None]:
 
     wait_until(lambda: not extra(), f"threads left: {extra()}", cap=5)
     wait_until(lambda: _descriptors() <= descriptors_before, "descriptors left", cap=5)
+
+
+@pytest.fixture(autouse=True)
+def locks_are_held_well(nothing_is_left: None) -> Iterator[None]:
+    """Fails a test in which a thread that holds a lock of rtpool takes another, waits, or enters user code."""
+    yield
+    violations = checking_lock.take_violations()
+    assert not violations, "\n".join(violations)
 
 
 @pytest.fixture

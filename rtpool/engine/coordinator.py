@@ -227,7 +227,9 @@ class Coordinator:
     def push(self, outgoing: Outgoing) -> None:
         """Send a push now, or keep it until its Channel is joined."""
         join = self.joins.get(outgoing.subscriber.key)
-        if join is None or join.leaving or self._stopping:
+        if self._stopping:
+            self.pushes.refuse(outgoing, PoolClosed(f"the pool {self._name} was closed"))
+        elif join is None or join.leaving:
             self.pushes.refuse(outgoing, outgoing.unsubscribed())
         else:
             self.pushes.push(join, outgoing)
@@ -249,8 +251,10 @@ class Coordinator:
         self._stopping = True
         self.mover.stop()
         self.joining.stop()
-        last_words = max(self._loop.now, deadline - GOODBYE_SECONDS)
-        self.pushes.queue.drain(last_words, lambda: self.connections.close_all(deadline))
+        left = deadline - self._loop.now
+        # The rest is for threads to end. Where nobody waits for them, peers still get the time to answer.
+        last_words = self._loop.now + (left - min(GOODBYE_SECONDS, left / 2) if left > 0 else GOODBYE_SECONDS)
+        self.pushes.queue.drain(last_words, lambda: self.connections.close_all(last_words))
 
     def abandon(self, error: RtpoolError) -> None:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""

@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import attrs
 from rtpool.engine.logs import Log
 from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
-from rtpool.engine.threads import join_all
+from rtpool.engine.threads import PoolThread, join_all
 from rtpool.engine.upgrade import upgrade
 from rtpool.errors import ConnectionFailed, InvalidValue, PoolClosed, RtpoolError
 from rtpool.options import PoolOptions
@@ -174,13 +175,14 @@ class Dialer:
         self._name = name
         self._first = first
         self._log = log
-        # Guards: _jobs, _threads, _lost, _working, _idle, _stopping, _dials
+        # Guards: _jobs, _threads, _lost, _started, _working, _idle, _stopping, _dials
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._jobs: deque[tuple[object, Callable[[], None]]] = deque()
         self._threads: dict[int, threading.Thread] = {}
         self._working: dict[object, int] = {}  # which thread does which job
         self._lost: set[threading.Thread] = set()  # they hang, and others take their places
+        self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # each until it is no more
         self._idle = 0
         self._stopping = False
         self._dials: set[Cancelled] = set()
@@ -314,15 +316,16 @@ class Dialer:
     def join(self, deadline: float) -> list[str]:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
         with self._lock:
-            threads = [*self._threads.values(), *self._lost]
+            threads = list(self._started)
         return join_all(threads, deadline)
 
     def _new_thread(self) -> tuple[int, threading.Thread]:
         assert self._lock.locked()
         index = next(i for i in range(MAX_THREADS) if i not in self._threads)
         name = f"rtpool-{self._name}-dial-{self._first + index}"
-        thread = threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+        thread = PoolThread(self._work, name, (index,))
         self._threads[index] = thread
+        self._started.add(thread)
         return index, thread
 
     def _work(self, index: int) -> None:

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, join_all
+from rtpool.engine.threads import SLICE_SECONDS, PoolThread, join_all
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -171,7 +171,7 @@ class Dispatcher:
         self._stopping = False
         self._forked = False
         self._idle = 0
-        self._threads: list[threading.Thread] = []
+        self._threads: list[PoolThread] = []
 
     def start(self) -> None:
         """
@@ -184,8 +184,7 @@ class Dispatcher:
             if self._threads or self._stopping:
                 return
             self._threads = threads = [
-                threading.Thread(target=self._work, name=f"rtpool-{self._name}-worker-{i}", daemon=True)
-                for i in range(self._num_workers)
+                PoolThread(self._work, f"rtpool-{self._name}-worker-{i}") for i in range(self._num_workers)
             ]
         for index, thread in enumerate(threads):
             try:
@@ -399,12 +398,9 @@ class Dispatcher:
         loss.last = now
         if policy == "drop_newest":
             return False
-        for index, item in enumerate(mailbox.items):
-            if not isinstance(item, _Essential):
-                del mailbox.items[index]
-                mailbox.ordinary -= 1
-                mailbox.removed += 1
-                break
+        del mailbox.items[next(i for i, item in enumerate(mailbox.items) if not isinstance(item, _Essential))]
+        mailbox.ordinary -= 1
+        mailbox.removed += 1
         return True
 
     def _mark(self, mailbox: Mailbox) -> None:
@@ -475,41 +471,50 @@ class Dispatcher:
         return batch, loss
 
     def _work(self) -> None:
-        while True:
+        while self._work_once():
+            continue
+
+    def _work_once(self) -> bool:
+        """
+        Wait for a batch and run it; False when there will be none.
+
+        A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
+        """
+        with self._lock:
+            while not self._runnable:
+                if self._stopping:
+                    return False
+                self._idle += 1
+                self._ready.wait()
+                self._idle -= 1
+            mailbox = self._runnable.popleft()
+            batch, loss = self._next_batch(mailbox)
+            mailbox.running = threading.get_ident()
+            mailbox.interrupted = False
+            generation = mailbox.generation
+        done = ordinary = 0
+        # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
+        loss_first = loss is not None and mailbox.overflow == "drop_oldest"
+        try:
+            if loss is not None and loss_first:
+                self._announce(mailbox, loss)
+            done, ordinary = self._run(mailbox, batch, generation)
+            if loss is not None and not loss_first and done == len(batch):
+                self._announce(mailbox, loss)
+                loss = None
+        finally:
             with self._lock:
-                while not self._runnable:
-                    if self._stopping:
-                        return
-                    self._idle += 1
-                    self._ready.wait()
-                    self._idle -= 1
-                mailbox = self._runnable.popleft()
-                batch, loss = self._next_batch(mailbox)
-                mailbox.running = threading.get_ident()
-                mailbox.interrupted = False
-                generation = mailbox.generation
-            done = ordinary = 0
-            # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
-            loss_first = loss is not None and mailbox.overflow == "drop_oldest"
-            try:
-                if loss is not None and loss_first:
-                    self._announce(mailbox, loss)
-                done, ordinary = self._run(mailbox, batch, generation)
-                if loss is not None and not loss_first and done == len(batch):
-                    self._announce(mailbox, loss)
-                    loss = None
-            finally:
-                with self._lock:
-                    mailbox.delivered += ordinary
-                    self.delivered += ordinary
-                    if loss is not None and not loss_first and generation == mailbox.generation:
-                        mailbox.loss = mailbox.loss or loss
-                    self._put_back(mailbox, batch[done:], generation)
-                    drained = self._has_drained(mailbox)
-            if self._forked:
-                return
-            if drained:
-                self._on_drained(mailbox)
+                mailbox.delivered += ordinary
+                self.delivered += ordinary
+                if loss is not None and not loss_first and generation == mailbox.generation:
+                    mailbox.loss = mailbox.loss or loss
+                self._put_back(mailbox, batch[done:], generation)
+                drained = self._has_drained(mailbox)
+        if self._forked:
+            return False
+        if drained:
+            self._on_drained(mailbox)
+        return True
 
     def _run(self, mailbox: Mailbox, batch: list[Any], generation: int) -> tuple[int, int]:
         """Run a batch outside the lock; return how many items are used up, and how many of those were ordinary."""
@@ -552,8 +557,8 @@ class Dispatcher:
         self._changed.notify_all()
 
     def _announce(self, mailbox: Mailbox, loss: _Loss) -> None:
-        if mailbox.run is not None:
-            self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
+        assert mailbox.run is not None  # who reads by himself is told by `take`
+        self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
 
     def _call(self, run: Callable[[Any], None], item: Any) -> None:
         try:

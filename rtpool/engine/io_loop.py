@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from rtpool.engine.logs import Log
 from rtpool.engine.patches import is_patched
-from rtpool.engine.threads import join_all
+from rtpool.engine.threads import PoolThread, join_all
 from rtpool.errors import MonkeyPatchConflict
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
@@ -145,7 +145,7 @@ class IoLoop:
             wake_out.setblocking(False)
             selector.register(wake_in, selectors.EVENT_READ, None)
             self._selector, self._wake_in, self._wake_out = selector, wake_in, wake_out
-            thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
+            thread = PoolThread(self._run, f"rtpool-{self._name}-io")
             thread.start()
             self._thread = thread
             opened.pop_all()
@@ -185,16 +185,14 @@ class IoLoop:
         wake_out = self._wake_out
         if wake_out is None:
             return  # not started yet: the first turn drains the inbox
-        try:
+        # Full means a wake-up is pending anyway; closed means the loop has just ended. Not logged: that takes locks.
+        with contextlib.suppress(OSError):
             wake_out.send(b"\0")
-        except (BlockingIOError, OSError) as error:
-            # Full means a wake-up is pending anyway; closed means the loop has just ended.
-            self._log.debug("- wake-up of pool %s not needed: %s", self._name, error)
 
     def interrupt(self) -> None:
         """
-        Have `on_interrupt` called. Takes no lock, so that the garbage collector may call it anywhere, even within
-        `post` on the same thread.
+        Have `on_interrupt` called. Takes no lock, so that the garbage collector and signal handlers may call it
+        anywhere, even within `post` on the same thread.
         """
         self._interrupted = True
         self._wake()

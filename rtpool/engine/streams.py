@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import os
+import selectors
 import socket
 import ssl
 import threading
@@ -52,6 +55,9 @@ TLS_REFUSALS: dict[tuple[str, ...], tuple[str, str]] = {
 NAME_UNKNOWN = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
 )
+
+#: What a socket says that goes on connecting while nobody waits for it.
+UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
 
 #: What the kernel takes for TCP_USER_TIMEOUT.
 LARGEST_MILLISECONDS = 2**31 - 1
@@ -195,9 +201,18 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
         sock: socket.socket | None = None
         try:
             sock = socket.socket(family, kind, protocol)
-            cancelled.watch(sock)
+            _sockets.add(sock)
+            sock.setblocking(False)
+            code = sock.connect_ex(address)
+            cancelled.watch(
+                sock
+            )  # not before: only on Linux a shutdown is heeded by a socket that is not connecting yet
+            if code in UNDER_WAY:
+                code = _outcome(sock, share)
+                cancelled.check()
+            if code:
+                raise OSError(code, os.strerror(code))
             sock.settimeout(share)
-            sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
         except BaseException as error:
@@ -207,6 +222,15 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
                 raise
             trouble = error
     raise trouble
+
+
+def _outcome(sock: socket.socket, seconds: float) -> int:
+    """Wait for a socket that is connecting; 0, or the number of its error."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_WRITE)
+        if not selector.select(seconds):
+            raise TimeoutError("the time allowed is over")
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def keep_alive(sock: socket.socket, options: PoolOptions) -> None:

@@ -156,3 +156,18 @@ def test_what_a_server_must_not_send_closes_with_1002(wire: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         FrameDecoder(LIMIT).receive(wire)
     assert caught.value.close_code == 1002
+
+
+def test_a_message_in_fragments_is_put_together_and_a_ping_between_them_comes_first() -> None:
+    decoder = FrameDecoder(LIMIT)
+    assert decoder.receive(bytes((0x01, 2)) + b"he") == []
+    assert decoder.receive(bytes((0x00, 1)) + b"l" + bytes((0x89, 0))) == [WsMessage(OP_PING, b"")]
+    assert decoder.receive(bytes((0x80, 2)) + b"lo") == [WsMessage(OP_TEXT, b"hello")]
+    assert decoder.receive(bytes((0x82, 1)) + b"n") == [WsMessage(OP_BINARY, b"n")], "the next begins anew"
+
+
+def test_bytes_that_come_one_by_one_are_a_message_with_the_last() -> None:
+    decoder = FrameDecoder(LIMIT)
+    *begun, last = (decoder.receive(bytes((byte,))) for byte in bytes((0x82, 3)) + b"abc")
+    assert begun == [[]] * 4
+    assert last == [WsMessage(OP_BINARY, b"abc")]

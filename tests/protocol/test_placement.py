@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,12 @@ def test_the_first_topic_opens_a_connection() -> None:
 def test_the_fullest_connection_with_room_is_taken() -> None:
     slots = [slot(1, {"a"}, 3), slot(2, {"b", "c"}, 3), slot(3, {"d", "e", "f"}, 3)]
     assert place("x", slots, max_connections=3) == 2
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
+def test_the_order_in_which_connections_are_looked_at_decides_nothing(order: tuple[int, ...]) -> None:
+    held = {1: {"a"}, 2: {"b", "c"}, 3: {"d", "e"}}
+    assert place("x", [slot(i, held[i], 3) for i in order], max_connections=3) == 2
 
 
 def test_among_equally_full_ones_the_oldest_is_taken() -> None:
