@@ -162,6 +162,7 @@ class IoLoop:
             MonkeyPatchConflict: gevent has patched the process in part, or since the thread was started.
         """
         if is_patched() != self._patched and self._thread is not None:
+            self._wake()  # it finds out as well, and ends
             raise MonkeyPatchConflict(
                 f"gevent has patched this process after the threads of pool {self._name} were started: call "
                 "gevent.monkey.patch_all() first, or use the pool only afterwards"
