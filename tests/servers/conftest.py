@@ -166,7 +166,9 @@ def run(server: RealtimeServer, tmp_path: pathlib.Path) -> Iterator[Run]:
             (tmp_path / "program.py").write_text(script)
             arguments = (sys.executable, str(tmp_path / "program.py"), *arguments)
         known = {"GUEST_URL": server.url, "GUEST_KEY": server.api_key, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-        program = Program(list(arguments), {**os.environ, "PYTHONWARNINGS": "default", **known, **environment}, tmp_path)
+        program = Program(
+            list(arguments), {**os.environ, "PYTHONWARNINGS": "default", **known, **environment}, tmp_path
+        )
         programs.append(program)
         return program
 
