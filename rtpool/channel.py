@@ -384,8 +384,10 @@ class Channel(Callbacks):
     def _iterate(self, engine: Engine, stream: Mailbox, timeout: float | None) -> Iterator[Event]:
         while True:
             if engine.forked:  # by whoever iterates, since the last event
-                if self._subscriber.attachment is None:
+                if self._subscriber.forked:
                     raise forked(self.topic)
+                if self._subscriber.attachment is None:  # it had left before
+                    return
                 engine, stream = self._engine, self._stream(None)
             try:
                 delivery = engine.dispatcher.take(stream, timeout)

@@ -65,6 +65,7 @@ class Mailbox:
         "dropped",
         "ended",
         "generation",
+        "hand",
         "holder",
         "interrupted",
         "items",
@@ -104,6 +105,7 @@ class Mailbox:
         self.appended = self.removed = 0
         self.marks: deque[tuple[int, datetime]] = deque()
         self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
+        self.hand: list[Any] = []  # a worker's, from when it took them until it is through with all of them
         self.loss: _Loss | None = None
         self.scheduled = False
         self.running: int | None = None  # the worker's thread id
@@ -129,6 +131,19 @@ class _Essential(NamedTuple):
 
     run: Callable[[Any], None]
     item: Any
+
+
+class Waiting(NamedTuple):
+    """
+    What of a mailbox was not handed over yet.
+
+    Attributes:
+        since: since when, at the latest, None when nothing waits and nothing was lost unsaid.
+        items: what waits, what is essential included, and what a worker has in its hands; it may be through with some.
+    """
+
+    since: datetime | None
+    items: list[Any]
 
 
 class Dispatcher:
@@ -226,6 +241,16 @@ class Dispatcher:
         with self._lock:
             return self._came_at(mailbox, mailbox.removed - BATCH)
 
+    def waiting(self, mailbox: Mailbox) -> Waiting:
+        """What waits, and what was lost and not announced yet."""
+        with self._lock:
+            times = [self._came_at(mailbox, mailbox.removed - BATCH)] if mailbox.queued else []
+            times += [mailbox.loss.first] if mailbox.loss is not None else []
+            items = (*mailbox.hand, *mailbox.spare, *mailbox.items)
+            return Waiting(
+                min(times, default=None), [item.item if isinstance(item, _Essential) else item for item in items]
+            )
+
     def deliver(self, batch: Iterable[tuple[Mailbox, Any]]) -> list[Mailbox]:
         """
         Put items into mailboxes, in order, under one lock.
@@ -322,7 +347,7 @@ class Dispatcher:
         deadline = None if timeout is None else time.monotonic() + timeout
         drained = False
         with self._lock:
-            while not mailbox.items and mailbox.loss is None:
+            while self._forked or (not mailbox.items and mailbox.loss is None):
                 if mailbox.ended or self._stopping:
                     raise EOFError
                 remaining = None if deadline is None else deadline - time.monotonic()
@@ -485,6 +510,7 @@ class Dispatcher:
                     self._idle -= 1
                 mailbox = self._runnable.popleft()
                 batch, loss = self._next_batch(mailbox)
+                mailbox.hand = batch
                 mailbox.running = threading.get_ident()
                 mailbox.interrupted = False
                 generation = mailbox.generation
@@ -531,6 +557,7 @@ class Dispatcher:
         assert self._lock.locked()
         mailbox.runs += 1
         mailbox.running = None
+        mailbox.hand = []
         current = generation == mailbox.generation and not self._stopping
         for item in reversed(rest):
             if current:

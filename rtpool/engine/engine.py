@@ -5,6 +5,7 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import time
@@ -21,7 +22,7 @@ from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
-from rtpool.engine.streams import close_inherited
+from rtpool.engine.streams import close_inherited, prepare
 from rtpool.errors import ConnectionFailed, PoolClosed
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
@@ -53,11 +54,12 @@ def _stop_at_exit() -> None:
 
 
 def _leave_to_parent() -> None:
-    for engine in list(_engines):
-        engine.after_fork()
-    _engines.clear()
-    _running.clear()
-    close_inherited()
+    with contextlib.ExitStack() as steps:  # the rest is done even if one of them fails
+        steps.callback(close_inherited)
+        for engine in list(_engines):
+            steps.callback(engine.after_fork)
+        _engines.clear()
+        _running.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -80,6 +82,7 @@ class Engine:
     def __init__(
         self, name: str, endpoint: Endpoint, options: PoolOptions, token: str | Callable[[], str] | None
     ) -> None:
+        prepare(options)
         self.name = name
         self.endpoint = endpoint
         self.options = options

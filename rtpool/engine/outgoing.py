@@ -34,7 +34,7 @@ class SentBroadcast(NamedTuple):
     is_binary: bool
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Outgoing:
     """
     One push, as the I/O thread carries it. The caller's `Push` wraps the same future.
@@ -46,6 +46,8 @@ class Outgoing:
         timeout, deadline: seconds allowed; the monotonic instant they end.
         broadcast: set when it is one.
         presence: whether it says who is present; then the newest wish of the join is said, not its own body.
+        outcome: the result and the error, once it is settled. A forked child asks this, for another thread may have had
+            the future's lock at the fork.
     """
 
     subscriber: Subscriber
@@ -57,6 +59,7 @@ class Outgoing:
     broadcast: SentBroadcast | None = None
     presence: bool = False
     future: Future[Any] = attrs.field(factory=Future)
+    outcome: tuple[Any, RtpoolError | None] | None = None
 
     @property
     def name(self) -> str:
@@ -190,6 +193,7 @@ class SendBudget:
             self._outstanding -= outgoing.size
             outgoing.subscriber.unsettled -= 1
             self._room.notify_all()
+        outgoing.outcome = result, error
         if error is not None:
             outgoing.future.set_exception(error)
         else:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import encodings.idna  # noqa: F401 - of `socket.getaddrinfo`, which imports it at its first call; see `prepare`
+import os
 import socket
 import ssl
 import threading
@@ -25,7 +27,7 @@ from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
 from rtpool.options import Dial, PoolOptions
 from rtpool.protocol.refusals import classify_proxy, classify_socks, printable
 
-__all__ = ["Address", "Cancelled", "close_inherited", "failure", "keep_alive", "open_stream"]
+__all__ = ["Address", "Cancelled", "close_inherited", "failure", "keep_alive", "open_stream", "prepare"]
 
 Lock = threading.Lock
 
@@ -57,8 +59,20 @@ NAME_UNKNOWN = frozenset(
 LARGEST_MILLISECONDS = 2**31 - 1
 
 
-#: Every socket of every pool of this process; a forked child has copies of their descriptors to close.
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+#: Every socket of every pool of this process, by id(): what the option dial returns may be of a class that compares and
+#: hashes as it likes. A forked child has copies of their descriptors to close.
+_sockets: weakref.WeakValueDictionary[int, socket.socket] = weakref.WeakValueDictionary()
+
+
+def prepare(options: PoolOptions) -> None:
+    """
+    Import, on the calling thread, what a dial with these options needs.
+
+    A module that another thread is importing at a fork is locked in the child for ever.
+    """
+    if options.proxy is not None and options.proxy.startswith("socks"):
+        with contextlib.suppress(ImportError):  # the dial says what to install
+            import python_socks.sync  # noqa: F401
 
 
 def close_inherited() -> None:
@@ -66,8 +80,12 @@ def close_inherited() -> None:
     In a forked child: close its copies of the parent's descriptors. No byte is sent and nothing is shut down; the
     parent's connections end when the parent ends them, and not only when this process does as well.
     """
-    for sock in list(_sockets):
-        sock.close()
+    for sock in list(_sockets.values()):
+        kind = ssl.SSLSocket if isinstance(sock, ssl.SSLSocket) else socket.socket
+        with contextlib.suppress(OSError):
+            kind.close(sock)  # not that of a user's class, which may shut the connection down before
+            if sock.fileno() >= 0:  # a file made of it is open still
+                os.close(kind.detach(sock))
     _sockets.clear()
 
 
@@ -108,7 +126,7 @@ class Cancelled:
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
         if sock is not None:
-            _sockets.add(sock)
+            _sockets[id(sock)] = sock
         with self._lock:
             self._sock = sock
         self.check()
