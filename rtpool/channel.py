@@ -26,6 +26,7 @@ from rtpool.errors import (
     JoinTimeout,
     NotSubscribed,
     PoolClosed,
+    PoolForked,
     ReceiveTimeout,
     RtpoolError,
 )
@@ -184,6 +185,8 @@ class Channel(Callbacks):
         if engine.loop.post(engine.coordinator.detached, attachment):
             try:
                 outcome_of(attachment.left, timeout)
+            except PoolForked:
+                return  # the server's word is for the parent
             except FutureTimeout:
                 if timeout:
                     engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")

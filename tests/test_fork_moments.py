@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -18,7 +20,7 @@ import rtpool
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import MakePool
-from tests.support.forking import Child, Link, ask
+from tests.support.forking import Child, Link, ask, fork
 from tests.support.recorder import Recorder
 from tests.support.tap import Tap
 from tests.support.wait import wait_until
@@ -330,3 +332,99 @@ def test_a_first_dial_imports_nothing_whose_lock_a_child_would_wait_for(server: 
             [sys.executable, "-c", code, server.url, server.api_key, proxy], capture_output=True, text=True, timeout=60
         )
         assert ran.stdout == "[]\n", ran
+
+
+# Forks within a wait of rtpool's
+
+
+def waited_for(future: Future[Any]) -> bool:
+    return bool(future._condition._waiters)  # type: ignore[attr-defined]
+
+
+def fork_within(wait: Callable[[], Any], ready: Callable[[], object], then: Callable[[], object]) -> tuple[Any, int]:
+    """
+    Have a signal handler fork while the main thread is in `wait`, and return in the child as in the parent.
+
+    Returns:
+        What `wait` returned in the parent, once `then` was called, and the child's exit code: 7 when it raised
+        `PoolForked` there.
+    """
+    parent, children = os.getpid(), list[int]()
+
+    def handle(_number: int, _frame: object) -> None:
+        pid = fork()
+        if pid:
+            children.append(pid)
+        else:
+            signal.alarm(30)
+
+    def kick() -> None:
+        wait_until(ready)
+        os.kill(parent, signal.SIGUSR1)
+        wait_until(lambda: children)
+        then()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    kicker = threading.Thread(target=kick)
+    kicker.start()
+    try:
+        result = wait()
+    except BaseException as error:
+        if os.getpid() != parent:
+            os._exit(7 if isinstance(error, rtpool.PoolForked) else 8)
+        raise
+    finally:
+        if os.getpid() != parent:
+            os._exit(9)
+        kicker.join()
+        signal.signal(signal.SIGUSR1, before)
+    return result, os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
+
+
+def test_a_child_made_within_result_is_told_that_the_push_is_the_parents(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    channel = pool.channel("room", ack=True).subscribe()
+    server.connections[0].freeze()
+    push = channel.send_broadcast("x", {})
+    result = fork_within(push.result, lambda: waited_for(push._outgoing.future), server.connections[0].thaw)
+    assert result == ({}, 7)
+
+
+def test_a_child_made_within_subscribe_is_told_that_the_subscription_is_the_parents(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    pool.connect()
+    server.connections[0].freeze()
+    channel = pool.channel("room")
+
+    def waits() -> bool:
+        attachment = channel._subscriber.attachment
+        return attachment is not None and waited_for(attachment.ready)
+
+    result = fork_within(channel.subscribe, waits, server.connections[0].thaw)
+    assert result == (channel, 7)
+
+
+def test_a_child_made_within_get_does_not_need_a_lock_that_another_thread_held(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    channel = pool.channel("room").subscribe()
+    dispatcher = pool._engine.dispatcher
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        wait_until(lambda: dispatcher._news._ears)
+        with dispatcher._lock:
+            held.set()
+            release.wait(30)
+
+    def go_on() -> None:
+        release.set()
+        server.broadcast("room", "x", {"n": 1})
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    event, code = fork_within(lambda: channel.get(timeout=20), held.is_set, go_on)
+    holder.join()
+    assert (event.payload, code) == ({"n": 1}, 7)

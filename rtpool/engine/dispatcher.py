@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, join_all
+from rtpool.engine.threads import SLICE_SECONDS, Bell, join_all
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -182,6 +182,7 @@ class Dispatcher:
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
+        self._news = Bell()  # for readers
         self._runnable: deque[Mailbox] = deque()
         self._stopping = False
         self._forked = False
@@ -312,6 +313,7 @@ class Dispatcher:
             drained = self._has_drained(mailbox)
             mailbox.blocked = False
             self._changed.notify_all()
+            self._news.ring()
         if drained:
             self._on_drained(mailbox)  # nobody takes from it any more, and its socket is to be read
         if wait:
@@ -345,30 +347,40 @@ class Dispatcher:
             EOFError: the mailbox was ended, or the workers stopped.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        drained = False
-        with self._lock:
-            while self._forked or (not mailbox.items and mailbox.loss is None):
+        while True:
+            with self._lock:
+                if not self._forked and (mailbox.items or mailbox.loss is not None):
+                    loss, item, drained = self._take(mailbox)
+                    break
                 if mailbox.ended or self._stopping:
                     raise EOFError
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
+                ear = self._news.ear()
+            try:
+                remaining = SLICE_SECONDS if deadline is None else deadline - time.monotonic()
+                if remaining <= 0:
                     raise TimeoutError
-                self._changed.wait(SLICE_SECONDS if remaining is None else min(remaining, SLICE_SECONDS))
-            loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
-            if loss is not None:
-                mailbox.loss = None
-            else:
-                mailbox.delivered += 1
-                self.delivered += 1
-                item = mailbox.items.popleft()
-                mailbox.ordinary -= 1
-                mailbox.removed += 1
-                drained = self._has_drained(mailbox)
+                ear.acquire(timeout=min(remaining, SLICE_SECONDS))
+            finally:
+                with self._lock:
+                    self._news.forget(ear)
         if loss is not None:
             return mailbox.announce_loss(loss.first, loss.last, loss.count)
         if drained:
             self._on_drained(mailbox)
         return item
+
+    def _take(self, mailbox: Mailbox) -> tuple[_Loss | None, Any, bool]:
+        assert self._lock.locked()
+        loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
+        if loss is not None:
+            mailbox.loss = None
+            return loss, None, False
+        mailbox.delivered += 1
+        self.delivered += 1
+        item = mailbox.items.popleft()
+        mailbox.ordinary -= 1
+        mailbox.removed += 1
+        return None, item, self._has_drained(mailbox)
 
     def stop(self) -> None:
         """Drop ordinary items, let essential ones run, then end the workers. Does not wait."""
@@ -376,6 +388,7 @@ class Dispatcher:
             self._stopping = True
             self._ready.notify_all()
             self._changed.notify_all()
+            self._news.ring()
 
     def join(self, deadline: float) -> list[str]:
         """
@@ -396,6 +409,7 @@ class Dispatcher:
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
+        self._news = Bell()
         self._forked = self._stopping = True
         self._runnable.clear()
         self._threads = []
@@ -457,7 +471,7 @@ class Dispatcher:
     def _schedule(self, mailbox: Mailbox, *, always: bool = False) -> None:
         assert self._lock.locked()
         if mailbox.run is None and not always:
-            self._changed.notify_all()
+            self._news.ring()
             return
         if not mailbox.scheduled:
             mailbox.scheduled = True

@@ -17,13 +17,14 @@ from typing import Any
 
 from rtpool.engine.clocks import boot_clock
 from rtpool.engine.coordinator import Coordinator
+from rtpool.engine.descriptors import close_inherited
 from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
-from rtpool.engine.streams import close_inherited, prepare
-from rtpool.errors import ConnectionFailed, PoolClosed
+from rtpool.engine.streams import prepare
+from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
@@ -171,7 +172,7 @@ class Engine:
             if state == "new":
                 self._state = "running"
         if state == "stopping":
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
         if state == "new":
             _running.add(self)
             try:
@@ -197,7 +198,12 @@ class Engine:
             PoolClosed: the loop has ended.
         """
         if not self.loop.post(call, *args):
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
+
+    def _gone(self) -> RtpoolError:
+        if self.forked and not self.was_closed:  # in the middle of the call
+            return PoolForked(f"the process was forked meanwhile, and pool {self.name} is the parent's; call again")
+        return PoolClosed(f"the pool {self.name} is closed; make a new one")
 
     def stop(self, timeout: float) -> bool:
         """

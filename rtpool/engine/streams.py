@@ -12,7 +12,6 @@ import os
 import socket
 import ssl
 import threading
-import weakref
 from collections.abc import Callable
 from http.client import BadStatusLine, LineTooLong
 from typing import NamedTuple
@@ -21,13 +20,14 @@ from urllib.parse import unquote, urlsplit
 from websocket import WebSocketTimeoutException
 
 from rtpool.actions import Action
+from rtpool.engine import descriptors
 from rtpool.engine.logs import logger_for
 from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, request_head, seconds_left
 from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
 from rtpool.options import Dial, PoolOptions
 from rtpool.protocol.refusals import classify_proxy, classify_socks, printable
 
-__all__ = ["Address", "Cancelled", "close_inherited", "failure", "keep_alive", "open_stream", "prepare"]
+__all__ = ["Address", "Cancelled", "failure", "keep_alive", "open_stream", "prepare"]
 
 Lock = threading.Lock
 
@@ -59,11 +59,6 @@ NAME_UNKNOWN = frozenset(
 LARGEST_MILLISECONDS = 2**31 - 1
 
 
-#: Every socket of every pool of this process, by id(): what the option dial returns may be of a class that compares and
-#: hashes as it likes. A forked child has copies of their descriptors to close.
-_sockets: weakref.WeakValueDictionary[int, socket.socket] = weakref.WeakValueDictionary()
-
-
 def prepare(options: PoolOptions) -> None:
     """
     Import, on the calling thread, what a dial with these options needs.
@@ -73,20 +68,6 @@ def prepare(options: PoolOptions) -> None:
     if options.proxy is not None and options.proxy.startswith("socks"):
         with contextlib.suppress(ImportError):  # the dial says what to install
             import python_socks.sync  # noqa: F401
-
-
-def close_inherited() -> None:
-    """
-    In a forked child: close its copies of the parent's descriptors. No byte is sent and nothing is shut down; the
-    parent's connections end when the parent ends them, and not only when this process does as well.
-    """
-    for sock in list(_sockets.values()):
-        kind = ssl.SSLSocket if isinstance(sock, ssl.SSLSocket) else socket.socket
-        with contextlib.suppress(OSError):
-            kind.close(sock)  # not that of a user's class, which may shut the connection down before
-            if sock.fileno() >= 0:  # a file made of it is open still
-                os.close(kind.detach(sock))
-    _sockets.clear()
 
 
 class Address(NamedTuple):
@@ -122,13 +103,15 @@ class Cancelled:
         self._lock = Lock()
         self._cancelled = False
         self._sock: socket.socket | None = None
+        self._number: tuple[int, int] | None = None  # its descriptor, see `_identity`
 
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
         if sock is not None:
-            _sockets[id(sock)] = sock
+            descriptors.note(sock)
         with self._lock:
             self._sock = sock
+            self._number = None if sock is None else _identity(sock.fileno())
         self.check()
 
     def check(self) -> None:
@@ -152,7 +135,16 @@ class Cancelled:
         """In a forked child: it is broken off here, and the socket, which is the parent's, hears nothing of it."""
         self._lock = Lock()
         self._cancelled = True
-        self._sock = None
+        sock, self._sock = self._sock, None
+        if sock is not None and self._number is not None and sock.fileno() < 0:  # TLS has just taken its descriptor over
+            with contextlib.suppress(OSError):
+                if _identity(self._number[0]) == self._number:
+                    os.close(self._number[0])
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """Of an open descriptor: its number, which may be used again, and the inode, which tells."""
+    return descriptor, os.fstat(descriptor).st_ino
 
 
 def open_stream(address: Address, options: PoolOptions, deadline: float, cancelled: Cancelled) -> socket.socket:
@@ -194,7 +186,7 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
         return sock
     except BaseException:
         if sock is not None:
-            sock.close()
+            descriptors.close(sock)
         raise
 
 
@@ -206,7 +198,9 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
         share = seconds_left(deadline) / (len(found) - index)
         sock: socket.socket | None = None
         try:
-            sock = socket.socket(family, kind, protocol)
+            with descriptors.making:
+                sock = socket.socket(family, kind, protocol)
+                descriptors.note(sock)
             cancelled.watch(sock)
             sock.settimeout(share)
             sock.connect(address)
@@ -214,7 +208,7 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
             return sock
         except BaseException as error:
             if sock is not None:
-                sock.close()
+                descriptors.close(sock)
             if not isinstance(error, OSError):
                 raise
             trouble = error
@@ -286,7 +280,7 @@ def _by_users_dial(dial: Dial, address: Address, seconds: float) -> socket.socke
     except OSError as error:
         trouble = f"a socket that is not connected ({error})"
     if trouble:
-        sock.close()
+        descriptors.close(sock)
         raise ConnectionFailed(
             f"the option dial returned {trouble} for {address}, not a connected stream socket", action=Action.FATAL
         )
@@ -310,7 +304,7 @@ def _through_proxy(proxy: str, address: Address, deadline: float, cancelled: Can
         else:
             _socks_tunnel(stream, parts.scheme, at, address, user, password)
     except BaseException:
-        sock.close()
+        descriptors.close(sock)
         raise
     return sock
 
