@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 import rtpool
+from rtpool.engine import descriptors
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import MakePool
@@ -277,6 +280,20 @@ class _WithFile(socket.socket):
     kept: list[Any] = []
 
 
+def open_in_child(*inodes: int) -> set[int]:
+    """Which of these sockets a forked child has open."""
+
+    def look() -> set[int]:
+        there = set()
+        for number in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                there.add(os.fstat(number).st_ino)
+        return there & set(inodes)
+
+    found: set[int] = ask(look)
+    return found
+
+
 @pytest.mark.parametrize("kind", [_Polite, _Failing, _Unhashable, _WithFile])
 def test_a_socket_of_a_users_class_is_closed_in_the_child_without_its_own_methods(
     server: RealtimeServer, make_pool: MakePool, kind: type[socket.socket]
@@ -292,18 +309,7 @@ def test_a_socket_of_a_users_class_is_closed_in_the_child_without_its_own_method
         pools = [make_pool(f"http://127.0.0.1:{tap.port}", dial=given) for given in (dial, None)]
         channels = [pool.channel("room").subscribe() for pool in pools]
         socks = [pool._engine.coordinator.connections.all[0].transport.sock for pool in pools]  # type: ignore[union-attr]
-        inodes = {os.fstat(sock.fileno()).st_ino for sock in socks}
-
-        def in_child() -> set[int]:
-            there = set()
-            for number in map(int, os.listdir("/proc/self/fd")):
-                try:
-                    there.add(os.fstat(number).st_ino)
-                except OSError:
-                    continue
-            return there & inodes
-
-        assert ask(in_child) == set()
+        assert open_in_child(*(os.fstat(sock.fileno()).st_ino for sock in socks)) == set()
         for channel in channels:
             channel.send_broadcast("x", {}).result()
         assert not tap.ended
@@ -312,6 +318,59 @@ def test_a_socket_of_a_users_class_is_closed_in_the_child_without_its_own_method
         _WithFile.kept.clear()
         for pool in pools:
             pool.close()
+
+
+@pytest.mark.parametrize("where", ["made", "wrapped"])
+def test_a_fork_never_comes_between_a_socket_and_the_note_of_it(
+    make_pool: MakePool,
+    certificates: tuple[ssl.SSLContext, ssl.SSLContext],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    inodes, go = Recorder(), threading.Event()
+
+    def pause(sock: socket.socket) -> None:
+        if not inodes.events:
+            inodes(os.fstat(sock.fileno()).st_ino)
+            go.wait(0.5)
+
+    note, wrap = descriptors.note, ssl.SSLContext.wrap_socket
+
+    def noting(sock: socket.socket) -> None:
+        if where == "made":
+            pause(sock)
+        note(sock)
+
+    def wrapping(self: ssl.SSLContext, sock: socket.socket, **options: Any) -> ssl.SSLSocket:
+        wrapped = wrap(self, sock, **options)
+        if not options.get("server_side") and where == "wrapped":
+            pause(wrapped)
+        return wrapped
+
+    monkeypatch.setattr(descriptors, "note", noting)
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", wrapping)
+    serving, trusting = certificates
+    with RealtimeServer(ssl_context=serving) as server:
+        pool = make_pool(server.url, api_key=server.api_key, ssl_context=trusting)
+        pool.channel("room").subscribe(wait=False)
+        inode = inodes.wait(1)[0]
+        assert open_in_child(inode) == set()
+        go.set()
+        pool.close()
+
+
+def test_a_connection_ends_though_somebody_has_a_copy_of_its_descriptor(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    with Tap(server.port) as tap:
+        pool = make_pool(f"http://127.0.0.1:{tap.port}")
+        pool.channel("room").subscribe()
+        (port,) = tap.sent
+        copy = os.dup(pool._engine.coordinator.connections.all[0].fileno())
+        server.connections[0].freeze()
+        pool.close(timeout=0.5)
+        wait_until(lambda: port in tap.ended, "the copy holds it open")
+        os.close(copy)
 
 
 # Locks that are not ours

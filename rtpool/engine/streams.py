@@ -136,7 +136,9 @@ class Cancelled:
         self._lock = Lock()
         self._cancelled = True
         sock, self._sock = self._sock, None
-        if sock is not None and self._number is not None and sock.fileno() < 0:  # TLS has just taken its descriptor over
+        if (
+            sock is not None and self._number is not None and sock.fileno() < 0
+        ):  # TLS has just taken its descriptor over
             with contextlib.suppress(OSError):
                 if _identity(self._number[0]) == self._number:
                     os.close(self._number[0])
