@@ -458,13 +458,13 @@ class RealtimePool(RestBroadcasts):
         """Go on in a forked child, with an engine of its own; one that was closed stays so."""
         old, handles = self._engine, list(self._handles.values())
         self._handles = weakref.WeakValueDictionary({id(handle._subscriber): handle for handle in handles})
-        if old.was_closed:
-            return
         subscribers = dict.fromkeys((*old.registry.subscribers(), *(handle._subscriber for handle in handles)))
         self._finalizer.detach()
         kept = self._kept  # holds the callbacks of Channels that nobody holds
         self._take_engine(old.name, self._rest.token)
         self._engine.warn_at_exit = old.warn_at_exit
+        if old.was_closed:
+            self._engine.stop(0.0)
         inherit(old, self._engine, subscribers, resubscribe=self.options.after_fork == "resubscribe")
         kept.clear()
 
@@ -494,8 +494,9 @@ _pools: dict[tuple[str, str | None], RealtimePool] = {}
 def _after_fork() -> None:
     global _pools_lock
     _pools_lock = Lock()
-    for pool in list(_alive):
-        pool._after_fork()
+    with contextlib.ExitStack() as steps:  # the others go on even if one fails
+        for pool in list(_alive):
+            steps.callback(pool._after_fork)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import attrs
 
+from rtpool.engine.descriptors import close
 from rtpool.engine.logs import Log
 from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
@@ -156,7 +157,7 @@ def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> Dial
 
 def _close(sock: socket.socket | None) -> None:
     if sock is not None:
-        sock.close()
+        close(sock)
 
 
 class Dialer:
@@ -240,7 +241,7 @@ class Dialer:
                 done(None, failed)
             else:
                 if not done(dialed, None):
-                    dialed.sock.close()
+                    close(dialed.sock)
 
         return self.submit(job, done)
 

@@ -5,6 +5,7 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -17,15 +18,16 @@ from typing import Any
 
 from rtpool.engine.clocks import boot_clock
 from rtpool.engine.coordinator import Coordinator
+from rtpool.engine.descriptors import close_inherited
 from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.hooks import Hooks
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
-from rtpool.engine.streams import close_inherited
+from rtpool.engine.streams import prepare
 from rtpool.engine.threads import closing
-from rtpool.errors import ConnectionFailed, PoolClosed
+from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
@@ -64,11 +66,12 @@ def _stop_at_exit() -> None:
 
 
 def _leave_to_parent() -> None:
-    for engine in list(_engines):
-        engine.after_fork()
-    _engines.clear()
-    _running.clear()
-    close_inherited()
+    with contextlib.ExitStack() as steps:  # the rest is done even if one of them fails
+        steps.callback(close_inherited)
+        for engine in list(_engines):
+            steps.callback(engine.after_fork)
+        _engines.clear()
+        _running.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -97,6 +100,7 @@ class Engine:
         token: str | Callable[[], str] | None,
         hooks: Hooks,
     ) -> None:
+        prepare(options)
         self.name = name
         self.endpoint = endpoint
         self.options = options
@@ -189,7 +193,7 @@ class Engine:
             if state == "new":
                 self._state = "running"
         if state == "stopping":
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
         if state == "new":
             _running.add(self)
             try:
@@ -218,7 +222,12 @@ class Engine:
             PoolClosed: the loop has ended.
         """
         if not self.loop.post(call, *args):
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
+
+    def _gone(self) -> RtpoolError:
+        if self.forked and not self.was_closed:  # in the middle of the call
+            return PoolForked(f"the process was forked meanwhile, and pool {self.name} is the parent's; call again")
+        return PoolClosed(f"the pool {self.name} is closed; make a new one")
 
     def stop(self, timeout: float) -> bool:
         """
