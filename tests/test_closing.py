@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import random
+import signal
 import socket
 import statistics
 import threading
@@ -28,9 +29,11 @@ import pytest
 import rtpool
 from rtpool.engine import outgoing, streams
 from rtpool.engine.dialer import Endpoint, dial
+from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.streams import Cancelled
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import Figure, MakePool
+from tests.support import checking_lock
 from tests.support.closing import Outsider, cells_of, play
 from tests.support.recorder import Recorder
 from tests.support.stages import PLACES, Cell, black_hole, pool_threads
@@ -178,6 +181,64 @@ def test_a_log_handler_that_closes_the_pool_on_its_io_thread_is_not_kept_waiting
     assert thread.endswith("-io")
     assert seconds < PROMPT
     assert not stopped, "it cannot be said yet"
+    assert pool.close()
+    assert not pool_threads(pool)
+
+
+@pytest.mark.parametrize("whose", ["engine", "loop", "budget", "dispatcher", "dialer"])
+def test_a_lock_that_somebody_holds_keeps_no_close_beyond_its_time(
+    server: RealtimeServer, make_pool: MakePool, whose: str
+) -> None:
+    pool, held, release = make_pool(), threading.Event(), threading.Event()
+    pool.channel("room").subscribe()
+    engine = pool._engine
+    lock = (engine if whose == "engine" else getattr(engine, whose))._lock
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            release.wait(CAP)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(CAP)
+    begun = time.monotonic()
+    stopped = pool.close(0.3)
+    seconds = time.monotonic() - begun
+    release.set()
+    assert not stopped
+    assert seconds < 0.3 + PROMPT
+    holder.join(CAP)
+    checking_lock.take_violations()  # the test's own: that is how to hold a lock well
+    assert pool.close()
+    assert not pool_threads(pool)
+
+
+def test_the_handler_of_a_signal_may_close_the_pool_whatever_its_thread_was_at(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, closes = make_pool(), Recorder()
+    channel = pool.channel("room").subscribe()
+
+    def handle(number: int, frame: object) -> None:
+        begun = time.monotonic()
+        closes((pool.close(0.3), time.monotonic() - begun))
+
+    def full(self: SendBudget, outgoing: object) -> None:
+        if not closes.events:  # called with the lock of all who send held
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        monkeypatch.setattr(SendBudget, "_full", full)
+        with pytest.raises(rtpool.RtpoolError):
+            channel.send_broadcast("x", {}).result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    checking_lock.take_violations()  # a signal asks nobody
+    ((stopped, seconds),) = closes.events
+    assert not stopped, "the I/O thread waits for who was interrupted"
+    assert seconds < 0.3 + PROMPT
     assert pool.close()
     assert not pool_threads(pool)
 
