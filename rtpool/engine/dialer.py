@@ -181,7 +181,7 @@ class Dialer:
         self._threads: dict[int, threading.Thread] = {}
         self._working: dict[object, int] = {}  # which thread does which job
         self._lost: set[threading.Thread] = set()  # they hang, and others take their places
-        self._started: tuple[threading.Thread, ...] = ()  # all that may live; replaced whole
+        self._started: tuple[PoolThread, ...] = ()  # all that may live; replaced whole
         self._idle = 0
         self._stopping = False
         self._dials: set[Cancelled] = set()
@@ -323,7 +323,7 @@ class Dialer:
         name = f"rtpool-{self._name}-dial-{self._first + index}"
         thread = PoolThread(self._work, name, (index,))
         self._threads[index] = thread
-        self._started = (*(t for t in self._started if t.ident is None or t.is_alive()), thread)
+        self._started = (*(other for other in self._started if not other.over), thread)
         return index, thread
 
     def _work(self, index: int) -> None:
