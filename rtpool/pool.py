@@ -451,9 +451,11 @@ class RealtimePool(RestBroadcasts):
         self._finalizer.detach()
         stopped = self._engine.stop(timeout)
         if _pools_lock.acquire(timeout=timeout):  # else this is a handler of a signal that came within get_pool()
-            for key in [key for key, pool in _pools.items() if pool is self]:
-                del _pools[key]
-            _pools_lock.release()
+            try:
+                for key in [key for key, pool in _pools.items() if pool is self]:
+                    del _pools[key]
+            finally:
+                _pools_lock.release()
         return stopped
 
     def _after_fork(self) -> None:

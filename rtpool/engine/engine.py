@@ -232,11 +232,14 @@ class Engine:
         # This may be a handler of a signal, in the middle of a thread that holds one of our locks and goes on only when
         # this returns. So no lock is waited for longer than that, and whatever needs others is the I/O thread's.
         if not self._lock.acquire(timeout=timeout):
-            self.abandon("close() was called", timeout)
+            if self._state != "new":
+                self.abandon("close() was called", timeout)
             self._log.warning("- pool %s could not be stopped within %.1f s: its lock is held", self.name, timeout)
             return False
-        before, self._state = self._state, "stopping"
-        self._lock.release()
+        try:
+            before, self._state = self._state, "stopping"
+        finally:
+            self._lock.release()
         if before == "new":
             self._ended()  # a start may have failed halfway, a REST call may be under way
             self._launched.set()  # there is nothing to launch any more
@@ -379,6 +382,7 @@ class Engine:
         why, deadline = self._told_to_stop
         if why:
             self._log.warning("- pool %s is closed: %s", self.name, why)
+            self._told_to_stop = "", deadline
         self.budget.close()
         self._stop_dialling()
         self.loop.post(self.coordinator.shutdown, deadline)  # after what was accepted before
