@@ -444,14 +444,18 @@ class RealtimePool(RestBroadcasts):
 
         Returns:
             True when everything was stopped in time; what was not is named in the log. A callback that closes its own
-            pool gets True although its thread ends only when it returns.
+            pool gets True although its thread ends only when it returns. A handler of a signal that came in the middle
+            of another call of the pool may get False, and then all ends after its return.
         """
         check_timeout(timeout)
         self._finalizer.detach()
         stopped = self._engine.stop(timeout)
-        with _pools_lock:
-            for key in [key for key, pool in _pools.items() if pool is self]:
-                del _pools[key]
+        if _pools_lock.acquire(timeout=timeout):  # else this is a handler of a signal that came within get_pool()
+            try:
+                for key in [key for key, pool in _pools.items() if pool is self]:
+                    del _pools[key]
+            finally:
+                _pools_lock.release()
         return stopped
 
     def _after_fork(self) -> None:

@@ -10,7 +10,6 @@ import re
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -183,7 +182,7 @@ class Dialer:
         self._threads: dict[int, threading.Thread] = {}
         self._working: dict[object, int] = {}  # which thread does which job
         self._lost: set[threading.Thread] = set()  # they hang, and others take their places
-        self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # each until it is no more
+        self._started: tuple[PoolThread, ...] = ()  # all that may live; replaced whole
         self._idle = 0
         self._stopping = False
         self._dials: set[Cancelled] = set()
@@ -308,6 +307,7 @@ class Dialer:
         self._stopping = True
         self._jobs.clear()
         self._threads.clear()
+        self._started = ()
         self._working.clear()
         self._lost.clear()
         dials, self._dials = self._dials, set()
@@ -316,9 +316,7 @@ class Dialer:
 
     def join(self, deadline: float) -> list[str]:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
-        with self._lock:
-            threads = list(self._started)
-        return join_all(threads, deadline)
+        return join_all(self._started, deadline)
 
     def _new_thread(self) -> tuple[int, threading.Thread]:
         assert self._lock.locked()
@@ -326,7 +324,7 @@ class Dialer:
         name = f"rtpool-{self._name}-dial-{self._first + index}"
         thread = PoolThread(self._work, name, (index,))
         self._threads[index] = thread
-        self._started.add(thread)
+        self._started = (*(other for other in self._started if not other.over), thread)
         return index, thread
 
     def _work(self, index: int) -> None:

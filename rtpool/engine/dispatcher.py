@@ -194,7 +194,7 @@ class Dispatcher:
         self._stopping = False
         self._forked = False
         self._idle = 0
-        self._threads: list[PoolThread] = []
+        self._threads: list[PoolThread] = []  # replaced whole
 
     def start(self) -> KeyboardInterrupt | None:
         """
@@ -411,9 +411,7 @@ class Dispatcher:
         Returns:
             The names of those that did not stop.
         """
-        with self._lock:
-            threads = list(self._threads)
-        return join_all(threads, deadline)
+        return join_all(self._threads, deadline)
 
     def after_fork(self) -> None:
         """In a forked child: what waits is the parent's, and a callback that forked is the last to run here."""

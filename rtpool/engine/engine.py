@@ -134,7 +134,7 @@ class Engine:
         self.overflow_gaps = 0
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
-        self._abandoned = "", 0.0  # why, and the seconds it gets
+        self._told_to_stop: tuple[str, float] | None = None  # why, if nobody called close(), and the deadline
         self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
@@ -238,17 +238,25 @@ class Engine:
             those of other callbacks that stop a pool at the time.
         """
         deadline = time.monotonic() + timeout
-        with self._lock:
+        # This may be a handler of a signal, in the middle of a thread that holds one of our locks and goes on only when
+        # this returns. So no lock is waited for longer than that, and whatever needs others is the I/O thread's.
+        if not self._lock.acquire(timeout=timeout):
+            if self._state != "new":
+                self.abandon("close() was called", timeout)
+            self._log.warning("- pool %s could not be stopped within %.1f s: its lock is held", self.name, timeout)
+            return False
+        try:
             before, self._state = self._state, "stopping"
+        finally:
+            self._lock.release()
         if before == "new":
             self._ended()  # a start may have failed halfway, a REST call may be under way
             self._launched.set()  # there is nothing to launch any more
-        self.budget.close()
-        # Another thread may be in the middle of start(): what is not running yet can be neither told nor joined.
-        launched = self._launched.wait(max(0.0, deadline - time.monotonic()))
+        # Another thread may be in the middle of start(): what is not running yet cannot be joined.
+        launched = self._launched.is_set() or self._launched.wait(max(0.0, deadline - time.monotonic()))
         if not self.ended.is_set():  # said again by each who stops it: a signal may have interrupted who began
-            self.loop.post(self.coordinator.shutdown, deadline)
-        self._stop_dialling()
+            self._told_to_stop = self._told_to_stop or ("", deadline)
+            self.loop.interrupt()
         if self.loop.is_current_thread():  # in a log handler, or a finalizer of the user's: it is what all wait for
             self._log.warning("- pool %s is told to stop by its own I/O thread, which cannot wait for it", self.name)
             return False
@@ -266,7 +274,7 @@ class Engine:
     def abandon(self, why: str, seconds: float = ABANDON_SECONDS) -> None:
         """Stop within `seconds`, without waiting and without a lock: for the garbage collector and signal handlers."""
         self._state = "stopping"
-        self._abandoned = why, seconds
+        self._told_to_stop = why, time.monotonic() + seconds
         self.loop.interrupt()
 
     def after_fork(self) -> None:
@@ -379,10 +387,14 @@ class Engine:
         self.loop.post(self.coordinator.resume, mailbox)
 
     def _interrupted(self) -> None:
-        why, seconds = self._abandoned
-        self._log.warning("- pool %s is closed: %s", self.name, why)
+        assert self._told_to_stop is not None
+        why, deadline = self._told_to_stop
+        if why:
+            self._log.warning("- pool %s is closed: %s", self.name, why)
+            self._told_to_stop = "", deadline
+        self.budget.close()
         self._stop_dialling()
-        self.coordinator.shutdown(self.loop.now + seconds)
+        self.loop.post(self.coordinator.shutdown, deadline)  # after what was accepted before
 
     def _failed(self, error: BaseException) -> None:
         with self._lock:

@@ -171,9 +171,9 @@ def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:
     """
     caller = threading.current_thread()
     others = [thread for thread in threads if thread is not caller]
-    with _changed:
-        excused = _closers.get(caller)
-        if excused is not None:
+    excused = _closers.get(caller)
+    if excused is not None:
+        with _changed:
             _changed.wait_for(
                 lambda: all(t in excused or t.ident is None or getattr(t, "over", True) for t in others),
                 timeout=max(0.0, deadline - time.monotonic()),
