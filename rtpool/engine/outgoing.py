@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from rtpool.engine.threads import SLICE_SECONDS
 from rtpool.errors import ConnectionFailed, PushRefused, PushTimeout, RtpoolError, SendBufferFull
 from rtpool.events import ChannelState
 from rtpool.protocol.messages import Body
@@ -155,8 +156,9 @@ class SendBudget:
                 )
             while (full := self._full(outgoing)) is not None and not self._closed:
                 remaining = outgoing.deadline - time.monotonic()
-                if remaining <= 0 or not self._room.wait(remaining):
+                if remaining <= 0:
                     raise full
+                self._room.wait(min(remaining, SLICE_SECONDS))
             self._outstanding += size
             subscriber.unsettled += 1
 
