@@ -207,8 +207,9 @@ class Engine:
                 if stopped:  # meanwhile, and nobody else ends what did start
                     self._ended()
                     self._launched.set()
-                words = f"the pool {self.name} could not start: {error}; the system has no thread or descriptor left"
-                raise ConnectionFailed(f"{words}; try again") from error
+                # Python 3.12 starts no thread once the main thread has ended.
+                hint = "" if "shutdown" in str(error) else "; the system has no thread or descriptor left; try again"
+                raise ConnectionFailed(f"the pool {self.name} could not start: {error}{hint}") from error
             self.loop.post(self.coordinator.start)
             self._launched.set()
             if interrupt is not None:

@@ -181,8 +181,8 @@ def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:
             others = [thread for thread in others if thread not in excused]
     alive = []
     for thread in others:
-        if thread.ident is not None:  # made, but not started yet
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            thread.join(min(left, SLICE_SECONDS))
         if thread.is_alive():
             alive.append(thread.name)
     return alive
