@@ -78,6 +78,9 @@ class Seat:
         self.open = True
         try:
             self.channel.subscribe(timeout=3, wait=wait)
+        except rtpool.PoolClosed:  # what it had before, it may still have
+            self.unsubscribe()
+            raise
         except rtpool.RtpoolError:
             self.open = False
             raise
@@ -119,6 +122,7 @@ class Round:
         self.settled: list[rtpool.Push] = []
         #: Channels that every thread subscribes and unsubscribes.
         self.shared = [pool.channel(topic).on_broadcast("n", lambda message: None) for topic in TOPICS]
+        self.channels = list(self.shared)
         self.tokens = [server.token(role="authenticated", sub=name) for name in ("ann", "bob")]
         self.over = threading.Event()
 
@@ -164,6 +168,7 @@ class Round:
         try:
             seat = Seat(self.pool.channel(chance.choice(TOPICS)), self.faults)
             reader = self.pool.channel(chance.choice(TOPICS))
+            self.channels += (seat.channel, reader)
             seat.listen()
             begin.wait(DEADLINE)
             while not self.over.is_set():
@@ -217,7 +222,8 @@ class Round:
         assert engine.registry.subscribers() == ()
         assert engine.budget._outstanding == 0
         assert stats.total_joins == 0
-        assert stats.events_received == stats.messages_delivered + stats.messages_dropped
+        unread = [c._subscriber.stream.ordinary for c in self.channels if c._subscriber.stream is not None]
+        assert stats.events_received == stats.messages_delivered + stats.messages_dropped + sum(unread)
         assert max(Counter(map(id, self.settled)).values(), default=1) == 1, "a push was settled twice"
 
 
