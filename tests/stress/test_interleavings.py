@@ -14,10 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 import rtpool
+from rtpool.engine.engine import Engine
 from rtpool.testing import RealtimeServer
 from tests.conftest import Figure, MakePool
 from tests.support.checking_lock import CheckingLock
@@ -32,13 +34,15 @@ THREADS = 6
 TOPICS = ["north", "south", "east"]
 #: Of all passages of a lock, how many let another thread run, and how many wait for some to get far.
 YIELDS, NAPS, NAP = 0.3, 0.01, 0.002
+#: And of all callbacks, how many begin so much later than they were decided on. It is less than rtpool waits for them.
+LATE, LATE_BY = 0.05, 0.01
 #: Nothing that a thread calls here may take longer.
 DEADLINE = 60.0
 
 
 @pytest.fixture
-def shuffled() -> Iterator[None]:
-    """Threads change as often as they can, and at random around each lock of rtpool."""
+def shuffled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads change as often as they can, and at random around each lock of rtpool and before each callback."""
     chance = random.Random(SEED)
 
     def pause() -> None:
@@ -46,6 +50,14 @@ def shuffled() -> Iterator[None]:
         if drawn < YIELDS:
             time.sleep(NAP if drawn < NAPS else 0.0)
 
+    run_user_code = Engine.run_user_code
+
+    def run_late(engine: Engine, *args: Any) -> bool:
+        if chance.random() < LATE:
+            time.sleep(LATE_BY)
+        return run_user_code(engine, *args)
+
+    monkeypatch.setattr(Engine, "run_user_code", run_late)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     CheckingLock.pause = staticmethod(pause)
