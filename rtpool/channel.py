@@ -176,11 +176,13 @@ class Channel(Callbacks):
     def _leave(self, timeout: float, *, only: Attachment | None = None) -> None:
         engine, subscriber = self._engine, self._subscriber
         attachment = engine.registry.detach(subscriber, only=only)
-        if attachment is None:
-            return
+        # Who detached it before us, another thread or the end of the pool, may not have ended its mailboxes yet.
+        ended = attachment or only
         for sink in (subscriber.mailbox, subscriber.stream):
             if sink is not None:
-                engine.dispatcher.end(sink, attachment.number)
+                engine.dispatcher.end(sink, ended.number if ended is not None else subscriber.detached)
+        if attachment is None:
+            return
         if any(binding.kind == "status" for binding in subscriber.bindings):
             change = StatusChange(subscriber.topic, "closed")
             engine.dispatcher.deliver_essential(
