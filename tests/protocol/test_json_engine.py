@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtpool.errors import ProtocolError
 from rtpool.protocol import json_engine
 from rtpool.protocol.json_engine import NumberText, loads
 
@@ -42,3 +43,15 @@ def test_a_numeric_of_any_length_is_exact() -> None:
         (value,) = json_engine.loads(f"[{digits}]".encode(), exact=exact)
         assert value.text == digits
     assert json_engine.loads(b"[%s]" % (b"1" * 4_000)) == [int("1" * 4_000)]
+
+
+@pytest.mark.parametrize("orjson", [pytest.param(True, id="orjson"), pytest.param(False, id="plain")])
+@pytest.mark.parametrize("text", [rb'"\ud800"', rb'{"\uDe00":1}', rb'["\ud800", 12345678901234567890123]'])
+def test_half_a_character_is_no_json(monkeypatch: pytest.MonkeyPatch, orjson: bool, text: bytes) -> None:
+    if orjson:
+        pytest.importorskip("orjson")
+    else:
+        monkeypatch.setattr(json_engine, "orjson", None)
+    assert loads(rb'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", "\\ud800"]
+    with pytest.raises(ProtocolError):
+        loads(text)
