@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import time
+import traceback
 from collections.abc import Callable, Hashable
 
 import attrs
@@ -18,7 +19,7 @@ __all__ = ["Failure", "Report", "mutated", "run", "shrunk"]
 #: Of an input.
 MAX_BYTES = 8_192
 #: Inputs kept besides the first ones, and tries to make a failing one smaller.
-MAX_KEPT, MAX_TRIES = 4_096, 2_000
+MAX_KEPT, MAX_TRIES = 4_096, 600
 
 
 class Failure(Exception):
@@ -104,7 +105,7 @@ def run(
 
 
 def shrunk(target: Target, data: bytes, error: Exception) -> tuple[bytes, Exception]:
-    """A smaller input that fails in the same way, and how it does."""
+    """A smaller input that fails in the same place, and how it does."""
     size, tries = len(data) // 2, 0
     while size and tries < MAX_TRIES:
         at, found = 0, False
@@ -114,10 +115,16 @@ def shrunk(target: Target, data: bytes, error: Exception) -> tuple[bytes, Except
             try:
                 target(shorter)
             except Exception as again:
-                if type(again) is type(error) and str(again).split(":")[0] == str(error).split(":")[0]:
+                if place_of(again) == place_of(error):
                     data, error, found = shorter, again, True
                     continue
             at += size
         if not found:
             size //= 2
     return data, error
+
+
+def place_of(error: BaseException) -> tuple[type, str, int | None]:
+    """What was raised, and where."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return type(error), last.filename, last.lineno
