@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from rtpool.engine.logs import Log
-from rtpool.engine.patches import is_patched
+from rtpool.engine.patches import is_patched, pass_on
 from rtpool.engine.threads import PoolThread, join_all
 from rtpool.errors import MonkeyPatchConflict
 
@@ -260,6 +260,7 @@ class IoLoop:
         self._stopping = True
 
     def _run(self) -> None:
+        interrupt: KeyboardInterrupt | None = None
         try:
             while not self._stopping:
                 self._turn()
@@ -267,6 +268,7 @@ class IoLoop:
             if self._forked:
                 return
             self._log.exception("! the I/O thread of pool %s failed", self._name)
+            interrupt = error if isinstance(error, KeyboardInterrupt) else None
             try:
                 self._on_failure(error)
             except Exception:
@@ -274,6 +276,8 @@ class IoLoop:
         if not self._forked:
             self._close()
             self._on_end()
+        if interrupt is not None:
+            pass_on(interrupt)
 
     def _turn(self) -> None:
         selector = self._selector

@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
+from rtpool.engine.patches import pass_on
+
 __all__ = ["PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of"]
 
 Lock = threading.Lock
@@ -44,6 +46,9 @@ class PoolThread(threading.Thread):
         """Do what it is for, and tell who waits."""
         try:
             super().run()
+        except KeyboardInterrupt as error:
+            if not pass_on(error):
+                raise
         finally:
             with _changed:
                 self.over = True

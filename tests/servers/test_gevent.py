@@ -6,14 +6,13 @@ import os
 import pathlib
 import signal
 import ssl
-import sys
 from collections.abc import Iterator
 
 import pytest
 import trustme
 
 from rtpool.testing import RealtimeServer, faults
-from tests.servers.conftest import ROOT, Goodbye, Guests, Run, need
+from tests.servers.conftest import ROOT, Goodbyes, Guests, Run, need
 
 PATCHED = "from gevent import monkey; monkey.patch_all()\n"
 
@@ -151,13 +150,40 @@ print("ready", flush=True)
 """
     program = run(script=PATCHED + script)
     program.wait_for(lambda: "ready" in program.out(), "it was subscribed")
-    goodbye = Goodbye(server)
+    goodbyes = Goodbyes(server)
     interrupted = ending.startswith(("pool.", "channel."))
     err = program.ends(signal.SIGINT if interrupted else None, code=code)
     closed = ending == "pool.run_forever()"
     assert err.count("was open at exit") == (0 if closed else 1), err
     assert ("Traceback" in err) == (ending == "channel.get()"), err
-    assert goodbye.said()
+    assert goodbyes.all_said()
+
+
+@plain
+@pytest.mark.parametrize("where", ["a callback", "the I/O thread"])
+def test_ctrl_c_that_strikes_a_thread_of_the_pools_ends_a_patched_program(
+    server: RealtimeServer, run: Run, where: str
+) -> None:
+    """A signal is handled in whatever greenlet runs at the moment."""
+    script = f"""
+import signal
+from tests.servers import guest
+
+def strike(message=None):
+    signal.raise_signal(signal.SIGINT)
+
+def strike_loop(message):
+    guest.pool._engine.post(strike)
+
+guest.channel.on_broadcast("strike", {"strike" if where == "a callback" else "strike_loop"}).subscribe()
+while True:
+    guest.channel.get()
+"""
+    program = run(script=PATCHED + script)
+    program.wait_for(lambda: server.members("room"), "it is subscribed")
+    server.broadcast("room", "strike", {})
+    err = program.ends(code=-signal.SIGINT)
+    assert "KeyboardInterrupt" in err
 
 
 REFUSED = """
@@ -335,7 +361,6 @@ def test_a_dial_that_is_under_way_when_a_patched_process_forks_goes_on_in_the_pa
 
 SUITE = """
 from gevent import monkey; monkey.patch_all()
-import sys
 import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
