@@ -434,8 +434,13 @@ class RealtimePool(RestBroadcasts):
         """
         Send what was accepted, leave, close every socket, end every thread. Idempotent, also within a callback.
 
+        With a server that answers this takes milliseconds, with a silent one half a second. As long as there is time it
+        waits for one that may not have read every push and leave, for the turn of pushes (option
+        `max_events_per_second`), and for joins under way that pushes wait for; for connections it does not. A push that
+        could not be sent fails with `PoolClosed` or `ConnectionFailed`.
+
         Args:
-            timeout: seconds it may take.
+            timeout: seconds it may take; 0 does not wait, and all ends in the background.
 
         Returns:
             True when everything was stopped in time; what was not is named in the log. A callback that closes its own

@@ -18,6 +18,7 @@ import rtpool
 from rtpool import pool as pool_module
 from rtpool.engine.engine import Engine
 from rtpool.testing import RealtimeServer
+from tests.conftest import MakePool
 from tests.support.recorder import Recorder
 from tests.support.scripts import run_script
 from tests.support.wait import CAP, wait_until
@@ -370,8 +371,8 @@ def use():
 
 @pytest.mark.parametrize("end", ["use(); gc.collect()", "pool = new_pool(); pool.connect()"])
 def test_tracemalloc_tells_where_a_forgotten_pool_was_made(server: RealtimeServer, end: str) -> None:
-    flags = ["-W", "default", "-X", "tracemalloc=10"]
-    ended = run_script(FORGET + end + "\nready()", server.url, server.api_key, flags=flags)
+    tracing = "import tracemalloc\ntracemalloc.start(10)\n"
+    ended = run_script(tracing + FORGET + end + "\nready()", server.url, server.api_key)
     assert len(ended.warnings) == 1, ended.err
     assert "Object allocated at (most recent call last):" in ended.err
     assert 'File "<string>", lineno' in ended.err
@@ -381,3 +382,33 @@ def test_what_the_collector_closed_is_not_warned_of_again_at_exit(server: Realti
     ended = run_script(FORGET + "use()\ngc.collect()\nready()", server.url, server.api_key)
     assert (ended.code, len(ended.warnings), ended.other_lines) == (0, 1, []), ended
     assert "never closed" in ended.warnings[0]
+
+
+@pytest.mark.parametrize("end", ["close", "unsubscribe_all", "overflow"])
+def test_a_channel_nobody_holds_is_still_told_how_it_ends(
+    server: RealtimeServer, make_pool: MakePool, end: str
+) -> None:
+    pool, heard, release, begun = (
+        make_pool(mailbox_limit=2, overflow="close"),
+        Recorder(),
+        threading.Event(),
+        Recorder(),
+    )
+
+    def slow(message: object) -> None:
+        begun(message)
+        assert release.wait(CAP)
+
+    pool.channel("room").on_status(heard).on_broadcast("*", slow).subscribe()
+    gc.collect()
+    server.broadcast("room", "x", {})
+    begun.wait(1)
+    if end == "overflow":
+        for _ in range(5):
+            server.broadcast("room", "x", {})
+        server.wait_for(lambda s: not s.members("room"))
+    else:
+        pool.unsubscribe_all() if end == "unsubscribe_all" else pool.close(timeout=0)
+    gc.collect()
+    release.set()
+    assert heard.wait_for(lambda seen: seen[-1].status == "closed")

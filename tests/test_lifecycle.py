@@ -31,12 +31,9 @@ def test_construction_starts_and_opens_nothing_and_close_then_is_enough(server: 
     assert server.connections_total == 0
 
 
-def test_threads_are_named_and_end_with_close(pool: rtpool.RealtimePool) -> None:
+def test_threads_end_with_close(pool: rtpool.RealtimePool) -> None:
     pool.channel("room").subscribe()
-    names = rtpool_threads(pool)
-    prefix = f"rtpool-{pool._engine.name}"
-    assert {f"{prefix}-io", *(f"{prefix}-worker-{n}" for n in range(4))} <= set(names)
-    assert all(t.daemon for t in threading.enumerate() if t.name in names)
+    assert len(rtpool_threads(pool)) >= 5
     assert pool.close()
     assert rtpool_threads(pool) == []
 
@@ -381,3 +378,62 @@ def test_with_fewer_threads_than_asked_for_the_callbacks_run_on_those_there_are(
         pool.channel("room").on_broadcast("*", heard).subscribe()
     server.broadcast("room", "x", {"n": 1})
     heard.wait(1)
+
+
+@pytest.mark.parametrize("which", ["-io", "-worker-0", "-worker-3"])
+def test_ctrl_c_while_the_threads_start_leaves_a_pool_that_can_be_used_and_closed(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    pool, start = make_pool(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.endswith(which):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.channel("room").subscribe()
+    assert len(rtpool_threads(pool)) >= 5
+    assert pool.channel("room").subscribe().is_subscribed
+    assert pool.close()
+    assert rtpool_threads(pool) == []
+
+
+def test_ctrl_c_before_a_thread_was_made_is_told_as_a_start_that_failed(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, start = make_pool(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name.endswith("-io"):
+            raise KeyboardInterrupt
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        patch.setattr("rtpool.engine.threads.START_SECONDS", 0.01)
+        with pytest.raises(rtpool.ConnectionFailed, match="was interrupted"):
+            pool.channel("room").subscribe()
+    assert pool.channel("room").subscribe().is_subscribed
+
+
+def test_sigterm_can_be_handled_in_the_main_thread_only(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
+    outcome = Recorder()
+
+    def run() -> None:
+        try:
+            pool.run_forever(handle_sigterm=True)
+        except rtpool.RtpoolError as error:
+            outcome(error)
+
+    thread = threading.Thread(target=run, name="another")
+    thread.start()
+    (error,) = outcome.wait(1)
+    thread.join()
+    assert isinstance(error, rtpool.InvalidValue)
+    assert "main thread only" in str(error)
+    assert "another" in str(error)
+    with pytest.raises(rtpool.InvalidType, match="handle_sigterm"):
+        pool.run_forever(handle_sigterm=1)  # type: ignore[arg-type]

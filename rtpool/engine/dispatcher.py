@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, PoolThread, join_all
+from rtpool.engine.threads import SLICE_SECONDS, PoolThread, join_all, start_thread
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -53,6 +53,7 @@ class Mailbox:
         limit: items it holds; what is essential comes on top.
         overflow: see `PoolOptions.overflow`.
         announce_loss: makes the item that tells of lost ones, from the first and last time of loss and their number.
+        hold: gives what must live as long as something essential waits: the callbacks it is for.
 
     Thread-safety: every attribute belongs to the dispatcher's lock; the counters may be read anywhere.
     """
@@ -65,6 +66,7 @@ class Mailbox:
         "dropped",
         "ended",
         "generation",
+        "hold",
         "holder",
         "interrupted",
         "items",
@@ -92,8 +94,10 @@ class Mailbox:
         limit: int,
         overflow: str,
         announce_loss: Callable[[datetime, datetime, int], Any],
+        hold: Callable[[], object] = lambda: None,
     ) -> None:
         self.owner = owner
+        self.hold = hold
         self.run = run
         self.limit = limit
         self.overflow = overflow
@@ -125,10 +129,13 @@ class Mailbox:
 
 
 class _Essential(NamedTuple):
-    """An item that is never dropped and does not count: a status, a gap, a push's callback."""
+    """
+    An item that is never dropped and does not count: a status, a gap, a push's callback; and what must live until then.
+    """
 
     run: Callable[[Any], None]
     item: Any
+    held: object
 
 
 class Dispatcher:
@@ -173,29 +180,34 @@ class Dispatcher:
         self._idle = 0
         self._threads: list[PoolThread] = []
 
-    def start(self) -> None:
+    def start(self) -> KeyboardInterrupt | None:
         """
         Start the workers, once, and again when it failed.
+
+        Returns:
+            As `start_thread`.
 
         Raises:
             RuntimeError: the system has no thread left; none was started.
         """
         with self._lock:
             if self._threads or self._stopping:
-                return
+                return None
             self._threads = threads = [
                 PoolThread(self._work, f"rtpool-{self._name}-worker-{i}") for i in range(self._num_workers)
             ]
+        interrupt = None
         for index, thread in enumerate(threads):
             try:
-                thread.start()
+                interrupt = start_thread(thread) or interrupt
             except RuntimeError as error:  # the system has no thread left; those that run do the work of all
                 with self._lock:
                     self._threads = threads[:index]
                 if not index:
                     raise
                 self._log.warning("! pool %s has %d workers, and not %d: %s", self._name, index, len(threads), error)
-                return
+                break
+        return interrupt
 
     def open(self, mailbox: Mailbox, holder: int | None = None) -> None:
         """
@@ -260,7 +272,7 @@ class Dispatcher:
         with self._lock:
             if self._stopping:
                 return False
-            essential = _Essential(run, item)
+            essential = _Essential(run, item, mailbox.hold())
             # A reader of a pull mailbox sees data only; its essentials run on a worker.
             (mailbox.items if mailbox.run is not None and not mailbox.ended else mailbox.spare).append(essential)
             self._schedule(mailbox, always=True)

@@ -39,7 +39,7 @@ Lock = threading.Lock
 
 
 #: Engines that run, to be stopped before the interpreter ends; and every one there is.
-_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+_running: set[Engine] = set()
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 #: Heartbeats that wait for a listener that is busy; more are not told.
@@ -138,7 +138,12 @@ class Engine:
         #: Whether it is the parent's, and this process a forked child. `was_closed`: whether it was closed before.
         self.forked = self.was_closed = False
         self._pool_mailbox = Mailbox(
-            self, self._run_listeners, limit=1, overflow="drop_newest", announce_loss=_no_announcement
+            self,
+            self._run_listeners,
+            limit=1,
+            overflow="drop_newest",
+            announce_loss=_no_announcement,
+            hold=self._hooks,
         )
         self.coordinator = Coordinator(
             name,
@@ -189,8 +194,8 @@ class Engine:
         if state == "new":
             _running.add(self)
             try:
-                self.dispatcher.start()
-                self.loop.start()
+                interrupt = self.dispatcher.start()
+                interrupt = self.loop.start() or interrupt
             except (RuntimeError, OSError) as error:
                 _running.discard(self)
                 with self._lock:
@@ -203,6 +208,8 @@ class Engine:
                 raise ConnectionFailed(f"{words}; try again") from error
             self.loop.post(self.coordinator.start)
             self._launched.set()
+            if interrupt is not None:
+                raise interrupt
 
     def post(self, call: Callable[..., None], *args: Any) -> None:
         """

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from rtpool.engine.logs import Log
 from rtpool.engine.patches import is_patched, pass_on
-from rtpool.engine.threads import PoolThread, join_all
+from rtpool.engine.threads import PoolThread, join_all, start_thread
 from rtpool.errors import MonkeyPatchConflict
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
@@ -130,9 +130,12 @@ class IoLoop:
 
     # From any thread
 
-    def start(self) -> None:
+    def start(self) -> KeyboardInterrupt | None:
         """
         Open the selector and the wake-up pair, then start the thread. Called once, and again when it failed.
+
+        Returns:
+            As `start_thread`.
 
         Raises:
             RuntimeError, OSError: the system has no thread, or no descriptor, left. Nothing was started.
@@ -146,9 +149,10 @@ class IoLoop:
             selector.register(wake_in, selectors.EVENT_READ, None)
             self._selector, self._wake_in, self._wake_out = selector, wake_in, wake_out
             thread = PoolThread(self._run, f"rtpool-{self._name}-io")
-            thread.start()
+            interrupt = start_thread(thread)
             self._thread = thread
             opened.pop_all()
+            return interrupt
 
     def check(self) -> None:
         """

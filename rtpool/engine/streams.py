@@ -204,9 +204,8 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
             _sockets.add(sock)
             sock.setblocking(False)
             code = sock.connect_ex(address)
-            cancelled.watch(
-                sock
-            )  # not before: only on Linux a shutdown is heeded by a socket that is not connecting yet
+            # Not before: on Linux alone a socket that is not connecting yet takes notice of a shutdown.
+            cancelled.watch(sock)
             if code in UNDER_WAY:
                 code = _outcome(sock, share)
                 cancelled.check()

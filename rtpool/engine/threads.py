@@ -1,5 +1,6 @@
 """
-A pool's threads, and waiting: for threads to end, for a future's outcome; never longer than told, never deaf to Ctrl-C.
+A pool's threads, which are started in spite of Ctrl-C, and waiting: for threads to end, for a future's outcome; never
+longer than told, never deaf to Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 from rtpool.engine.patches import pass_on
 
-__all__ = ["PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of"]
+__all__ = ["PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
 
 Lock = threading.Lock
 
@@ -24,6 +25,8 @@ T = TypeVar("T")
 #: How long a thread waits at a stretch. A signal that comes just before a wait begins is seen only after it, and a
 #: wait without end would be deaf to Ctrl-C for ever.
 SLICE_SECONDS = 0.5
+#: How long a thread that was made may take to run its first line.
+START_SECONDS = 1.0
 
 # Guards: _closers and every PoolThread.over
 _changed = threading.Condition(Lock())
@@ -85,7 +88,7 @@ def closing() -> Iterator[None]:
         yield
     finally:
         with _changed:
-            del _closers[caller]
+            _closers.pop(caller, None)
 
 
 def outcome_of(future: Future[T], timeout: float) -> T:
@@ -100,6 +103,29 @@ def outcome_of(future: Future[T], timeout: float) -> T:
         except FutureTimeout:
             if left <= SLICE_SECONDS or future.done():  # the outcome itself may be a time-out
                 raise
+
+
+def start_thread(thread: threading.Thread) -> KeyboardInterrupt | None:
+    """
+    Start a thread.
+
+    Returns:
+        A Ctrl-C that came while Python waited to see it run. It does run: whoever starts several goes on, and raises
+        this when all of them do, for what is half started could be neither used nor stopped.
+
+    Raises:
+        RuntimeError: the system has no thread left, or Ctrl-C came so early that there is none.
+    """
+    try:
+        thread.start()
+    except KeyboardInterrupt as interrupt:
+        deadline = time.monotonic() + START_SECONDS
+        while thread.ident is None:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the start of {thread.name} was interrupted") from interrupt
+            threading.Event().wait(0.001)
+        return interrupt
+    return None
 
 
 def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:

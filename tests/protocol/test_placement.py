@@ -132,8 +132,22 @@ def test_room_is_left_for_the_next_topics(used: int, planned: bool) -> None:
 
 
 def test_a_topic_that_few_can_take_is_not_left_without_a_place() -> None:
-    slots = [slot(1, {"a", "p", "q"}, 10), slot(2, {"r", "s", "t"}, 5), slot(3, {"a", "b"}, 10)]
-    assert merge_plan(slots, {3}) == Merge(3, {"a": 2, "b": 1})
+    slots = [slot(1, {"z", "p", "q"}, 10), slot(2, {"r", "s", "t"}, 5), slot(3, {"z", "b"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"z": 2, "b": 1})
+    slots = [slot(1, {"r", "s", "t"}, 5), slot(2, {"z", "p", "q"}, 10), slot(3, {"z", "b"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"z": 1, "b": 2}), "the one room there is goes to who has no other"
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_each_topic_that_moves_takes_a_place(room: int) -> None:
+    others = {"p", "q", "r", "s"}
+    slots = [slot(1, others | {f"x{n}" for n in range(5 - room)}, 10), slot(2, {"a", "b", "c"}, 10)]
+    assert merge_plan(slots, {2}) == (Merge(2, dict.fromkeys("abc", 1)) if room == 3 else None)
+
+
+def test_topics_that_do_not_fit_into_one_connection_are_divided() -> None:
+    slots = [slot(1, {"p", "q", "r"}, 5), slot(2, {"s", "t", "u"}, 5), slot(3, {"a", "b"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"a": 1, "b": 2})
 
 
 @given(

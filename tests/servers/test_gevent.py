@@ -361,6 +361,7 @@ def test_a_dial_that_is_under_way_when_a_patched_process_forks_goes_on_in_the_pa
 
 SUITE = """
 from gevent import monkey; monkey.patch_all()
+import sys
 import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """

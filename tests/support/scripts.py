@@ -73,6 +73,7 @@ class Ended(NamedTuple):
 def run_script(
     body: str,
     *arguments: str,
+    before: str = "",
     steps: Mapping[str, Callable[[], object]] | None = None,
     signals: Sequence[signal.Signals] = (),
     flags: Sequence[str] = ("-W", "default"),
@@ -84,13 +85,14 @@ def run_script(
 
     Args:
         body: comes after `PREAMBLE`.
+        before: comes before it, when nothing of rtpool was imported.
         arguments: the URL and the key, and more.
         steps: what is done when the program says a name by `step`.
         signals: sent when it is ready.
         flags: of the interpreter.
         env: variables beyond those of this process.
     """
-    arguments = (*flags, "-c", PREAMBLE + body, *arguments)
+    arguments = (*flags, "-c", before + PREAMBLE + body, *arguments)
     with subprocess.Popen(
         [python, *arguments],
         stdin=subprocess.PIPE,
