@@ -14,10 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 import rtpool
+from rtpool.engine.engine import Engine
 from rtpool.testing import RealtimeServer
 from tests.conftest import Figure, MakePool
 from tests.support.checking_lock import CheckingLock
@@ -32,13 +34,15 @@ THREADS = 6
 TOPICS = ["north", "south", "east"]
 #: Of all passages of a lock, how many let another thread run, and how many wait for some to get far.
 YIELDS, NAPS, NAP = 0.3, 0.01, 0.002
+#: And of all callbacks, how many begin so much later than they were decided on. It is less than rtpool waits for them.
+LATE, LATE_BY = 0.05, 0.01
 #: Nothing that a thread calls here may take longer.
 DEADLINE = 60.0
 
 
 @pytest.fixture
-def shuffled() -> Iterator[None]:
-    """Threads change as often as they can, and at random around each lock of rtpool."""
+def shuffled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads change as often as they can, and at random around each lock of rtpool and before each callback."""
     chance = random.Random(SEED)
 
     def pause() -> None:
@@ -46,6 +50,14 @@ def shuffled() -> Iterator[None]:
         if drawn < YIELDS:
             time.sleep(NAP if drawn < NAPS else 0.0)
 
+    run_user_code = Engine.run_user_code
+
+    def run_late(engine: Engine, *args: Any) -> bool:
+        if chance.random() < LATE:
+            time.sleep(LATE_BY)
+        return run_user_code(engine, *args)
+
+    monkeypatch.setattr(Engine, "run_user_code", run_late)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     CheckingLock.pause = staticmethod(pause)
@@ -78,6 +90,9 @@ class Seat:
         self.open = True
         try:
             self.channel.subscribe(timeout=3, wait=wait)
+        except rtpool.PoolClosed:  # what it had before, it may still have
+            self.unsubscribe()
+            raise
         except rtpool.RtpoolError:
             self.open = False
             raise
@@ -119,6 +134,7 @@ class Round:
         self.settled: list[rtpool.Push] = []
         #: Channels that every thread subscribes and unsubscribes.
         self.shared = [pool.channel(topic).on_broadcast("n", lambda message: None) for topic in TOPICS]
+        self.channels = list(self.shared)
         self.tokens = [server.token(role="authenticated", sub=name) for name in ("ann", "bob")]
         self.over = threading.Event()
 
@@ -164,6 +180,7 @@ class Round:
         try:
             seat = Seat(self.pool.channel(chance.choice(TOPICS)), self.faults)
             reader = self.pool.channel(chance.choice(TOPICS))
+            self.channels += (seat.channel, reader)
             seat.listen()
             begin.wait(DEADLINE)
             while not self.over.is_set():
@@ -217,7 +234,8 @@ class Round:
         assert engine.registry.subscribers() == ()
         assert engine.budget._outstanding == 0
         assert stats.total_joins == 0
-        assert stats.events_received == stats.messages_delivered + stats.messages_dropped
+        unread = [c._subscriber.stream.ordinary for c in self.channels if c._subscriber.stream is not None]
+        assert stats.events_received == stats.messages_delivered + stats.messages_dropped + sum(unread)
         assert max(Counter(map(id, self.settled)).values(), default=1) == 1, "a push was settled twice"
 
 
