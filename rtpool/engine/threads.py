@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
+from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
 
 __all__ = ["Bell", "PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
@@ -49,6 +50,9 @@ class PoolThread(threading.Thread):
         """Do what it is for, and tell who waits."""
         try:
             super().run()
+        except KeyboardInterrupt as error:
+            if not pass_on(error):
+                raise
         finally:
             with _changed:
                 self.over = True
