@@ -72,6 +72,7 @@ class Channel(Callbacks):
     def __init__(self, pool: RealtimePool, subscriber: Subscriber) -> None:
         self._pool = pool  # keeps the pool alive as long as somebody holds a Channel
         self._subscriber = subscriber
+        self._bindings = subscriber.entrust()
 
     @property
     def _engine(self) -> Engine:
@@ -114,7 +115,7 @@ class Channel(Callbacks):
             PoolExhausted: no connection has room.
             PoolClosed: the pool is closed.
 
-        After an error the Channel is not subscribed and nothing of it is left on the server.
+        After an error, and after Ctrl-C, the Channel is not subscribed and nothing of it is left on the server.
         """
         check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
@@ -143,6 +144,9 @@ class Channel(Callbacks):
     def _wait(self, attachment: Attachment, timeout: float) -> None:
         try:
             outcome_of(attachment.ready, timeout)
+        except KeyboardInterrupt:
+            self._leave(0, only=attachment)
+            raise
         except RtpoolError as error:
             self._leave(0, only=attachment)
             raise error.again() from error
@@ -172,11 +176,13 @@ class Channel(Callbacks):
     def _leave(self, timeout: float, *, only: Attachment | None = None) -> None:
         engine, subscriber = self._engine, self._subscriber
         attachment = engine.registry.detach(subscriber, only=only)
-        if attachment is None:
-            return
+        # Who detached it before us, another thread or the end of the pool, may not have ended its mailboxes yet.
+        ended = attachment or only
         for sink in (subscriber.mailbox, subscriber.stream):
             if sink is not None:
-                engine.dispatcher.end(sink, attachment.number)
+                engine.dispatcher.end(sink, ended.number if ended is not None else subscriber.detached)
+        if attachment is None:
+            return
         if any(binding.kind == "status" for binding in subscriber.bindings):
             change = StatusChange(subscriber.topic, "closed")
             engine.dispatcher.deliver_essential(

@@ -88,6 +88,8 @@ class Push:
         """
         Have `fn(push)` called on a worker, in order with the Channel's callbacks, once the outcome is known.
 
+        Once the pool is closed it is not called any more; a warning in the log says so.
+
         Raises:
             InvalidType: `fn` is not callable.
             PoolForked: it was made by the parent of this process.
@@ -101,7 +103,10 @@ class Push:
             engine.run_user_code(fn, push, f"push {push.event!r} on {push.topic!r}")
 
         def deliver(_future: Future[Any]) -> None:  # runs on the I/O thread: hands over, nothing more
-            engine.dispatcher.deliver_essential(subscriber.mailbox, run, self)
+            if not engine.dispatcher.deliver_essential(subscriber.mailbox, run, self):
+                engine.warn(
+                    f"a callback of push {self.event!r} on {self.topic!r} comes after close() and is not called"
+                )
 
         self._outgoing.future.add_done_callback(deliver)
 

@@ -16,7 +16,7 @@ import attrs
 from rtpool.checks import check_name, check_timeout, check_token, check_type
 from rtpool.engine.descriptors import close
 from rtpool.engine.engine import Engine
-from rtpool.engine.redaction import Redactor
+from rtpool.engine.redaction import Redactor, forget_variables
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
 from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer, request_head
 from rtpool.errors import (
@@ -277,6 +277,13 @@ class RestClient:
     def _send(self, request: _Request, timeout: float, deadline: float) -> None:
         if len(request.body) > MAX_BODY_BYTES:
             raise _too_big(len(request.body), f"the {request.what}")
+        try:
+            self._post(request, timeout, deadline)
+        except RtpoolError as error:
+            forget_variables(error)
+            raise
+
+    def _post(self, request: _Request, timeout: float, deadline: float) -> None:
         headers = self._headers(request)
         hide = Redactor(self._options, self._key, dict(headers).get("Authorization"))
         try:

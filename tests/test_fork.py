@@ -20,6 +20,7 @@ import rtpool
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
+from tests.support.checking_lock import take_violations
 from tests.support.forking import Child, Link, ask, fork
 from tests.support.recorder import Recorder
 from tests.support.tap import Tap
@@ -453,18 +454,16 @@ def test_every_lock_that_is_held_at_the_fork_is_free_in_the_child(pool: rtpool.R
         engine.budget._lock,
         *(dialer._lock for dialer in (engine.dialer, engine.callers, engine.deciders)),
     ]
-    held, done = threading.Event(), threading.Event()
+    held, done = threading.Barrier(len(locks) + 1), threading.Event()
 
-    def hold() -> None:
-        for lock in locks:
-            lock.acquire()
-        held.set()
-        done.wait(30)
-        for lock in locks:
-            lock.release()
+    def hold(lock: Any) -> None:
+        with lock:
+            held.wait(10)
+            done.wait(30)
 
-    holder = threading.Thread(target=hold)
-    holder.start()
+    holders = [threading.Thread(target=hold, args=(lock,)) for lock in locks]
+    for holder in holders:
+        holder.start()
     held.wait(10)
     try:
 
@@ -477,7 +476,9 @@ def test_every_lock_that_is_held_at_the_fork_is_free_in_the_child(pool: rtpool.R
         assert ask(in_child)
     finally:
         done.set()
-        holder.join()
+        for holder in holders:
+            holder.join()
+        assert take_violations()  # the holders wait with a lock in hand, which nobody else may
 
 
 # The parent's sockets

@@ -13,7 +13,7 @@ import weakref
 
 __all__ = ["close", "close_inherited", "making", "note"]
 
-#: Held from before the kernel makes a descriptor until it is noted, and while one is closed: the calls let other
+#: Held from before the kernel makes a descriptor until it is noted, and while one is closed: these calls let other
 #: threads run, and one may fork. Re-entrant, for a signal handler may fork as well.
 making = threading.RLock()
 #: Seconds a fork waits for that. It takes microseconds; a fork is never to hang.

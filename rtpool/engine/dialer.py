@@ -21,7 +21,7 @@ from rtpool.engine.descriptors import close
 from rtpool.engine.logs import Log
 from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
-from rtpool.engine.threads import join_all
+from rtpool.engine.threads import PoolThread, join_all
 from rtpool.engine.upgrade import upgrade
 from rtpool.errors import ConnectionFailed, InvalidValue, PoolClosed, RtpoolError
 from rtpool.options import PoolOptions
@@ -175,13 +175,14 @@ class Dialer:
         self._name = name
         self._first = first
         self._log = log
-        # Guards: _jobs, _threads, _lost, _working, _idle, _stopping, _dials
+        # Guards: _jobs, _threads, _lost, _started, _working, _idle, _stopping, _dials
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._jobs: deque[tuple[object, Callable[[], None]]] = deque()
         self._threads: dict[int, threading.Thread] = {}
         self._working: dict[object, int] = {}  # which thread does which job
         self._lost: set[threading.Thread] = set()  # they hang, and others take their places
+        self._started: tuple[PoolThread, ...] = ()  # all that may live; replaced whole
         self._idle = 0
         self._stopping = False
         self._dials: set[Cancelled] = set()
@@ -306,6 +307,7 @@ class Dialer:
         self._stopping = True
         self._jobs.clear()
         self._threads.clear()
+        self._started = ()
         self._working.clear()
         self._lost.clear()
         dials, self._dials = self._dials, set()
@@ -314,16 +316,15 @@ class Dialer:
 
     def join(self, deadline: float) -> list[str]:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
-        with self._lock:
-            threads = [*self._threads.values(), *self._lost]
-        return join_all(threads, deadline)
+        return join_all(self._started, deadline)
 
     def _new_thread(self) -> tuple[int, threading.Thread]:
         assert self._lock.locked()
         index = next(i for i in range(MAX_THREADS) if i not in self._threads)
         name = f"rtpool-{self._name}-dial-{self._first + index}"
-        thread = threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+        thread = PoolThread(self._work, name, (index,))
         self._threads[index] = thread
+        self._started = (*(other for other in self._started if not other.over), thread)
         return index, thread
 
     def _work(self, index: int) -> None:

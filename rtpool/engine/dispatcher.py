@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, Bell, join_all
+from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, join_all, start_thread
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -53,6 +53,7 @@ class Mailbox:
         limit: items it holds; what is essential comes on top.
         overflow: see `PoolOptions.overflow`.
         announce_loss: makes the item that tells of lost ones, from the first and last time of loss and their number.
+        hold: gives what must live as long as something essential waits: the callbacks it is for.
 
     Thread-safety: every attribute belongs to the dispatcher's lock; the counters may be read anywhere.
     """
@@ -66,6 +67,7 @@ class Mailbox:
         "ended",
         "generation",
         "hand",
+        "hold",
         "holder",
         "interrupted",
         "items",
@@ -93,8 +95,10 @@ class Mailbox:
         limit: int,
         overflow: str,
         announce_loss: Callable[[datetime, datetime, int], Any],
+        hold: Callable[[], object] = lambda: None,
     ) -> None:
         self.owner = owner
+        self.hold = hold
         self.run = run
         self.limit = limit
         self.overflow = overflow
@@ -127,10 +131,13 @@ class Mailbox:
 
 
 class _Essential(NamedTuple):
-    """An item that is never dropped and does not count: a status, a gap, a push's callback."""
+    """
+    An item that is never dropped and does not count: a status, a gap, a push's callback; and what must live until then.
+    """
 
     run: Callable[[Any], None]
     item: Any
+    held: object
 
 
 class Waiting(NamedTuple):
@@ -187,32 +194,36 @@ class Dispatcher:
         self._stopping = False
         self._forked = False
         self._idle = 0
-        self._threads: list[threading.Thread] = []
+        self._threads: list[PoolThread] = []  # replaced whole
 
-    def start(self) -> None:
+    def start(self) -> KeyboardInterrupt | None:
         """
         Start the workers, once, and again when it failed.
+
+        Returns:
+            As `start_thread`.
 
         Raises:
             RuntimeError: the system has no thread left; none was started.
         """
         with self._lock:
             if self._threads or self._stopping:
-                return
+                return None
             self._threads = threads = [
-                threading.Thread(target=self._work, name=f"rtpool-{self._name}-worker-{i}", daemon=True)
-                for i in range(self._num_workers)
+                PoolThread(self._work, f"rtpool-{self._name}-worker-{i}") for i in range(self._num_workers)
             ]
+        interrupt = None
         for index, thread in enumerate(threads):
             try:
-                thread.start()
+                interrupt = start_thread(thread) or interrupt
             except RuntimeError as error:  # the system has no thread left; those that run do the work of all
                 with self._lock:
                     self._threads = threads[:index]
                 if not index:
                     raise
                 self._log.warning("! pool %s has %d workers, and not %d: %s", self._name, index, len(threads), error)
-                return
+                break
+        return interrupt
 
     def open(self, mailbox: Mailbox, holder: int | None = None) -> None:
         """
@@ -287,7 +298,7 @@ class Dispatcher:
         with self._lock:
             if self._stopping:
                 return False
-            essential = _Essential(run, item)
+            essential = _Essential(run, item, mailbox.hold())
             # A reader of a pull mailbox sees data only; its essentials run on a worker.
             (mailbox.items if mailbox.run is not None and not mailbox.ended else mailbox.spare).append(essential)
             self._schedule(mailbox, always=True)
@@ -400,9 +411,7 @@ class Dispatcher:
         Returns:
             The names of those that did not stop.
         """
-        with self._lock:
-            threads = list(self._threads)
-        return join_all(threads, deadline)
+        return join_all(self._threads, deadline)
 
     def after_fork(self) -> None:
         """In a forked child: what waits is the parent's, and a callback that forked is the last to run here."""
@@ -438,12 +447,9 @@ class Dispatcher:
         loss.last = now
         if policy == "drop_newest":
             return False
-        for index, item in enumerate(mailbox.items):
-            if not isinstance(item, _Essential):
-                del mailbox.items[index]
-                mailbox.ordinary -= 1
-                mailbox.removed += 1
-                break
+        del mailbox.items[next(i for i, item in enumerate(mailbox.items) if not isinstance(item, _Essential))]
+        mailbox.ordinary -= 1
+        mailbox.removed += 1
         return True
 
     def _mark(self, mailbox: Mailbox) -> None:
@@ -514,42 +520,51 @@ class Dispatcher:
         return batch, loss
 
     def _work(self) -> None:
-        while True:
+        while self._work_once():
+            continue
+
+    def _work_once(self) -> bool:
+        """
+        Wait for a batch and run it; False when there will be none.
+
+        A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
+        """
+        with self._lock:
+            while not self._runnable:
+                if self._stopping:
+                    return False
+                self._idle += 1
+                self._ready.wait()
+                self._idle -= 1
+            mailbox = self._runnable.popleft()
+            batch, loss = self._next_batch(mailbox)
+            mailbox.hand = batch
+            mailbox.running = threading.get_ident()
+            mailbox.interrupted = False
+            generation = mailbox.generation
+        done = ordinary = 0
+        # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
+        loss_first = loss is not None and mailbox.overflow == "drop_oldest"
+        try:
+            if loss is not None and loss_first:
+                self._announce(mailbox, loss)
+            done, ordinary = self._run(mailbox, batch, generation)
+            if loss is not None and not loss_first and done == len(batch):
+                self._announce(mailbox, loss)
+                loss = None
+        finally:
             with self._lock:
-                while not self._runnable:
-                    if self._stopping:
-                        return
-                    self._idle += 1
-                    self._ready.wait()
-                    self._idle -= 1
-                mailbox = self._runnable.popleft()
-                batch, loss = self._next_batch(mailbox)
-                mailbox.hand = batch
-                mailbox.running = threading.get_ident()
-                mailbox.interrupted = False
-                generation = mailbox.generation
-            done = ordinary = 0
-            # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
-            loss_first = loss is not None and mailbox.overflow == "drop_oldest"
-            try:
-                if loss is not None and loss_first:
-                    self._announce(mailbox, loss)
-                done, ordinary = self._run(mailbox, batch, generation)
-                if loss is not None and not loss_first and done == len(batch):
-                    self._announce(mailbox, loss)
-                    loss = None
-            finally:
-                with self._lock:
-                    mailbox.delivered += ordinary
-                    self.delivered += ordinary
-                    if loss is not None and not loss_first and generation == mailbox.generation:
-                        mailbox.loss = mailbox.loss or loss
-                    self._put_back(mailbox, batch[done:], generation)
-                    drained = self._has_drained(mailbox)
-            if self._forked:
-                return
-            if drained:
-                self._on_drained(mailbox)
+                mailbox.delivered += ordinary
+                self.delivered += ordinary
+                if loss is not None and not loss_first and generation == mailbox.generation:
+                    mailbox.loss = mailbox.loss or loss
+                self._put_back(mailbox, batch[done:], generation)
+                drained = self._has_drained(mailbox)
+        if self._forked:
+            return False
+        if drained:
+            self._on_drained(mailbox)
+        return True
 
     def _run(self, mailbox: Mailbox, batch: list[Any], generation: int) -> tuple[int, int]:
         """Run a batch outside the lock; return how many items are used up, and how many of those were ordinary."""
@@ -593,8 +608,8 @@ class Dispatcher:
         self._changed.notify_all()
 
     def _announce(self, mailbox: Mailbox, loss: _Loss) -> None:
-        if mailbox.run is not None:
-            self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
+        assert mailbox.run is not None  # who reads by himself is told by `take`
+        self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
 
     def _call(self, run: Callable[[Any], None], item: Any) -> None:
         try:

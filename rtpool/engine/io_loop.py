@@ -18,7 +18,9 @@ from typing import Any, Protocol
 
 from rtpool.engine import descriptors
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import join_all
+from rtpool.engine.patches import is_patched
+from rtpool.engine.threads import PoolThread, join_all, start_thread
+from rtpool.errors import MonkeyPatchConflict
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
 
@@ -116,6 +118,7 @@ class IoLoop:
         self._thread: threading.Thread | None = None
         self._wake_in: socket.socket | None = None
         self._wake_out: socket.socket | None = None
+        self._patched = False
         # Confined to the I/O thread.
         self._stopping = False
         self._forked = False
@@ -128,13 +131,17 @@ class IoLoop:
 
     # From any thread
 
-    def start(self) -> None:
+    def start(self) -> KeyboardInterrupt | None:
         """
         Open the selector and the wake-up pair, then start the thread. Called once, and again when it failed.
+
+        Returns:
+            As `start_thread`.
 
         Raises:
             RuntimeError, OSError: the system has no thread, or no descriptor, left. Nothing was started.
         """
+        self._patched = is_patched()
         with contextlib.ExitStack() as opened:
             with descriptors.making:
                 self._selector = selector = opened.enter_context(selectors.DefaultSelector())
@@ -143,10 +150,25 @@ class IoLoop:
             wake_in.setblocking(False)
             wake_out.setblocking(False)
             selector.register(wake_in, selectors.EVENT_READ, None)
-            thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
-            thread.start()
+            thread = PoolThread(self._run, f"rtpool-{self._name}-io")
+            interrupt = start_thread(thread)
             self._thread = thread
             opened.pop_all()
+            return interrupt
+
+    def check(self) -> None:
+        """
+        Look whether the thread can be used.
+
+        Raises:
+            MonkeyPatchConflict: gevent has patched the process in part, or since the thread was started.
+        """
+        if is_patched() != self._patched and self._thread is not None:
+            self._wake()  # it finds out as well, and ends
+            raise MonkeyPatchConflict(
+                f"gevent has patched this process after the threads of pool {self._name} were started: call "
+                "gevent.monkey.patch_all() first, or use the pool only afterwards"
+            )
 
     def post(self, call: Callable[..., None], *args: Any) -> bool:
         """
@@ -169,16 +191,14 @@ class IoLoop:
         wake_out = self._wake_out
         if wake_out is None:
             return  # not started yet: the first turn drains the inbox
-        try:
+        # Full means a wake-up is pending anyway; closed means the loop has just ended. Not logged: that takes locks.
+        with contextlib.suppress(OSError):
             wake_out.send(b"\0")
-        except (BlockingIOError, OSError) as error:
-            # Full means a wake-up is pending anyway; closed means the loop has just ended.
-            self._log.debug("- wake-up of pool %s not needed: %s", self._name, error)
 
     def interrupt(self) -> None:
         """
-        Have `on_interrupt` called. Takes no lock, so that the garbage collector may call it anywhere, even within
-        `post` on the same thread.
+        Have `on_interrupt` called. Takes no lock, so that the garbage collector and signal handlers may call it
+        anywhere, even within `post` on the same thread.
         """
         self._interrupted = True
         self._wake()
@@ -264,6 +284,7 @@ class IoLoop:
     def _turn(self) -> None:
         selector = self._selector
         assert selector is not None
+        self.check()
         self._update_interest(selector)
         ready = selector.select(self._timeout())
         self.now = self.clock()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import encodings.idna  # noqa: F401 - of `socket.getaddrinfo`, which imports it at its first call; see `prepare`
+import errno
 import os
+import selectors
 import socket
 import ssl
 import threading
@@ -54,6 +56,12 @@ TLS_REFUSALS: dict[tuple[str, ...], tuple[str, str]] = {
 NAME_UNKNOWN = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
 )
+
+#: One without a descriptor of its own, which a fork would copy.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+#: What a socket says that goes on connecting while nobody waits for it.
+UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
 
 #: What the kernel takes for TCP_USER_TIMEOUT.
 LARGEST_MILLISECONDS = 2**31 - 1
@@ -181,6 +189,12 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
                     action=Action.FATAL,
                 )
             context = options.ssl_context or ssl.create_default_context()
+            if not isinstance(context, ssl.SSLContext):
+                raise ConnectionFailed(
+                    "the option ssl_context was made before gevent patched the process, and would stop it while it "
+                    "waits: make it afterwards",
+                    action=Action.FATAL,
+                )
             sock = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
             cancelled.watch(sock)
             sock.settimeout(seconds_left(deadline))
@@ -203,9 +217,16 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
             with descriptors.making:
                 sock = socket.socket(family, kind, protocol)
                 descriptors.note(sock)
+            sock.setblocking(False)
+            code = sock.connect_ex(address)
+            # Not before: on Linux alone a socket that is not connecting yet takes notice of a shutdown.
             cancelled.watch(sock)
+            if code in UNDER_WAY:
+                code = _outcome(sock, share)
+                cancelled.check()
+            if code:
+                raise OSError(code, os.strerror(code))
             sock.settimeout(share)
-            sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
         except BaseException as error:
@@ -215,6 +236,15 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
                 raise
             trouble = error
     raise trouble
+
+
+def _outcome(sock: socket.socket, seconds: float) -> int:
+    """Wait for a socket that is connecting; 0, or the number of its error."""
+    with _Selector() as selector:
+        selector.register(sock, selectors.EVENT_WRITE)
+        if not selector.select(seconds):
+            raise TimeoutError("the time allowed is over")
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def keep_alive(sock: socket.socket, options: PoolOptions) -> None:

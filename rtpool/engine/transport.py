@@ -49,6 +49,8 @@ class Transport:
         sock.setblocking(False)
         self.sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
+        # gevent's `send` of a TLS socket returns 0 where there is something to wait for, and does not say what.
+        self._send = sock.write if isinstance(sock, ssl.SSLSocket) else sock.send
         self._decoder = decoder
         self._encoder = encoder
         self._chunks: deque[_Chunk] = deque()
@@ -98,7 +100,7 @@ class Transport:
         while self._chunks:
             chunk = self._chunks[0]
             try:
-                sent = self.sock.send(chunk.view)
+                sent = self._send(chunk.view)
             except ssl.SSLWantReadError:
                 # The very same bytes must be offered again: the chunk stays at the head.
                 self._write_wants_read = True

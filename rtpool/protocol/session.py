@@ -61,6 +61,9 @@ class OutgoingFrame(NamedTuple):
     ref: str
     what: str
 
+    def __repr__(self) -> str:
+        return f"<OutgoingFrame {self.what} ref {self.ref}, {len(self.data)} bytes>"
+
 
 @attrs.define(eq=False)
 class _Topic:
@@ -118,6 +121,7 @@ class Session:
         self._pending: dict[str, _Pending] = {}
         self._join_queue: deque[str] = deque()
         self._joins_in_flight: dict[str, _Pending] = {}  # by ref, oldest first
+        self._last_said = self._last_heard = 0  # refs: of a push or a leave, of what was answered
         self._pulse = Pulse(heartbeat_interval, heartbeat_timeout)
         self._timers: list[tuple[float, str]] = []
         self._frames: list[OutgoingFrame] = []
@@ -154,13 +158,20 @@ class Session:
         """Whether `events` would return any."""
         return bool(self._events)
 
+    @property
+    def unheard(self) -> bool:
+        """
+        Whether the server may not have read every push and leave: it reads a socket's frames in order, and has answered
+        neither the last of them nor anything that was sent later.
+        """
+        return self._last_said > self._last_heard
+
     def not_reading(self, now: float) -> None:
         """Nothing is read at present: no answer can be seen, neither to a heartbeat nor to a join."""
         self._pulse.unseen(now)
         for ref, pending in self._joins_in_flight.items():
             if pending.deadline is not None:
-                pending.deadline = now + pending.timeout
-                self._arm(pending, ref)
+                self._arm(pending, ref, now + pending.timeout)
             return
 
     def probe(self, now: float) -> None:
@@ -195,6 +206,7 @@ class Session:
     def disconnected(self) -> None:
         """The connection is gone: pushes are lost, leaves are done, joined and joining topics are errored."""
         self._connected = False
+        self._last_said = 0
         self._pulse.stop()
         self._frames.clear()
         self._join_queue.clear()
@@ -233,7 +245,7 @@ class Session:
             return
         unknown_to_server = channel.queued and not channel.join_ref
         state = self._advance(topic, channel, ChannelInput.LEAVE)
-        channel.queued = False
+        self._unqueue(topic, channel)
         if state is not ChannelState.LEAVING or unknown_to_server or not self._connected:
             self._forget(topic, timed_out=False)
             return
@@ -268,9 +280,8 @@ class Session:
         if channel is None or channel.state is not ChannelState.JOINED or not self._connected:
             return False
         pending = self._send("push", topic, event, body, channel.join_ref, now, 0.0)
-        pending.token, pending.wants_reply, pending.deadline = token, wants_reply, deadline
-        pending.tells_sent = tells_sent
-        self._arm(pending, str(self._last_ref))
+        pending.token, pending.wants_reply, pending.tells_sent = token, wants_reply, tells_sent
+        self._arm(pending, str(self._last_ref), deadline)
         return True
 
     def awaits_reply(self, topic: str) -> bool:
@@ -293,8 +304,7 @@ class Session:
         if pending.kind == "join":
             self._time_oldest_join(now)
         elif pending.kind == "leave":
-            pending.deadline = now + pending.timeout
-            self._arm(pending, ref)
+            self._arm(pending, ref, now + pending.timeout)
         elif not pending.wants_reply:
             del self._pending[ref]
             self._settle(pending, "sent")
@@ -345,6 +355,7 @@ class Session:
             return
         latency = self._pulse.answered(ref, now) if message.topic == PHOENIX_TOPIC else None
         if latency is not None:
+            self._last_heard = max(self._last_heard, int(ref))
             self._events.append(HeartbeatReplied(latency))
             self._send_joins(now)
             return
@@ -353,12 +364,13 @@ class Session:
             self._stray_reply(ref, message.topic, status, response)
             return
         del self._pending[ref]
+        self._last_heard = max(self._last_heard, int(ref))
         channel = self._topics.get(pending.topic)
         if pending.kind == "fence":
             self._events.append(Fenced(ref))
         elif pending.kind == "push":
             self._settle(pending, "reply", status, response)
-            if _is_unmatched(status, response) and channel and channel.state is ChannelState.JOINED:
+            if channel is not None and self._says_gone(channel, ref, status, response):
                 self._lose(pending.topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
         elif pending.kind == "leave":
             if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_OK) is not None:
@@ -371,17 +383,20 @@ class Session:
     def _stray_reply(self, ref: str, topic: str, status: str, response: Any) -> None:
         """Drop a reply that nobody awaits, unless it refuses a push of the present join: then the channel is gone."""
         channel = self._topics.get(topic)
-        if (
-            channel is not None
-            and channel.state is ChannelState.JOINED
+        if channel is not None and self._says_gone(channel, ref, status, response):
+            self._lose(topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
+        else:
+            self.dropped += 1
+
+    def _says_gone(self, channel: _Topic, ref: str, status: str, response: Any) -> bool:
+        """Whether a reply to the push `ref` refuses one of the present join, for want of a channel."""
+        return (
+            channel.state is ChannelState.JOINED
             and _is_unmatched(status, response)
             and ref.isdecimal()
             and len(ref) < 20  # int() takes no string of any length
             and int(channel.join_ref) < int(ref) <= self._last_ref
-        ):
-            self._lose(topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
-        else:
-            self.dropped += 1
+        )
 
     def _join_answered(self, ref: str, topic: str, channel: _Topic | None, status: str, response: Any) -> None:
         if channel is None or channel.join_ref != ref or channel.queued:
@@ -432,11 +447,14 @@ class Session:
     def _lose(self, topic: str, channel: _Topic, happened: ChannelInput, cause: str, payload: Any) -> None:
         before = channel.state
         if self._advance(topic, channel, happened) is ChannelState.ERRORED and before is not ChannelState.ERRORED:
+            self._unqueue(topic, channel)  # whoever wants it asks again, now that it is lost
             self._fail_pushes(topic)
             self._events.append(ChannelLost(topic, cause, payload))
 
     def _forget(self, topic: str, *, timed_out: bool) -> None:
         self._topics.pop(topic, None)
+        for ref in [ref for ref, p in self._pending.items() if p.kind == "leave" and p.topic == topic]:
+            del self._pending[ref]  # its answer may still come, and must not end a later leave
         self._fail_pushes(topic)
         self._events.append(Left(topic, timed_out))
 
@@ -447,12 +465,15 @@ class Session:
     def _settle(self, pending: _Pending, outcome: str, status: str = "ok", response: Any = None) -> None:
         self._events.append(PushSettled(pending.token, outcome, status, response, pending.written))
 
+    def _unqueue(self, topic: str, channel: _Topic) -> None:
+        if channel.queued:
+            channel.queued = False
+            self._join_queue.remove(topic)
+
     def _send_joins(self, now: float) -> None:
         while self._connected and self._join_queue and len(self._joins_in_flight) < self._max_joins_in_flight:
             topic = self._join_queue.popleft()
-            channel = self._topics.get(topic)
-            if channel is None or not channel.queued:
-                continue  # left meanwhile
+            channel = self._topics[topic]
             channel.queued = False
             channel.join_ref = str(self._last_ref + 1)
             timeout, ref = self._join_timeout, channel.join_ref
@@ -465,19 +486,20 @@ class Session:
         ref = str(self._last_ref)
         self._frame(join_ref, ref, topic, event, body)
         pending = self._pending[ref] = _Pending(kind, topic, now, timeout, None)
+        if kind in ("push", "leave"):
+            self._last_said = self._last_ref
         return pending
 
     def _frame(self, join_ref: str | None, ref: str, topic: str, event: str, body: Body) -> None:
         is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
         self._frames.append(OutgoingFrame(is_binary, data, ref, f"{topic} {event}"))
 
-    def _arm(self, pending: _Pending, ref: str) -> None:
-        if pending.deadline is None:
-            return
+    def _arm(self, pending: _Pending, ref: str, deadline: float) -> None:
+        pending.deadline = deadline
         if len(self._timers) > 2 * len(self._pending) + 64:  # answered pushes leave their timers behind
             self._timers = [(p.deadline, r) for r, p in self._pending.items() if p.deadline is not None and r != ref]
             heapq.heapify(self._timers)
-        heapq.heappush(self._timers, (pending.deadline, ref))
+        heapq.heappush(self._timers, (deadline, ref))
 
     def _expire(self, ref: str, pending: _Pending, now: float) -> None:
         del self._pending[ref]
@@ -501,8 +523,7 @@ class Session:
         """The server runs joins one by one: the time of each begins when the one before is done."""
         for ref, pending in self._joins_in_flight.items():
             if pending.written and pending.deadline is None:
-                pending.deadline = now + pending.timeout
-                self._arm(pending, ref)
+                self._arm(pending, ref, now + pending.timeout)
             return
 
     def _join_due(self, now: float) -> float | None:
