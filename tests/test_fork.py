@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import pickle
 import signal
@@ -29,6 +30,14 @@ from tests.support.wait import wait_until
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 
 MODES = ("close", "resubscribe")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """A file that a thread writes to at a fork is locked in the child for ever, the log's too; CPython has it so."""
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def threads() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -31,6 +32,14 @@ from tests.support.wait import wait_until
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 
 MODES = ("close", "resubscribe")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """A file that a thread writes to at a fork is locked in the child for ever, the log's too; CPython has it so."""
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def now() -> datetime:
