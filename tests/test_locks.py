@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import rtpool
+from rtpool.engine import threads
 from rtpool.engine.engine import Engine
 from rtpool.engine.logs import Log
 from rtpool.testing import RealtimeServer
@@ -71,6 +72,7 @@ def test_a_pool_and_a_server_have_watched_locks_alone(server: RealtimeServer, po
     for part in [*parts, engine.dispatcher, engine.loop]:
         assert type(part._lock) is CheckingLock, part  # type: ignore[attr-defined]
     assert type(rtpool.pool._pools_lock) is CheckingLock
+    assert type(threads._changed._lock) is CheckingLock  # type: ignore[attr-defined]
     assert type(server._calls_lock) is CheckingLock
     plain = type(threading.Lock())
     for part in [*parts, engine.dispatcher, engine.loop, server, pool, engine.coordinator]:

@@ -229,3 +229,27 @@ before = descriptors(), handlers(), _thread._count()
     )
     assert (ended.code, ended.err) == (0, ""), ended
     assert server.connections_total == 0
+
+
+def test_user_code_has_begun_when_it_has_a_frame_and_not_a_moment_earlier() -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def callback(_value: object) -> None:
+        inside.set()
+        release.wait(CAP)
+
+    def run() -> None:
+        release.wait(CAP)  # decided on, and not begun
+        release.clear()
+        threads.enter_user_code(callback, None)
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    assert worker.ident is not None
+    assert not threads.is_in_user_code(worker.ident)
+    release.set()
+    assert inside.wait(CAP)
+    assert threads.is_in_user_code(worker.ident)
+    release.set()
+    worker.join(CAP)
+    assert not threads.is_in_user_code(worker.ident)

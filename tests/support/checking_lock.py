@@ -145,6 +145,8 @@ def install() -> None:
                 setattr(module, name, CheckingLock)
             elif isinstance(value, real):
                 setattr(module, name, CheckingLock())
+            elif isinstance(value, threading.Condition):
+                setattr(module, name, threading.Condition(CheckingLock()))
     gc.callbacks.append(_collecting)
 
 
