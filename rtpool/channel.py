@@ -26,6 +26,7 @@ from rtpool.errors import (
     JoinTimeout,
     NotSubscribed,
     PoolClosed,
+    PoolForked,
     ReceiveTimeout,
     RtpoolError,
 )
@@ -190,6 +191,8 @@ class Channel(Callbacks):
         if engine.loop.post(engine.coordinator.detached, attachment):
             try:
                 outcome_of(attachment.left, timeout)
+            except PoolForked:
+                return  # the server's word is for the parent
             except FutureTimeout:
                 if timeout:
                     engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")
@@ -390,8 +393,10 @@ class Channel(Callbacks):
     def _iterate(self, engine: Engine, stream: Mailbox, timeout: float | None) -> Iterator[Event]:
         while True:
             if engine.forked:  # by whoever iterates, since the last event
-                if self._subscriber.attachment is None:
+                if self._subscriber.forked:
                     raise forked(self.topic)
+                if self._subscriber.attachment is None:  # it had left before
+                    return
                 engine, stream = self._engine, self._stream(None)
             try:
                 delivery = engine.dispatcher.take(stream, timeout)

@@ -7,15 +7,17 @@ The matrix is played in part by default; ``RTPOOL_CLOSE_ROUNDS=200`` plays 200 r
 
 A round plays, for each place a pool may be in, the next cell of a shuffled deck of all its cells, which is dealt again
 when it is used up. Those that cannot end well get 0.1 s in place of the default 5 s, and those whose peer does not
-answer 0.6 s; of many rounds the first cell of each place gets the default.
+answer 1 s; of many rounds the first cell of each place gets the default.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import random
+import signal
 import socket
 import statistics
 import threading
@@ -28,9 +30,11 @@ import pytest
 import rtpool
 from rtpool.engine import outgoing, streams
 from rtpool.engine.dialer import Endpoint, dial
+from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.streams import Cancelled
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import Figure, MakePool
+from tests.support import checking_lock
 from tests.support.closing import Outsider, cells_of, play
 from tests.support.recorder import Recorder
 from tests.support.stages import PLACES, Cell, black_hole, pool_threads
@@ -182,6 +186,64 @@ def test_a_log_handler_that_closes_the_pool_on_its_io_thread_is_not_kept_waiting
     assert not pool_threads(pool)
 
 
+@pytest.mark.parametrize("whose", ["engine", "loop", "budget", "dispatcher", "dialer"])
+def test_a_lock_that_somebody_holds_keeps_no_close_beyond_its_time(
+    server: RealtimeServer, make_pool: MakePool, whose: str
+) -> None:
+    pool, held, release = make_pool(), threading.Event(), threading.Event()
+    pool.channel("room").subscribe()
+    engine = pool._engine
+    lock = (engine if whose == "engine" else getattr(engine, whose))._lock
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            release.wait(CAP)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(CAP)
+    begun = time.monotonic()
+    stopped = pool.close(0.3)
+    seconds = time.monotonic() - begun
+    release.set()
+    assert not stopped
+    assert seconds < 0.3 + PROMPT
+    holder.join(CAP)
+    checking_lock.take_violations()  # the test's own: that is how to hold a lock well
+    assert pool.close()
+    assert not pool_threads(pool)
+
+
+def test_the_handler_of_a_signal_may_close_the_pool_whatever_its_thread_was_at(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, closes = make_pool(), Recorder()
+    channel = pool.channel("room").subscribe()
+
+    def handle(number: int, frame: object) -> None:
+        begun = time.monotonic()
+        closes((pool.close(0.3), time.monotonic() - begun))
+
+    def full(self: SendBudget, outgoing: object) -> None:
+        if not closes.events:  # called with the lock of all who send held
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        monkeypatch.setattr(SendBudget, "_full", full)
+        with contextlib.suppress(rtpool.PoolClosed):  # or it was in time
+            channel.send_broadcast("x", {}).result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    checking_lock.take_violations()  # a signal asks nobody
+    ((stopped, seconds),) = closes.events
+    assert not stopped, "the I/O thread waits for who was interrupted"
+    assert seconds < 0.3 + PROMPT
+    assert pool.close()
+    assert not pool_threads(pool)
+
+
 # Starting and dialling
 
 
@@ -302,6 +364,31 @@ def test_pushes_that_wait_for_a_join_in_vain_are_told(server: RealtimeServer, ma
     closing.join()
 
 
+def test_the_servers_answer_is_read_though_a_full_mailbox_blocks_the_socket(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, release, outcomes = make_pool(overflow="block", mailbox_limit=5), threading.Event(), Recorder()
+    channel = pool.channel("room").on_broadcast("*", lambda message: release.wait(CAP)).subscribe()
+    for number in range(30):
+        server.broadcast("room", "x", {"n": number})
+    (connection,) = pool._engine.coordinator.connections.all
+    wait_until(lambda: connection.paused_by, "the socket is not read")
+    channel.send_broadcast("mine", {}).result()
+
+    def close() -> None:
+        begun = time.monotonic()
+        outcomes((pool.close(), time.monotonic() - begun))
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    wait_until(lambda: connection.state != "open")
+    release.set()
+    ((stopped, seconds),) = outcomes.wait(1)
+    assert stopped
+    assert seconds < PROMPT
+    closing.join()
+
+
 def test_what_cannot_be_sent_in_time_is_told_to_its_push(server: RealtimeServer, make_pool: MakePool) -> None:
     pool, told = make_pool(), Recorder()
     channel, asking = pool.channel("room").subscribe(), pool.channel("asking", ack=True).subscribe()
@@ -311,7 +398,7 @@ def test_what_cannot_be_sent_in_time_is_told_to_its_push(server: RealtimeServer,
     pushes += [channel.send_broadcast("x", {}), channel.track({})]
     for push in pushes:
         push.add_done_callback(told)
-    assert pool.close(0.5)
+    assert pool.close(2.0)
     assert all(push.done() for push in pushes)
     assert len(told.events) == len(pushes), "every callback was called"
     for push in (pushes[0], *pushes[-3:]):

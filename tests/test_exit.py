@@ -28,13 +28,15 @@ Run = Callable[..., Ended]
 def run(request: pytest.FixtureRequest, server: RealtimeServer, figure: Figure) -> Run:
     """Runs a program against the server, and holds it to `LIMIT`."""
 
-    def run(body: str, url: str | None = None, **options: object) -> Ended:
+    def run(body: str, url: str | None = None, *, once: bool = False, **options: object) -> Ended:
         key = options.pop("key", server.api_key)
-        ended = run_script(body, url or server.url, key, python=request.param, **options)  # type: ignore[arg-type]
-        figure(f"ended {ended.seconds:.2f} s after its last line, code {ended.code}")
-        assert ended.seconds < LIMIT, ended
-        assert server.api_key not in ended.out + ended.err
-        return ended
+        for attempt in range(1 if once else 2):  # another one where the machine was too busy for the first
+            ended = run_script(body, url or server.url, key, python=request.param, **options)  # type: ignore[arg-type]
+            figure(f"ended {ended.seconds:.2f} s after its last line, code {ended.code}{' again' * attempt}")
+            assert server.api_key not in ended.out + ended.err
+            if ended.seconds < LIMIT:
+                return ended
+        raise AssertionError(f"{ended.seconds:.2f} s: {ended}")
 
     return run
 
@@ -198,6 +200,7 @@ def test_a_pool_that_reconnects_holds_up_no_exit(run: Run) -> None:
         ended = run(
             SUBSCRIBED + "step('subscribed')\nwhile pool.stats().reconnect_attempts < 2: time.sleep(0.005)\nready()",
             gone.url,
+            once=True,
             key=gone.api_key,
             steps={"subscribed": gone.close},
         )
@@ -415,6 +418,7 @@ except KeyboardInterrupt:
 """,
         signals=[signal.SIGINT],
         steps={"speak": speak},
+        once=True,
     )
     assert ended.out == "closed []\njoined\n", ended
 
@@ -495,6 +499,28 @@ ready()
     )
     assert (ended.code, ended.out) == (0, "worked\n"), ended
     assert_one_warning(ended)
+
+
+def test_a_pool_first_used_when_the_main_thread_has_ended_works_or_says_why_not(run: Run) -> None:
+    """Python 3.12 starts no thread then."""
+    ended = run(
+        """
+def work():
+    threading.main_thread().join()
+    for _ in range(2):
+        try:
+            with new_pool() as pool:
+                pool.channel("room").subscribe()
+                print("subscribed")
+        except rtpool.ConnectionFailed as error:
+            print(error)
+threading.Thread(target=work).start()
+ready()
+"""
+    )
+    assert (ended.code, ended.err) == (0, ""), ended
+    refused = r"(the pool \d could not start: can't create new thread at interpreter shutdown\n){2}"
+    assert re.fullmatch(rf"subscribed\nsubscribed\n|{refused}", ended.out), ended
 
 
 def test_a_thread_that_ends_by_sys_exit_is_no_end_of_the_program(run: Run) -> None:

@@ -54,6 +54,7 @@ class Dropped:
 def test_every_lock_is_made_by_the_name_that_is_swapped() -> None:
     makers = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore"}
     programs = {"demo.py"}  # uses rtpool as anybody does
+    ears = 0
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "threading":
@@ -62,7 +63,11 @@ def test_every_lock_is_made_by_the_name_that_is_swapped() -> None:
                 continue
             if isinstance(node.func.value, ast.Name) and node.func.value.id == "threading":
                 of_ours = node.func.attr == "Condition" and bool(node.args)
+                if (path.name, node.func.attr) == ("threads.py", "Lock"):
+                    ears += 1  # of a `Bell`: one waits with it and nobody holds it
+                    continue
                 assert node.func.attr not in makers or of_ours, f"{path.name}:{node.lineno} makes a lock nobody watches"
+    assert ears == 1
 
 
 def test_a_pool_and_a_server_have_watched_locks_alone(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:

@@ -343,7 +343,8 @@ class Coordinator:
                 continue
             if isinstance(event, Received):
                 join = connection.joins.get(event.topic)
-                if join is not None:
+                # Behind a mailbox that is full, a connection is read at its end for answers alone.
+                if join is not None and not (connection.state == "closing" and connection.paused_by):
                     self._received(join, event)
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)

@@ -177,6 +177,37 @@ def test_any_plan_keeps_the_rules_and_merging_comes_to_an_end(
     raise AssertionError("each merge takes a connection away")
 
 
+def fit(topics: list[str], room: dict[int, int], hosts: dict[int, set[str]]) -> bool:
+    """Whether all of `topics` find room, each on a host that does not hold it; all ways are tried."""
+    if not topics:
+        return True
+    for host in room:
+        rest = {**room, host: room[host] - 1}
+        if room[host] > 0 and topics[0] not in hosts[host] and fit(topics[1:], rest, hosts):
+            return True
+    return False
+
+
+@given(
+    held=st.lists(st.sets(st.sampled_from("abcdef")), max_size=3),
+    capacities=st.lists(st.integers(0, 8), min_size=3, max_size=3),
+    movable=st.sets(st.integers(0, 2)),
+)
+def test_a_plan_is_found_whenever_there_is_one_and_the_emptiest_goes(
+    held: list[set[str]], capacities: list[int], movable: set[int]
+) -> None:
+    hosts = {number: topics for number, topics in enumerate(held) if topics}
+    emptiest_first = sorted(hosts, key=lambda number: (len(hosts[number]), -number))
+    can = []
+    for index, number in enumerate(emptiest_first):
+        fuller = emptiest_first[index + 1 :]
+        room = {other: int(capacities[other] * FULL_ENOUGH) - len(hosts[other]) for other in fuller}
+        if number in movable and fit(sorted(hosts[number]), room, hosts):
+            can.append(number)
+    plan = merge_plan([slot(number, topics, capacities[number]) for number, topics in enumerate(held)], movable)
+    assert (plan.connection_id if plan else None) == next(iter(can), None)
+
+
 @given(
     held=st.lists(st.sets(st.sampled_from("abcdefghij"), min_size=1), min_size=2, max_size=5, unique_by=frozenset),
     new=st.sampled_from("klm"),
