@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
+from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
 
 __all__ = [
@@ -60,6 +61,9 @@ class PoolThread(threading.Thread):
         """Do what it is for, and tell who waits."""
         try:
             super().run()
+        except KeyboardInterrupt as error:
+            if not pass_on(error):
+                raise
         finally:
             with _changed:
                 self.over = True
