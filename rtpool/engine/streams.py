@@ -115,11 +115,12 @@ class Cancelled:
 
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
+        number = None
         if sock is not None:
             descriptors.note(sock)
+            number = _identity(sock.fileno())  # of a user's class, perhaps
         with self._lock:
-            self._sock = sock
-            self._number = None if sock is None else _identity(sock.fileno())
+            self._sock, self._number = sock, number
         self.check()
 
     def check(self) -> None:
