@@ -115,9 +115,10 @@ class Cancelled:
 
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
+        number = None
         if sock is not None:
             descriptors.note(sock)
-        number = None if sock is None else _identity(sock.fileno())
+            number = _identity(sock.fileno())  # of a user's class, perhaps
         with self._lock:
             self._sock, self._number = sock, number
         self.check()
