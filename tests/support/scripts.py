@@ -36,7 +36,8 @@ def waiting(*functions, main=threading.get_ident()):
             while frame is not None:
                 names.add(frame.f_code.co_name)
                 frame = frame.f_back
-            if names & set(functions) and inner in ("wait", "join", "_wait_for_tstate_lock", "readinto"):
+            starts = "start_thread" in names  # a thread of the pool: not what is waited for
+            if names & set(functions) and not starts and inner in ("wait", "join", "_wait_for_tstate_lock", "readinto"):
                 return ready()
             time.sleep(0.001)
     threading.Thread(target=watch, daemon=True, name="watch").start()
