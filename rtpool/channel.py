@@ -26,6 +26,7 @@ from rtpool.errors import (
     JoinTimeout,
     NotSubscribed,
     PoolClosed,
+    PoolForked,
     ReceiveTimeout,
     RtpoolError,
 )
@@ -175,11 +176,13 @@ class Channel(Callbacks):
     def _leave(self, timeout: float, *, only: Attachment | None = None) -> None:
         engine, subscriber = self._engine, self._subscriber
         attachment = engine.registry.detach(subscriber, only=only)
-        if attachment is None:
-            return
+        # Who detached it before us, another thread or the end of the pool, may not have ended its mailboxes yet.
+        ended = attachment or only
         for sink in (subscriber.mailbox, subscriber.stream):
             if sink is not None:
-                engine.dispatcher.end(sink, attachment.number)
+                engine.dispatcher.end(sink, ended.number if ended is not None else subscriber.detached)
+        if attachment is None:
+            return
         if any(binding.kind == "status" for binding in subscriber.bindings):
             change = StatusChange(subscriber.topic, "closed")
             engine.dispatcher.deliver_essential(
@@ -188,6 +191,8 @@ class Channel(Callbacks):
         if engine.loop.post(engine.coordinator.detached, attachment):
             try:
                 outcome_of(attachment.left, timeout)
+            except PoolForked:
+                return  # the server's word is for the parent
             except FutureTimeout:
                 if timeout:
                     engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")
@@ -388,8 +393,10 @@ class Channel(Callbacks):
     def _iterate(self, engine: Engine, stream: Mailbox, timeout: float | None) -> Iterator[Event]:
         while True:
             if engine.forked:  # by whoever iterates, since the last event
-                if self._subscriber.attachment is None:
+                if self._subscriber.forked:
                     raise forked(self.topic)
+                if self._subscriber.attachment is None:  # it had left before
+                    return
                 engine, stream = self._engine, self._stream(None)
             try:
                 delivery = engine.dispatcher.take(stream, timeout)

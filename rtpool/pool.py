@@ -434,32 +434,41 @@ class RealtimePool(RestBroadcasts):
         """
         Send what was accepted, leave, close every socket, end every thread. Idempotent, also within a callback.
 
+        With a server that answers this takes milliseconds, with a silent one half a second. As long as there is time it
+        waits for one that may not have read every push and leave, for the turn of pushes (option
+        `max_events_per_second`), and for joins under way that pushes wait for; for connections it does not. A push that
+        could not be sent fails with `PoolClosed` or `ConnectionFailed`.
+
         Args:
-            timeout: seconds it may take.
+            timeout: seconds it may take; 0 does not wait, and all ends in the background.
 
         Returns:
             True when everything was stopped in time; what was not is named in the log. A callback that closes its own
-            pool gets True although its thread ends only when it returns.
+            pool gets True although its thread ends only when it returns. A handler of a signal that came in the middle
+            of another call of the pool may get False, and then all ends after its return.
         """
         check_timeout(timeout)
         self._finalizer.detach()
         stopped = self._engine.stop(timeout)
-        with _pools_lock:
-            for key in [key for key, pool in _pools.items() if pool is self]:
-                del _pools[key]
+        if _pools_lock.acquire(timeout=timeout):  # else this is a handler of a signal that came within get_pool()
+            try:
+                for key in [key for key, pool in _pools.items() if pool is self]:
+                    del _pools[key]
+            finally:
+                _pools_lock.release()
         return stopped
 
     def _after_fork(self) -> None:
         """Go on in a forked child, with an engine of its own; one that was closed stays so."""
         old, handles = self._engine, list(self._handles.values())
         self._handles = weakref.WeakValueDictionary({id(handle._subscriber): handle for handle in handles})
-        if old.was_closed:
-            return
         subscribers = dict.fromkeys((*old.registry.subscribers(), *(handle._subscriber for handle in handles)))
         self._finalizer.detach()
         kept = self._kept  # holds the callbacks of Channels that nobody holds
         self._take_engine(old.name, self._rest.token)
         self._engine.warn_at_exit = old.warn_at_exit
+        if old.was_closed:
+            self._engine.stop(0.0)
         inherit(old, self._engine, subscribers, resubscribe=self.options.after_fork == "resubscribe")
         kept.clear()
 
@@ -489,8 +498,9 @@ _pools: dict[tuple[str, str | None], RealtimePool] = {}
 def _after_fork() -> None:
     global _pools_lock
     _pools_lock = Lock()
-    for pool in list(_alive):
-        pool._after_fork()
+    with contextlib.ExitStack() as steps:  # the others go on even if one fails
+        for pool in list(_alive):
+            steps.callback(pool._after_fork)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -62,9 +62,11 @@ class Push:
             PushRefused: the server answered with a status other than ok.
             ConnectionFailed: the connection was lost before the reply; whether the server acted on it is unknown.
             JoinRefused, PoolClosed: it could not be sent.
-            PoolForked: it was made by the parent of this process, which alone hears the outcome.
+            PoolForked: it was under way when the process was forked, and this is the child: the parent alone hears the
+                outcome.
         """
-        self._refuse_forked()
+        if self._engine.forked:
+            return self._known_before_fork()
         if timeout is None:
             # The I/O thread settles every push at its deadline; the second is for a machine that is busy.
             timeout = max(0.0, self._outgoing.deadline - time.monotonic()) + 1.0
@@ -90,10 +92,11 @@ class Push:
 
         Raises:
             InvalidType: `fn` is not callable.
-            PoolForked: as `result`.
+            PoolForked: it was made by the parent of this process.
         """
         check_callable(fn)
-        self._refuse_forked()
+        if self._engine.forked:
+            raise self._parents()
         engine, subscriber = self._engine, self._outgoing.subscriber
 
         def run(push: Push) -> None:
@@ -107,11 +110,16 @@ class Push:
 
         self._outgoing.future.add_done_callback(deliver)
 
-    def _refuse_forked(self) -> None:
-        if self._engine.forked:
-            raise PoolForked(
-                f"push {self.event!r} on {self.topic!r} is the parent process's; it may or may not be sent"
-            )
+    def _known_before_fork(self) -> Any:
+        if self._outgoing.outcome is None:
+            raise self._parents()
+        result, error = self._outgoing.outcome
+        if error is not None:
+            raise error.again() from error
+        return result
+
+    def _parents(self) -> PoolForked:
+        return PoolForked(f"push {self.event!r} on {self.topic!r} is the parent process's; it may or may not be sent")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Push belongs to its process and cannot be pickled or copied; take its result() there")

@@ -246,6 +246,8 @@ class Subscriber:
         self._own_bindings: Bindings | None = Bindings()
         self._bindings = weakref.ref(self._own_bindings)
         self.attachment: Attachment | None = None
+        #: The number of what it was attached by last, 0 before it was detached ever; under the registry's lock.
+        self.detached = 0
         self.leaving = False
         #: The dispatcher's mailboxes: for callbacks, and for iterators once somebody iterates.
         self.mailbox: Any = None
@@ -426,7 +428,7 @@ class Registry:
             share = attachment.share
             share.subscribers = tuple(s for s in share.subscribers if s is not subscriber)
             self._stop_tracking(share, subscriber)
-            subscriber.attachment = None
+            subscriber.attachment, subscriber.detached = None, attachment.number
             subscriber.leaving = True
             if bindings is not None and kept is not None:
                 kept.discard(bindings)
@@ -447,9 +449,11 @@ class Registry:
         with self._lock:
             kept.difference_update(bindings)
             for share in self._shares.values():
-                attachments += [s.attachment for s in share.subscribers if s.attachment is not None]
                 for subscriber in share.subscribers:
-                    subscriber.attachment = None
+                    attachment = subscriber.attachment
+                    if attachment is not None:
+                        attachments.append(attachment)
+                        subscriber.attachment, subscriber.detached = None, attachment.number
                 share.subscribers = ()
             self._shares.clear()
         return attachments

@@ -217,7 +217,7 @@ def test_a_callback_that_is_called_with_a_lock_held_is_found_on_its_worker(
 
 
 def test_a_test_fails_for_what_a_thread_in_its_background_did(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest("from tests.conftest import locks_are_held_well, nothing_is_left")
+    pytester.makeconftest("from tests.conftest import locks_are_held_well")
     pytester.makepyfile(
         """
         import threading

@@ -10,7 +10,6 @@ import re
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import attrs
 
+from rtpool.engine.descriptors import close
 from rtpool.engine.logs import Log
 from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
@@ -156,7 +156,7 @@ def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> Dial
 
 def _close(sock: socket.socket | None) -> None:
     if sock is not None:
-        sock.close()
+        close(sock)
 
 
 class Dialer:
@@ -182,7 +182,7 @@ class Dialer:
         self._threads: dict[int, threading.Thread] = {}
         self._working: dict[object, int] = {}  # which thread does which job
         self._lost: set[threading.Thread] = set()  # they hang, and others take their places
-        self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # each until it is no more
+        self._started: tuple[PoolThread, ...] = ()  # all that may live; replaced whole
         self._idle = 0
         self._stopping = False
         self._dials: set[Cancelled] = set()
@@ -240,7 +240,7 @@ class Dialer:
                 done(None, failed)
             else:
                 if not done(dialed, None):
-                    dialed.sock.close()
+                    close(dialed.sock)
 
         return self.submit(job, done)
 
@@ -307,6 +307,7 @@ class Dialer:
         self._stopping = True
         self._jobs.clear()
         self._threads.clear()
+        self._started = ()
         self._working.clear()
         self._lost.clear()
         dials, self._dials = self._dials, set()
@@ -315,9 +316,7 @@ class Dialer:
 
     def join(self, deadline: float) -> list[str]:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
-        with self._lock:
-            threads = list(self._started)
-        return join_all(threads, deadline)
+        return join_all(self._started, deadline)
 
     def _new_thread(self) -> tuple[int, threading.Thread]:
         assert self._lock.locked()
@@ -325,7 +324,7 @@ class Dialer:
         name = f"rtpool-{self._name}-dial-{self._first + index}"
         thread = PoolThread(self._work, name, (index,))
         self._threads[index] = thread
-        self._started.add(thread)
+        self._started = (*(other for other in self._started if not other.over), thread)
         return index, thread
 
     def _work(self, index: int) -> None:

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, PoolThread, join_all, start_thread
+from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, join_all, start_thread
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -66,6 +66,7 @@ class Mailbox:
         "dropped",
         "ended",
         "generation",
+        "hand",
         "hold",
         "holder",
         "interrupted",
@@ -108,6 +109,7 @@ class Mailbox:
         self.appended = self.removed = 0
         self.marks: deque[tuple[int, datetime]] = deque()
         self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
+        self.hand: list[Any] = []  # a worker's, from when it took them until it is through with all of them
         self.loss: _Loss | None = None
         self.scheduled = False
         self.running: int | None = None  # the worker's thread id
@@ -136,6 +138,19 @@ class _Essential(NamedTuple):
     run: Callable[[Any], None]
     item: Any
     held: object
+
+
+class Waiting(NamedTuple):
+    """
+    What of a mailbox was not handed over yet.
+
+    Attributes:
+        since: since when, at the latest, None when nothing waits and nothing was lost unsaid.
+        items: what waits, what is essential included, and what a worker has in its hands; it may be through with some.
+    """
+
+    since: datetime | None
+    items: list[Any]
 
 
 class Dispatcher:
@@ -174,11 +189,12 @@ class Dispatcher:
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
+        self._news = Bell()  # for readers
         self._runnable: deque[Mailbox] = deque()
         self._stopping = False
         self._forked = False
         self._idle = 0
-        self._threads: list[PoolThread] = []
+        self._threads: list[PoolThread] = []  # replaced whole
 
     def start(self) -> KeyboardInterrupt | None:
         """
@@ -236,6 +252,16 @@ class Dispatcher:
         """Since when, at the latest, items have waited that were not delivered; a worker may have some in its hands."""
         with self._lock:
             return self._came_at(mailbox, mailbox.removed - BATCH)
+
+    def waiting(self, mailbox: Mailbox) -> Waiting:
+        """What waits, and what was lost and not announced yet."""
+        with self._lock:
+            times = [self._came_at(mailbox, mailbox.removed - BATCH)] if mailbox.queued else []
+            times += [mailbox.loss.first] if mailbox.loss is not None else []
+            items = (*mailbox.hand, *mailbox.spare, *mailbox.items)
+            return Waiting(
+                min(times, default=None), [item.item if isinstance(item, _Essential) else item for item in items]
+            )
 
     def deliver(self, batch: Iterable[tuple[Mailbox, Any]]) -> list[Mailbox]:
         """
@@ -298,6 +324,7 @@ class Dispatcher:
             drained = self._has_drained(mailbox)
             mailbox.blocked = False
             self._changed.notify_all()
+            self._news.ring()
         if drained:
             self._on_drained(mailbox)  # nobody takes from it any more, and its socket is to be read
         if wait:
@@ -331,30 +358,40 @@ class Dispatcher:
             EOFError: the mailbox was ended, or the workers stopped.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        drained = False
-        with self._lock:
-            while not mailbox.items and mailbox.loss is None:
+        while True:
+            with self._lock:
+                if not self._forked and (mailbox.items or mailbox.loss is not None):
+                    loss, item, drained = self._take(mailbox)
+                    break
                 if mailbox.ended or self._stopping:
                     raise EOFError
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
+                ear = self._news.ear()
+            try:
+                remaining = SLICE_SECONDS if deadline is None else deadline - time.monotonic()
+                if remaining <= 0:
                     raise TimeoutError
-                self._changed.wait(SLICE_SECONDS if remaining is None else min(remaining, SLICE_SECONDS))
-            loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
-            if loss is not None:
-                mailbox.loss = None
-            else:
-                mailbox.delivered += 1
-                self.delivered += 1
-                item = mailbox.items.popleft()
-                mailbox.ordinary -= 1
-                mailbox.removed += 1
-                drained = self._has_drained(mailbox)
+                ear.acquire(timeout=min(remaining, SLICE_SECONDS))
+            finally:
+                with self._lock:
+                    self._news.forget(ear)
         if loss is not None:
             return mailbox.announce_loss(loss.first, loss.last, loss.count)
         if drained:
             self._on_drained(mailbox)
         return item
+
+    def _take(self, mailbox: Mailbox) -> tuple[_Loss | None, Any, bool]:
+        assert self._lock.locked()
+        loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
+        if loss is not None:
+            mailbox.loss = None
+            return loss, None, False
+        mailbox.delivered += 1
+        self.delivered += 1
+        item = mailbox.items.popleft()
+        mailbox.ordinary -= 1
+        mailbox.removed += 1
+        return None, item, self._has_drained(mailbox)
 
     def stop(self) -> None:
         """Drop ordinary items, let essential ones run, then end the workers. Does not wait."""
@@ -362,6 +399,7 @@ class Dispatcher:
             self._stopping = True
             self._ready.notify_all()
             self._changed.notify_all()
+            self._news.ring()
 
     def join(self, deadline: float) -> list[str]:
         """
@@ -373,15 +411,14 @@ class Dispatcher:
         Returns:
             The names of those that did not stop.
         """
-        with self._lock:
-            threads = list(self._threads)
-        return join_all(threads, deadline)
+        return join_all(self._threads, deadline)
 
     def after_fork(self) -> None:
         """In a forked child: what waits is the parent's, and a callback that forked is the last to run here."""
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
+        self._news = Bell()
         self._forked = self._stopping = True
         self._runnable.clear()
         self._threads = []
@@ -440,7 +477,7 @@ class Dispatcher:
     def _schedule(self, mailbox: Mailbox, *, always: bool = False) -> None:
         assert self._lock.locked()
         if mailbox.run is None and not always:
-            self._changed.notify_all()
+            self._news.ring()
             return
         if not mailbox.scheduled:
             mailbox.scheduled = True
@@ -501,6 +538,7 @@ class Dispatcher:
                 self._idle -= 1
             mailbox = self._runnable.popleft()
             batch, loss = self._next_batch(mailbox)
+            mailbox.hand = batch
             mailbox.running = threading.get_ident()
             mailbox.interrupted = False
             generation = mailbox.generation
@@ -548,6 +586,7 @@ class Dispatcher:
         assert self._lock.locked()
         mailbox.runs += 1
         mailbox.running = None
+        mailbox.hand = []
         current = generation == mailbox.generation and not self._stopping
         for item in reversed(rest):
             if current:

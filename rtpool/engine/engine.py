@@ -5,6 +5,7 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -17,15 +18,16 @@ from typing import Any
 
 from rtpool.engine.clocks import boot_clock
 from rtpool.engine.coordinator import Coordinator
+from rtpool.engine.descriptors import close_inherited
 from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.hooks import Hooks
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
-from rtpool.engine.streams import close_inherited
+from rtpool.engine.streams import prepare
 from rtpool.engine.threads import closing
-from rtpool.errors import ConnectionFailed, PoolClosed
+from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
@@ -64,11 +66,12 @@ def _stop_at_exit() -> None:
 
 
 def _leave_to_parent() -> None:
-    for engine in list(_engines):
-        engine.after_fork()
-    _engines.clear()
-    _running.clear()
-    close_inherited()
+    with contextlib.ExitStack() as steps:  # the rest is done even if one of them fails
+        steps.callback(close_inherited)
+        for engine in list(_engines):
+            steps.callback(engine.after_fork)
+        _engines.clear()
+        _running.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -97,6 +100,7 @@ class Engine:
         token: str | Callable[[], str] | None,
         hooks: Hooks,
     ) -> None:
+        prepare(options)
         self.name = name
         self.endpoint = endpoint
         self.options = options
@@ -130,7 +134,7 @@ class Engine:
         self.overflow_gaps = 0
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
-        self._abandoned = "", 0.0  # why, and the seconds it gets
+        self._told_to_stop: tuple[str, float] | None = None  # why, if nobody called close(), and the deadline
         self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
@@ -189,7 +193,7 @@ class Engine:
             if state == "new":
                 self._state = "running"
         if state == "stopping":
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
         if state == "new":
             _running.add(self)
             try:
@@ -219,7 +223,12 @@ class Engine:
             PoolClosed: the loop has ended.
         """
         if not self.loop.post(call, *args):
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
+
+    def _gone(self) -> RtpoolError:
+        if self.forked and not self.was_closed:  # in the middle of the call
+            return PoolForked(f"the process was forked meanwhile, and pool {self.name} is the parent's; call again")
+        return PoolClosed(f"the pool {self.name} is closed; make a new one")
 
     def stop(self, timeout: float) -> bool:
         """
@@ -230,17 +239,25 @@ class Engine:
             those of other callbacks that stop a pool at the time.
         """
         deadline = time.monotonic() + timeout
-        with self._lock:
+        # This may be a handler of a signal, in the middle of a thread that holds one of our locks and goes on only when
+        # this returns. So no lock is waited for longer than that, and whatever needs others is the I/O thread's.
+        if not self._lock.acquire(timeout=timeout):
+            if self._state != "new":
+                self.abandon("close() was called", timeout)
+            self._log.warning("- pool %s could not be stopped within %.1f s: its lock is held", self.name, timeout)
+            return False
+        try:
             before, self._state = self._state, "stopping"
+        finally:
+            self._lock.release()
         if before == "new":
             self._ended()  # a start may have failed halfway, a REST call may be under way
             self._launched.set()  # there is nothing to launch any more
-        self.budget.close()
-        # Another thread may be in the middle of start(): what is not running yet can be neither told nor joined.
-        launched = self._launched.wait(max(0.0, deadline - time.monotonic()))
+        # Another thread may be in the middle of start(): what is not running yet cannot be joined.
+        launched = self._launched.is_set() or self._launched.wait(max(0.0, deadline - time.monotonic()))
         if not self.ended.is_set():  # said again by each who stops it: a signal may have interrupted who began
-            self.loop.post(self.coordinator.shutdown, deadline)
-        self._stop_dialling()
+            self._told_to_stop = self._told_to_stop or ("", deadline)
+            self.loop.interrupt()
         if self.loop.is_current_thread():  # in a log handler, or a finalizer of the user's: it is what all wait for
             self._log.warning("- pool %s is told to stop by its own I/O thread, which cannot wait for it", self.name)
             return False
@@ -258,7 +275,7 @@ class Engine:
     def abandon(self, why: str, seconds: float = ABANDON_SECONDS) -> None:
         """Stop within `seconds`, without waiting and without a lock: for the garbage collector and signal handlers."""
         self._state = "stopping"
-        self._abandoned = why, seconds
+        self._told_to_stop = why, time.monotonic() + seconds
         self.loop.interrupt()
 
     def after_fork(self) -> None:
@@ -371,10 +388,14 @@ class Engine:
         self.loop.post(self.coordinator.resume, mailbox)
 
     def _interrupted(self) -> None:
-        why, seconds = self._abandoned
-        self._log.warning("- pool %s is closed: %s", self.name, why)
+        assert self._told_to_stop is not None
+        why, deadline = self._told_to_stop
+        if why:
+            self._log.warning("- pool %s is closed: %s", self.name, why)
+            self._told_to_stop = "", deadline
+        self.budget.close()
         self._stop_dialling()
-        self.coordinator.shutdown(self.loop.now + seconds)
+        self.loop.post(self.coordinator.shutdown, deadline)  # after what was accepted before
 
     def _failed(self, error: BaseException) -> None:
         with self._lock:

@@ -15,8 +15,8 @@ from rtpool.engine.engine import Engine
 from rtpool.engine.joins import Outage
 from rtpool.engine.mailboxes import make_mailbox, make_subscriber_mailbox
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked
-from rtpool.events import StatusChange
-from rtpool.registry import Delivery, Subscriber
+from rtpool.events import Gap, StatusChange
+from rtpool.registry import Attachment, Delivery, Subscriber
 
 __all__ = ["forked", "inherit"]
 
@@ -34,37 +34,50 @@ def inherit(old: Engine, new: Engine, subscribers: Iterable[Subscriber], *, resu
     Make `new` the engine of `subscribers` in a forked child, where `old` is left to the parent.
 
     Args:
+        new: not started; stopped for a pool that was closed, or about to be, at the fork: it stays so in the child.
         subscribers: every Channel of the pool that somebody still holds or that is subscribed, oldest first.
         resubscribe: whether those that are subscribed are so again, with threads and a connection of the child's own,
             and a `Gap` from the last proof of life before the fork; else they are closed, and their callbacks stay.
     """
     again = []
     for subscriber in subscribers:
-        error = forked(subscriber.topic) if subscriber.attachment is not None else None
-        outage = _outage(old, subscriber)
+        outage = _outage(old, subscriber) if resubscribe else None
         before = subscriber.inherit(
             make_subscriber_mailbox(new, subscriber),
             stream=None if subscriber.stream is None else make_mailbox(new, subscriber, None, subscriber.stream.limit),
         )
+        # By an earlier fork, and not subscribed since: a daemon is a child of a child.
+        subscriber.forked = not new.closed and (before is not None or subscriber.forked)
+        if not subscriber.forked:
+            continue
         if before is not None and resubscribe:
-            attachment = new.registry.attach(subscriber)
-            assert attachment is not None
-            attachment.flowing_since, attachment.outage = before.flowing_since, outage
-            if before.share.wish is not None and subscriber in before.share.trackers:
-                new.registry.track(subscriber, before.share.wish)
-            for sink in (subscriber.mailbox, subscriber.stream):
-                if sink is not None:
-                    new.dispatcher.open(sink, attachment.number)
-            attachment.opened = True
+            _attach(old, new, subscriber, before, outage)
             again.append(subscriber)
-        else:
-            subscriber.forked = before is not None
-        if error is not None and any(binding.kind == "status" for binding in subscriber.bindings):
+        if any(binding.kind == "status" for binding in subscriber.bindings):
             status = "rejoining" if resubscribe else "closed"
-            delivery = Delivery("status", status, StatusChange(subscriber.topic, status, error))
-            new.dispatcher.deliver_essential(subscriber.mailbox, subscriber.mailbox.run, delivery)
+            change = StatusChange(subscriber.topic, status, forked(subscriber.topic))
+            new.dispatcher.deliver_essential(
+                subscriber.mailbox, subscriber.mailbox.run, Delivery("status", status, change)
+            )
     if again:
         _start(new, again)
+
+
+def _attach(old: Engine, new: Engine, subscriber: Subscriber, before: Attachment, outage: Outage | None) -> None:
+    """Subscribe a Channel again as it was by `before`, the parent's."""
+    attachment = new.registry.attach(subscriber)
+    assert attachment is not None
+    attachment.flowing_since, attachment.outage = before.flowing_since, outage
+    join = old.coordinator.joins.get(subscriber.key)
+    if join is not None and join.replay is not None and join.replay.started:  # what was had is not to come twice
+        attachment.caught_up = before.caught_up
+        new.coordinator.joining.inherited[subscriber.key] = join.replay
+    if before.share.wish is not None and subscriber in before.share.trackers:
+        new.registry.track(subscriber, before.share.wish)
+    for sink in (subscriber.mailbox, subscriber.stream):
+        if sink is not None:
+            new.dispatcher.open(sink, attachment.number)
+    attachment.opened = True
 
 
 def _start(new: Engine, subscribers: list[Subscriber]) -> None:
@@ -81,13 +94,17 @@ def _outage(old: Engine, subscriber: Subscriber) -> Outage | None:
     attachment = subscriber.attachment
     if attachment is None or attachment.flowing_since is None:
         return None
-    if attachment.outage is not None:
-        return Outage("fork", attachment.outage.lost_from)
     join = old.coordinator.joins.get(subscriber.key)
-    if join is None or join.connection is None:
-        return Outage("fork", attachment.flowing_since)
-    since = datetime.now(timezone.utc) - timedelta(seconds=join.connection.silence)
-    for sink in subscriber.sinks:
-        if sink.queued:  # what waited for a callback or a reader, the parent's have
-            since = min(since, old.dispatcher.waiting_since(sink) - timedelta(seconds=UNDER_WAY))
+    if attachment.outage is not None:
+        since = attachment.outage.lost_from
+    elif join is None or join.connection is None:
+        since = attachment.flowing_since
+    else:
+        since = datetime.now(timezone.utc) - timedelta(seconds=join.connection.silence)
+    for sink in subscriber.sinks:  # what waited for a callback or a reader, the parent's have
+        waited = old.dispatcher.waiting(sink)
+        if waited.since is not None:
+            since = min(since, waited.since - timedelta(seconds=UNDER_WAY))
+        gaps = (item.event for item in waited.items if isinstance(item, Delivery) and isinstance(item.event, Gap))
+        since = min((since, *(gap.lost_from for gap in gaps)))  # and nobody here was told of those
     return Outage("fork", since)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from rtpool.engine import descriptors
 from rtpool.engine.logs import Log
 from rtpool.engine.patches import is_patched
 from rtpool.engine.threads import PoolThread, join_all, start_thread
@@ -142,12 +143,13 @@ class IoLoop:
         """
         self._patched = is_patched()
         with contextlib.ExitStack() as opened:
-            selector = opened.enter_context(selectors.DefaultSelector())
-            wake_in, wake_out = (opened.enter_context(sock) for sock in socket.socketpair())
+            with descriptors.making:
+                self._selector = selector = opened.enter_context(selectors.DefaultSelector())
+                wake_in, wake_out = (opened.enter_context(sock) for sock in socket.socketpair())
+                self._wake_in, self._wake_out = wake_in, wake_out
             wake_in.setblocking(False)
             wake_out.setblocking(False)
             selector.register(wake_in, selectors.EVENT_READ, None)
-            self._selector, self._wake_in, self._wake_out = selector, wake_in, wake_out
             thread = PoolThread(self._run, f"rtpool-{self._name}-io")
             interrupt = start_thread(thread)
             self._thread = thread
@@ -162,6 +164,7 @@ class IoLoop:
             MonkeyPatchConflict: gevent has patched the process in part, or since the thread was started.
         """
         if is_patched() != self._patched and self._thread is not None:
+            self._wake()  # it finds out as well, and ends
             raise MonkeyPatchConflict(
                 f"gevent has patched this process after the threads of pool {self._name} were started: call "
                 "gevent.monkey.patch_all() first, or use the pool only afterwards"
@@ -385,8 +388,9 @@ class IoLoop:
         self._close_descriptors()
 
     def _close_descriptors(self) -> None:
-        if self._selector is not None:
-            self._selector.close()
-        for sock in (self._wake_in, self._wake_out):
-            if sock is not None:
-                sock.close()
+        with descriptors.making:
+            if self._selector is not None:
+                self._selector.close()
+            for sock in (self._wake_in, self._wake_out):
+                if sock is not None:
+                    sock.close()

@@ -12,7 +12,7 @@ from rtpool.errors import MonkeyPatchConflict
 __all__ = ["is_patched"]
 
 #: The modules of the standard library whose patches a pool notices.
-MODULES = ("threading", "socket", "select", "ssl")
+MODULES = ("threading", "socket", "select", "selectors", "ssl")
 
 
 def is_patched() -> bool:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import encodings.idna  # noqa: F401 - of `socket.getaddrinfo`, which imports it at its first call; see `prepare`
 import errno
 import os
 import selectors
 import socket
 import ssl
 import threading
-import weakref
 from collections.abc import Callable
 from http.client import BadStatusLine, LineTooLong
 from typing import NamedTuple
@@ -22,13 +22,14 @@ from urllib.parse import unquote, urlsplit
 from websocket import WebSocketTimeoutException
 
 from rtpool.actions import Action
+from rtpool.engine import descriptors
 from rtpool.engine.logs import logger_for
 from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, request_head, seconds_left
 from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
 from rtpool.options import Dial, PoolOptions
 from rtpool.protocol.refusals import classify_proxy, classify_socks, printable
 
-__all__ = ["Address", "Cancelled", "close_inherited", "failure", "keep_alive", "open_stream"]
+__all__ = ["Address", "Cancelled", "failure", "keep_alive", "open_stream", "prepare"]
 
 Lock = threading.Lock
 
@@ -56,6 +57,9 @@ NAME_UNKNOWN = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
 )
 
+#: One without a descriptor of its own, which a fork would copy.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
 #: What a socket says that goes on connecting while nobody waits for it.
 UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
 
@@ -63,18 +67,15 @@ UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
 LARGEST_MILLISECONDS = 2**31 - 1
 
 
-#: Every socket of every pool of this process; a forked child has copies of their descriptors to close.
-_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-
-
-def close_inherited() -> None:
+def prepare(options: PoolOptions) -> None:
     """
-    In a forked child: close its copies of the parent's descriptors. No byte is sent and nothing is shut down; the
-    parent's connections end when the parent ends them, and not only when this process does as well.
+    Import, on the calling thread, what a dial with these options needs.
+
+    A module that another thread is importing at a fork is locked in the child for ever.
     """
-    for sock in list(_sockets):
-        sock.close()
-    _sockets.clear()
+    if options.proxy is not None and options.proxy.startswith("socks"):
+        with contextlib.suppress(ImportError):  # the dial says what to install
+            import python_socks.sync  # noqa: F401
 
 
 class Address(NamedTuple):
@@ -110,13 +111,15 @@ class Cancelled:
         self._lock = Lock()
         self._cancelled = False
         self._sock: socket.socket | None = None
+        self._number: tuple[int, int] | None = None  # its descriptor, see `_identity`
 
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
         if sock is not None:
-            _sockets.add(sock)
+            descriptors.note(sock)
         with self._lock:
             self._sock = sock
+            self._number = None if sock is None else _identity(sock.fileno())
         self.check()
 
     def check(self) -> None:
@@ -140,7 +143,18 @@ class Cancelled:
         """In a forked child: it is broken off here, and the socket, which is the parent's, hears nothing of it."""
         self._lock = Lock()
         self._cancelled = True
-        self._sock = None
+        sock, self._sock = self._sock, None
+        if (
+            sock is not None and self._number is not None and sock.fileno() < 0
+        ):  # TLS has just taken its descriptor over
+            with contextlib.suppress(OSError):
+                if _identity(self._number[0]) == self._number:
+                    os.close(self._number[0])
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """Of an open descriptor: its number, which may be used again, and the inode, which tells."""
+    return descriptor, os.fstat(descriptor).st_ino
 
 
 def open_stream(address: Address, options: PoolOptions, deadline: float, cancelled: Cancelled) -> socket.socket:
@@ -188,7 +202,7 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
         return sock
     except BaseException:
         if sock is not None:
-            sock.close()
+            descriptors.close(sock)
         raise
 
 
@@ -200,13 +214,13 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
         share = seconds_left(deadline) / (len(found) - index)
         sock: socket.socket | None = None
         try:
-            sock = socket.socket(family, kind, protocol)
-            _sockets.add(sock)
+            with descriptors.making:
+                sock = socket.socket(family, kind, protocol)
+                descriptors.note(sock)
             sock.setblocking(False)
             code = sock.connect_ex(address)
-            cancelled.watch(
-                sock
-            )  # not before: only on Linux a shutdown is heeded by a socket that is not connecting yet
+            # Not before: on Linux alone a socket that is not connecting yet takes notice of a shutdown.
+            cancelled.watch(sock)
             if code in UNDER_WAY:
                 code = _outcome(sock, share)
                 cancelled.check()
@@ -217,7 +231,7 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
             return sock
         except BaseException as error:
             if sock is not None:
-                sock.close()
+                descriptors.close(sock)
             if not isinstance(error, OSError):
                 raise
             trouble = error
@@ -226,7 +240,7 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
 
 def _outcome(sock: socket.socket, seconds: float) -> int:
     """Wait for a socket that is connecting; 0, or the number of its error."""
-    with selectors.DefaultSelector() as selector:
+    with _Selector() as selector:
         selector.register(sock, selectors.EVENT_WRITE)
         if not selector.select(seconds):
             raise TimeoutError("the time allowed is over")
@@ -298,7 +312,7 @@ def _by_users_dial(dial: Dial, address: Address, seconds: float) -> socket.socke
     except OSError as error:
         trouble = f"a socket that is not connected ({error})"
     if trouble:
-        sock.close()
+        descriptors.close(sock)
         raise ConnectionFailed(
             f"the option dial returned {trouble} for {address}, not a connected stream socket", action=Action.FATAL
         )
@@ -322,7 +336,7 @@ def _through_proxy(proxy: str, address: Address, deadline: float, cancelled: Can
         else:
             _socks_tunnel(stream, parts.scheme, at, address, user, password)
     except BaseException:
-        sock.close()
+        descriptors.close(sock)
         raise
     return sock
 

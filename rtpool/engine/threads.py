@@ -14,7 +14,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
-__all__ = ["PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
+from rtpool.errors import PoolForked
+
+__all__ = ["Bell", "PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
 
 Lock = threading.Lock
 
@@ -83,19 +85,56 @@ def closing() -> Iterator[None]:
         yield
     finally:
         with _changed:
-            del _closers[caller]
+            _closers.pop(caller, None)
+
+
+class Bell:
+    """
+    Wakes those who wait for a change, as a condition does; but they wait, and wake up, without the lock.
+
+    A signal handler may fork while its thread waits. In the child that thread wakes up, and a condition would want its
+    lock back: one that a thread may have held which is not there.
+
+    Thread-safety: the lock that guards what is waited for is to be held for every method.
+    """
+
+    def __init__(self) -> None:
+        self._ears: list[threading.Lock] = []
+
+    def ear(self) -> threading.Lock:
+        """What can be acquired once the bell rang; to be dropped then, or else given back with `forget`."""
+        ear = threading.Lock()
+        ear.acquire()
+        self._ears.append(ear)
+        return ear
+
+    def forget(self, ear: threading.Lock) -> None:
+        """Nobody listens with it any longer."""
+        if ear in self._ears:
+            self._ears.remove(ear)
+
+    def ring(self) -> None:
+        """Wake everybody who listens now."""
+        ears, self._ears = self._ears, []
+        for ear in ears:
+            ear.release()
 
 
 def outcome_of(future: Future[T], timeout: float) -> T:
     """
     What `future.result(timeout)` returns or raises, heeding Ctrl-C within half a second.
+
+    Raises:
+        PoolForked: a signal handler forked meanwhile, and this is the child: nobody here gives the future its outcome.
     """
-    deadline = time.monotonic() + timeout
+    deadline, process = time.monotonic() + timeout, os.getpid()
     while True:
         left = deadline - time.monotonic()
         try:
             return future.result(max(0.0, min(SLICE_SECONDS, left)))
         except FutureTimeout:
+            if os.getpid() != process:
+                raise PoolForked("what is waited for is the parent process's, which alone hears of it") from None
             if left <= SLICE_SECONDS or future.done():  # the outcome itself may be a time-out
                 raise
 
@@ -132,9 +171,9 @@ def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:
     """
     caller = threading.current_thread()
     others = [thread for thread in threads if thread is not caller]
-    with _changed:
-        excused = _closers.get(caller)
-        if excused is not None:
+    excused = _closers.get(caller)
+    if excused is not None:
+        with _changed:
             _changed.wait_for(
                 lambda: all(t in excused or t.ident is None or getattr(t, "over", True) for t in others),
                 timeout=max(0.0, deadline - time.monotonic()),

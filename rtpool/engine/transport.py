@@ -6,12 +6,14 @@ websocket-client's own `send`, `recv` and `close` lose the rest of a partial wri
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import ssl
 from collections import deque
 from typing import NamedTuple
 
+from rtpool.engine.descriptors import close
 from rtpool.errors import ConnectionFailed
 from rtpool.protocol.frames import FrameDecoder, FrameEncoder, WsMessage
 
@@ -164,4 +166,7 @@ class Transport:
         """Close the socket without a word; queued bytes are dropped."""
         self._chunks.clear()
         self.queued = 0
-        self.sock.close()
+        # A process that was forked in the middle of the user's dial, or without Python's hooks, has a copy of it.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        close(self.sock)

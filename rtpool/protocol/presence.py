@@ -130,7 +130,7 @@ class PresenceCalls:
     """
 
     def __init__(self, max_calls: int, window: float) -> None:
-        self._window = window
+        self._max_calls, self._window = max_calls, window
         self._answered_at: deque[float] = deque(maxlen=max_calls)
         self._told: bytes | None = None
         self._unsure = False
@@ -167,7 +167,7 @@ class PresenceCalls:
     def may_call(self, now: float) -> bool:
         """Whether a call may go out now."""
         times = self._answered_at
-        return not self.in_flight and (len(times) < (times.maxlen or 0) or now - times[0] >= self._window)
+        return not self.in_flight and (len(times) < self._max_calls or now - times[0] >= self._window)
 
     def next_at(self) -> float:
         """When the budget allows another call, after it did not."""

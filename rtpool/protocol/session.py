@@ -61,6 +61,9 @@ class OutgoingFrame(NamedTuple):
     ref: str
     what: str
 
+    def __repr__(self) -> str:
+        return f"<OutgoingFrame {self.what} ref {self.ref}, {len(self.data)} bytes>"
+
 
 @attrs.define(eq=False)
 class _Topic:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +139,25 @@ def test_a_huge_frame_is_refused_by_its_header_alone() -> None:
     header = bytes((0x82, 127)) + (2**40).to_bytes(8, "big")
     with pytest.raises(MessageTooBig):
         FrameDecoder(LIMIT).receive(header)
+
+
+def test_a_message_byte_by_byte_takes_no_more_work_for_each_byte_the_longer_it_is() -> None:
+    def calls(size: int) -> int:
+        wire, decoder, count = server_frames([(OP_BINARY, bytes(size), 1)]), FrameDecoder(LIMIT), 0
+
+        def count_calls(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(count_calls)
+        try:
+            for index in range(len(wire)):
+                decoder.receive(wire[index : index + 1])
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(2_000) < 2.5 * calls(1_000)
 
 
 @pytest.mark.parametrize(

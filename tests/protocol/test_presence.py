@@ -56,6 +56,7 @@ def test_the_state_after_a_rejoin_yields_who_left_meanwhile() -> None:
     state = PresenceState()
     state.sync_state({"ann": metas("1"), "bob": metas("2")})
     state.rejoined()
+    assert state.synced is False
     assert state.sync_diff({"joins": {}, "leaves": {}}) is None
     changes = state.sync_state({"bob": metas("2"), "eve": metas("5")})
     assert [(c.type, c.key) for c in changes] == [("join", "eve"), ("leave", "ann")]
@@ -102,15 +103,35 @@ def test_a_call_goes_out_at_once_and_the_next_only_after_its_answer() -> None:
     assert calls.has_news(None, asked=False)
 
 
+def test_a_new_join_is_absent_by_itself_and_nothing_is_in_flight_or_in_doubt() -> None:
+    calls = PresenceCalls(5, 30.0)
+    assert calls.has_news(None, asked=True) is False
+    assert calls.in_flight is False
+    assert PresenceState().synced is False
+
+
+def test_joins_are_counted_so_that_an_answer_to_an_earlier_one_is_told_apart() -> None:
+    calls = PresenceCalls(5, 30.0)
+    numbers = [calls.join_number]
+    for _ in range(3):
+        calls.rejoined()
+        numbers.append(calls.join_number)
+    assert numbers == [0, 1, 2, 3]
+
+
 def test_a_sixth_call_waits_until_the_first_answer_is_thirty_seconds_old() -> None:
     calls = PresenceCalls(5, 30.0)
     for index in range(5):
-        assert calls.may_call(float(index))
+        assert calls.may_call(100.0 + index)
         calls.called(b"%d" % index)
-        calls.answered(float(index), ok=True)
-    assert not calls.may_call(29.9)
-    assert calls.next_at() == 30.0
-    assert calls.may_call(30.0)
+        calls.answered(100.0 + index, ok=True)
+    assert not calls.may_call(129.9)
+    assert calls.next_at() == 130.0
+    assert calls.may_call(130.0)
+    calls.called(None)
+    calls.answered(130.0, ok=True)
+    assert not calls.may_call(130.9)
+    assert calls.next_at() == 131.0, "the second answer counts, now that the first is old"
 
 
 def test_a_refused_wish_is_said_again_only_when_somebody_asks() -> None:

@@ -666,3 +666,39 @@ def test_what_comes_for_a_channel_that_is_gone_or_going_is_dropped(driver: Drive
     driver.session.leave(TOPIC, 0.0)
     driver.server(None, None, TOPIC, "broadcast", {})
     assert (driver.session.events(), driver.session.dropped) == ([], 2)
+
+
+def test_a_session_knows_whether_the_server_may_not_have_read_what_was_said(driver: Driver) -> None:
+    driver.joined()
+    assert not driver.session.unheard, "a join is nothing that was said"
+    driver.push()
+    (earlier,) = driver.sent()
+    driver.push(wants_reply=False)
+    driver.sent()
+    driver.reply(earlier)
+    assert driver.session.unheard, "what was answered is older"
+    driver.session.fence(driver.now)
+    driver.reply(*driver.sent())
+    assert not driver.session.unheard, "a server reads in order"
+    driver.push(wants_reply=False)
+    driver.sent()
+    driver.advance(25.0)
+    assert driver.session.unheard
+    driver.reply(*driver.sent())
+    assert not driver.session.unheard, "a heartbeat is as good"
+    driver.session.leave(TOPIC, driver.now)
+    (leave,) = driver.sent()
+    assert driver.session.unheard
+    driver.reply(leave)
+    assert not driver.session.unheard
+
+
+def test_after_a_loss_nothing_is_unheard_for_it_was_told_as_lost(driver: Driver) -> None:
+    driver.joined()
+    driver.push()
+    driver.session.disconnected()
+    assert not driver.session.unheard
+    driver.session.connected(driver.now)
+    driver.joined()
+    driver.push()
+    assert driver.session.unheard

@@ -143,7 +143,7 @@ def play(
         if timeout is not None:
             stage.timeout = timeout
         elif hasty:
-            stage.timeout = 0.1 if stage.hang else 0.6 if stage.slow else None
+            stage.timeout = 0.1 if stage.hang else 1.0 if stage.slow else None
         stage.log.clear()
         closed = CALLERS[cell.caller](stage, outsider)
         judge(stage, closed)

@@ -405,8 +405,13 @@ def fill_the_buffer(stage: Stage) -> None:
         connection.pause_reading()
         stage.cleanup.callback(connection.resume_reading)
     connections = stage.pool._engine.coordinator.connections
-    stage.pushes += [stage.base.send_broadcast("big", bytes(1_000_000)) for _ in range(12)]
-    wait_until(lambda: any(c.transport and c.transport.queued for c in connections.all), "a full send buffer")
+
+    def is_full() -> bool:
+        return any(c.transport is not None and c.transport.queued for c in connections.all)
+
+    while not is_full():
+        stage.pushes.append(stage.stuck_channel.send_broadcast("big", bytes(500_000)))
+        wait_until(lambda: stage.pushes[-1].done() or is_full(), "a push goes out, or it is full")
 
 
 def stick_a_callback(stage: Stage) -> None:
