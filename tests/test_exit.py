@@ -30,7 +30,7 @@ def run(request: pytest.FixtureRequest, server: RealtimeServer, figure: Figure) 
 
     def run(body: str, url: str | None = None, *, once: bool = False, **options: object) -> Ended:
         key = options.pop("key", server.api_key)
-        for attempt in range(1 if once else 2):  # another one where the machine was too busy for the first
+        for attempt in range(1 if once else 3):  # others where the machine was too busy for the first
             ended = run_script(body, url or server.url, key, python=request.param, **options)  # type: ignore[arg-type]
             figure(f"ended {ended.seconds:.2f} s after its last line, code {ended.code}{' again' * attempt}")
             assert server.api_key not in ended.out + ended.err
