@@ -90,8 +90,8 @@ class RegistryModel(RuleBasedStateMachine):
     """`shares` is who is attached to each key, oldest first; `homeless` are the keys for which there is no room."""
 
     @initialize(
-        capacity=st.sampled_from([1, 2, 4, 6, 10]),
-        max_connections=st.integers(1, 3),
+        capacity=st.sampled_from([1, 2, 4, 6, 10, 10]),
+        max_connections=st.sampled_from([1, 2, 3, 3]),
         first=st.lists(keys, min_size=2, max_size=MAX_CHANNELS // 2),
     )
     def begin(self, capacity: int, max_connections: int, first: list[int]) -> None:
@@ -308,6 +308,17 @@ class RegistryModel(RuleBasedStateMachine):
         for key in list(self.homeless):
             self.find_home(key)
 
+    @precondition(lambda self: 0 < len(self.hosts) < self.max_connections)
+    @rule(keys=st.lists(keys, min_size=2, max_size=4))
+    def come_while_all_seem_full(self, keys: list[int]) -> None:
+        """So that there are sockets with few topics, as after many have left."""
+        for host in self.hosts.values():
+            host.capacity = len(host.keys)
+        self.come(keys, False, False)
+        for host in self.hosts.values():
+            host.capacity = self.capacity
+        self.find_homes()
+
     @precondition(lambda self: self.hosts)
     @rule(data=st.data(), how=st.sampled_from(["goes away", "comes back", "comes back", "dies", "is full", "is idle"]))
     def a_socket(self, data: st.DataObject, how: str) -> None:
@@ -320,7 +331,7 @@ class RegistryModel(RuleBasedStateMachine):
             del self.hosts[number]
             for key in sorted(host.keys):
                 self.find_home(key)
-        elif how == "is full":  # so the server says, to the last that came
+        elif how == "is full":  # so the server says, to the last that came; the next socket in its place has room
             host.capacity = len(host.keys)
         self.find_homes()
 

@@ -359,13 +359,14 @@ class Dispatcher:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
+            ear = Bell.ear()
             with self._lock:
                 if not self._forked and (mailbox.items or mailbox.loss is not None):
                     loss, item, drained = self._take(mailbox)
                     break
                 if mailbox.ended or self._stopping:
                     raise EOFError
-                ear = self._news.ear()
+                self._news.listen(ear)
             try:
                 remaining = SLICE_SECONDS if deadline is None else deadline - time.monotonic()
                 if remaining <= 0:

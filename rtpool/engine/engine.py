@@ -25,6 +25,7 @@ from rtpool.engine.hooks import Hooks
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
+from rtpool.engine.patches import pass_on
 from rtpool.engine.streams import prepare
 from rtpool.engine.threads import closing
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
@@ -329,6 +330,8 @@ class Engine:
                     hook(error, callback, value)
                 except BaseException:  # likewise
                     self._log.exception("! on_callback_error itself raised")
+            if isinstance(error, KeyboardInterrupt):
+                pass_on(error)
             return False
         return True
 

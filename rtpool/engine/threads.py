@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
+from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
 
 __all__ = ["Bell", "PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
@@ -49,6 +50,9 @@ class PoolThread(threading.Thread):
         """Do what it is for, and tell who waits."""
         try:
             super().run()
+        except KeyboardInterrupt as error:
+            if not pass_on(error):
+                raise
         finally:
             with _changed:
                 self.over = True
@@ -95,18 +99,22 @@ class Bell:
     A signal handler may fork while its thread waits. In the child that thread wakes up, and a condition would want its
     lock back: one that a thread may have held which is not there.
 
-    Thread-safety: the lock that guards what is waited for is to be held for every method.
+    Thread-safety: the lock that guards what is waited for is to be held for every method but `ear`.
     """
 
     def __init__(self) -> None:
         self._ears: list[threading.Lock] = []
 
-    def ear(self) -> threading.Lock:
-        """What can be acquired once the bell rang; to be dropped then, or else given back with `forget`."""
+    @staticmethod
+    def ear() -> threading.Lock:
+        """To `listen` with, once; it can be acquired as soon as the bell rang."""
         ear = threading.Lock()
         ear.acquire()
-        self._ears.append(ear)
         return ear
+
+    def listen(self, ear: threading.Lock) -> None:
+        """Hear the bell with it, until it rings or `forget`."""
+        self._ears.append(ear)
 
     def forget(self, ear: threading.Lock) -> None:
         """Nobody listens with it any longer."""

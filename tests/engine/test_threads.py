@@ -15,7 +15,7 @@ import pytest
 
 import rtpool
 from rtpool.engine import threads
-from rtpool.engine.threads import PoolThread, closing, join_all, outcome_of
+from rtpool.engine.threads import Bell, PoolThread, closing, join_all, outcome_of
 from rtpool.errors import PushTimeout
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
@@ -229,3 +229,16 @@ before = descriptors(), handlers(), _thread._count()
     )
     assert (ended.code, ended.err) == (0, ""), ended
     assert server.connections_total == 0
+
+
+def test_a_bell_wakes_who_listens_and_nobody_else() -> None:
+    bell, heard, forgotten, late = Bell(), Bell.ear(), Bell.ear(), Bell.ear()
+    bell.listen(heard)
+    bell.listen(forgotten)
+    bell.forget(forgotten)
+    bell.ring()
+    bell.listen(late)
+    assert heard.acquire(timeout=CAP)
+    assert forgotten.locked()
+    assert late.locked()
+    bell.forget(heard)  # it heard the bell: nothing is left to forget
