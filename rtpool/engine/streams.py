@@ -118,9 +118,9 @@ class Cancelled:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
         if sock is not None:
             descriptors.note(sock)
+        number = None if sock is None else _identity(sock.fileno())
         with self._lock:
-            self._sock = sock
-            self._number = None if sock is None else _identity(sock.fileno())
+            self._sock, self._number = sock, number
         self.check()
 
     def check(self) -> None:
