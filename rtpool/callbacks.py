@@ -32,7 +32,10 @@ class Callbacks:
     Thread-safety: every method may be called from any thread.
     """
 
-    _engine: Engine
+    @property
+    def _engine(self) -> Engine:
+        raise NotImplementedError
+
     _subscriber: Subscriber
 
     @overload

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rtpool.callbacks import Callbacks
 from rtpool.checks import check_name, check_timeout
 from rtpool.engine.dispatcher import Mailbox
 from rtpool.engine.engine import Engine
+from rtpool.engine.fork import forked
 from rtpool.engine.mailboxes import make_mailbox
 from rtpool.engine.outgoing import Outgoing, SentBroadcast
 from rtpool.engine.threads import outcome_of
@@ -25,6 +26,7 @@ from rtpool.errors import (
     JoinTimeout,
     NotSubscribed,
     PoolClosed,
+    PoolForked,
     ReceiveTimeout,
     RtpoolError,
 )
@@ -67,10 +69,19 @@ class Channel(Callbacks):
     Thread-safety: every method may be called from any thread.
     """
 
-    def __init__(self, pool: RealtimePool, engine: Engine, subscriber: Subscriber) -> None:
+    def __init__(self, pool: RealtimePool, subscriber: Subscriber) -> None:
         self._pool = pool  # keeps the pool alive as long as somebody holds a Channel
-        self._engine = engine
         self._subscriber = subscriber
+        self._bindings = subscriber.entrust()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._pool._engine  # another one in a forked child
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Channel belongs to its process and cannot be pickled or copied; make one there with channel()"
+        )
 
     # Life
 
@@ -104,7 +115,7 @@ class Channel(Callbacks):
             PoolExhausted: no connection has room.
             PoolClosed: the pool is closed.
 
-        After an error the Channel is not subscribed and nothing of it is left on the server.
+        After an error, and after Ctrl-C, the Channel is not subscribed and nothing of it is left on the server.
         """
         check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
@@ -133,6 +144,9 @@ class Channel(Callbacks):
     def _wait(self, attachment: Attachment, timeout: float) -> None:
         try:
             outcome_of(attachment.ready, timeout)
+        except KeyboardInterrupt:
+            self._leave(0, only=attachment)
+            raise
         except RtpoolError as error:
             self._leave(0, only=attachment)
             raise error.again() from error
@@ -162,11 +176,13 @@ class Channel(Callbacks):
     def _leave(self, timeout: float, *, only: Attachment | None = None) -> None:
         engine, subscriber = self._engine, self._subscriber
         attachment = engine.registry.detach(subscriber, only=only)
-        if attachment is None:
-            return
+        # Who detached it before us, another thread or the end of the pool, may not have ended its mailboxes yet.
+        ended = attachment or only
         for sink in (subscriber.mailbox, subscriber.stream):
             if sink is not None:
-                engine.dispatcher.end(sink, attachment.number)
+                engine.dispatcher.end(sink, ended.number if ended is not None else subscriber.detached)
+        if attachment is None:
+            return
         if any(binding.kind == "status" for binding in subscriber.bindings):
             change = StatusChange(subscriber.topic, "closed")
             engine.dispatcher.deliver_essential(
@@ -175,6 +191,8 @@ class Channel(Callbacks):
         if engine.loop.post(engine.coordinator.detached, attachment):
             try:
                 outcome_of(attachment.left, timeout)
+            except PoolForked:
+                return  # the server's word is for the parent
             except FutureTimeout:
                 if timeout:
                     engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")
@@ -207,6 +225,7 @@ class Channel(Callbacks):
 
         Raises:
             NotSubscribed: `subscribe` first.
+            PoolForked: it is subscribed in the parent of this process.
             InvalidType, InvalidValue: the payload is no object, or cannot be written as JSON.
             MessageTooBig: over the server's limit of a payload or a frame (options `max_payload_size`,
                 `max_frame_size`), which a server would drop without a word, or the whole socket for it.
@@ -341,7 +360,9 @@ class Channel(Callbacks):
         if self._engine.options.protocol == "1.0.0":
             raise InvalidValue("protocol 1.0.0 has no binary payloads; use the option protocol='2.0.0'")
 
-    def _not_subscribed(self) -> NotSubscribed:
+    def _not_subscribed(self) -> RtpoolError:
+        if self._subscriber.forked:
+            return forked(self.topic)
         return NotSubscribed(f"{self.topic!r} is not subscribed; call subscribe() first", topic=self.topic)
 
     # Receiving in a loop
@@ -359,17 +380,29 @@ class Channel(Callbacks):
 
         Yields:
             `Broadcast`, `PostgresChange`, `Presence`, `SystemMessage`, `Gap`, or `Message` for any other event.
+
+        Raises:
+            PoolForked: the process was forked within the loop, this is the child, and its pool does not subscribe
+                anew there (option `after_fork`).
         """
         if timeout is not None:
             check_timeout(timeout)
         stream = self._stream(maxsize)
-        return self._iterate(stream, timeout)
+        return self._iterate(self._engine, stream, timeout)
 
-    def _iterate(self, stream: Mailbox, timeout: float | None) -> Iterator[Event]:
+    def _iterate(self, engine: Engine, stream: Mailbox, timeout: float | None) -> Iterator[Event]:
         while True:
+            if engine.forked:  # by whoever iterates, since the last event
+                if self._subscriber.forked:
+                    raise forked(self.topic)
+                if self._subscriber.attachment is None:  # it had left before
+                    return
+                engine, stream = self._engine, self._stream(None)
             try:
-                delivery = self._engine.dispatcher.take(stream, timeout)
+                delivery = engine.dispatcher.take(stream, timeout)
             except (EOFError, TimeoutError):
+                if engine.forked:
+                    continue
                 return
             yield delivery.event
 
@@ -383,6 +416,7 @@ class Channel(Callbacks):
         Raises:
             ReceiveTimeout: none came in time.
             NotSubscribed: the Channel is not subscribed, or ceased to be.
+            PoolForked: it was, in the parent of this process.
         """
         if timeout is not None:
             check_timeout(timeout)

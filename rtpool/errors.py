@@ -23,6 +23,7 @@ RtpoolError
 ├── PoolExhausted (RuntimeError)       every connection is full and no more are allowed
 ├── SendBufferFull (RuntimeError)      too many pushes are waiting
 ├── MailboxOverflow (RuntimeError)     a Channel with `overflow="close"` fell too far behind
+├── MonkeyPatchConflict (RuntimeError) gevent patched the process in part, or too late
 ├── PoolClosed (RuntimeError)          the pool was closed
 └── PoolForked (RuntimeError)          the pool belongs to the parent process
 ```
@@ -47,6 +48,7 @@ __all__ = [
     "JoinTimeout",
     "MailboxOverflow",
     "MessageTooBig",
+    "MonkeyPatchConflict",
     "NotSubscribed",
     "PoolClosed",
     "PoolExhausted",
@@ -362,6 +364,14 @@ class MailboxOverflow(RtpoolError, RuntimeError):
     limit: int = 0
 
 
+class MonkeyPatchConflict(RtpoolError, RuntimeError):
+    """
+    gevent has patched a part of what a pool needs, or has patched the process after the pool had started its threads.
+    """
+
+    __module__ = "rtpool"
+
+
 class PoolClosed(RtpoolError, RuntimeError):
     """The pool was closed, or failed; make a new one."""
 
@@ -369,6 +379,10 @@ class PoolClosed(RtpoolError, RuntimeError):
 
 
 class PoolForked(RtpoolError, RuntimeError):
-    """The pool belongs to the parent of this process; its sockets are never touched here."""
+    """
+    What is asked for is the parent process's: a subscription, an iterator or a push of before the fork.
+
+    The pool itself is of use in the child: subscribe anew, or give it the option ``after_fork="resubscribe"``.
+    """
 
     __module__ = "rtpool"

@@ -151,7 +151,8 @@ class Gap:
     Attributes:
         topic: as the user wrote it.
         cause: ``"transport"``, ``"heartbeat"``, ``"server restart"``, ``"token"``, ``"rejoin"``, ``"overflow"``,
-            ``"feed restart"``, or ``"replay"`` when the very first replay was cut.
+            ``"feed restart"``, ``"fork"`` in a child that subscribed anew, or ``"replay"`` when the very first replay
+            was cut.
         lost_from: aware datetime before which all that was sent had arrived: the last proof of life, less the time a
             message may be under way.
         lost_to: aware datetime at which events flowed again.

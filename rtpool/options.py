@@ -286,7 +286,10 @@ class PoolOptions:
         max_message_size: bytes of one received message; a larger one recycles the connection.
         protocol: ``"2.0.0"`` or ``"1.0.0"``, the Phoenix serializer.
         topic_prefix: put before every topic on the wire; ``""`` for plain Phoenix.
-        after_fork: ``"close"`` or ``"resubscribe"``.
+        after_fork: what the pool does in a forked child, which never touches the parent's sockets. ``"close"``: its
+            Channels are closed there and keep their callbacks; the next `Channel.subscribe` connects anew, a running
+            iterator ends with `PoolForked`. ``"resubscribe"``: what was subscribed is so again, at once and on
+            connections of the child's own, after a `Gap` whose cause is ``"fork"``. What was under way is the parent's.
         ssl_context: an `ssl.SSLContext`, None for the platform's defaults.
         proxy: ``http://[user:password@]host:port``, or ``socks5://…`` where python-socks is installed.
         dial: opens the sockets in place of rtpool, e.g. to a Unix socket or through a tunnel: called on a dial thread

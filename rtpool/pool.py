@@ -4,19 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import datetime
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import attrs
 
@@ -24,8 +24,12 @@ from rtpool.channel import Channel
 from rtpool.checks import check_callable, check_name, check_timeout, check_token, check_type
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
+from rtpool.engine.fork import inherit
 from rtpool.engine.health import health_of
+from rtpool.engine.hooks import Hooks
 from rtpool.engine.mailboxes import make_subscriber_mailbox
+from rtpool.engine.signals import sigterm_calls
+from rtpool.engine.snapshot import stats_of
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import Heartbeat, PostgresChange, StatusChange
@@ -37,7 +41,7 @@ from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import read_replay
 from rtpool.registry import ShareKey, Subscriber, identity_of
 from rtpool.rest import RestBroadcasts, RestClient
-from rtpool.stats import Health, PoolStats, SubscriptionDetails
+from rtpool.stats import Health, PoolStats
 
 __all__ = ["RealtimePool", "get_pool"]
 
@@ -51,15 +55,15 @@ CLOSE_TIMEOUT = 5.0
 _numbers = itertools.count(1)
 
 
+#: Pools that somebody holds, for a forked child.
+_alive: weakref.WeakSet[RealtimePool] = weakref.WeakSet()
+
+
 def _forgotten(engine: Engine) -> None:
     # Runs wherever the collector strikes, perhaps within one of our own critical sections: it takes no lock.
     if engine.started and not engine.closed:
-        engine.abandon()
-        warnings.warn(
-            f"the pool {engine.name} was never closed; use `with RealtimePool(…)` or call close()",
-            ResourceWarning,
-            stacklevel=2,
-        )
+        engine.abandon("nobody refers to it any more, and nobody closed it")
+        engine.warn_forgotten("never closed")
 
 
 class RealtimePool(RestBroadcasts):
@@ -98,11 +102,18 @@ class RealtimePool(RestBroadcasts):
         _check_token(access_token)
         if not self.options.is_supabase:
             _refuse_supabase_only(access_token=access_token)
-        self._engine = Engine(str(next(_numbers)), self._endpoint, self.options, access_token)
-        self._rest = RestClient(self._engine, access_token)
+        # What users hand over is held here: threads know it weakly, for it may refer to this pool.
+        self._hooks = Hooks()
         self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._take_engine(str(next(_numbers)), access_token)
+        _alive.add(self)
+
+    def _take_engine(self, name: str, token: Token | None) -> None:
+        self._engine = engine = Engine(name, self._endpoint, self.options, self._hooks.lend(token), self._hooks)
+        self._kept = engine.registry.entrust()
+        self._rest = RestClient(engine, token)
         # At exit the engine sees to itself, where locks may be taken.
-        self._finalizer = weakref.finalize(self, _forgotten, self._engine)
+        self._finalizer = weakref.finalize(self, _forgotten, engine)
         self._finalizer.atexit = False
 
     @classmethod
@@ -204,7 +215,7 @@ class RealtimePool(RestBroadcasts):
     def _handle(self, subscriber: Subscriber) -> Channel:
         handle = self._handles.get(id(subscriber))
         if handle is None or handle._subscriber is not subscriber:
-            handle = self._handles[id(subscriber)] = Channel(self, self._engine, subscriber)
+            handle = self._handles[id(subscriber)] = Channel(self, subscriber)
         return handle
 
     def on_changes(
@@ -305,7 +316,7 @@ class RealtimePool(RestBroadcasts):
             _refuse_supabase_only(token=token)
         self._rest.token = token
         self._engine.start()
-        self._engine.post(self._engine.coordinator.set_token, token)
+        self._engine.post(self._engine.coordinator.set_token, self._hooks.lend(token))
 
     @overload
     def on_status(self, callback: Callable[[StatusChange], object]) -> RealtimePool: ...
@@ -352,7 +363,7 @@ class RealtimePool(RestBroadcasts):
         Replaces an earlier hook.
         """
         check_callable(hook)
-        self._engine.on_callback_error = hook
+        self._hooks.error = hook
         return self
 
     def force_cleanup(self) -> int:
@@ -374,40 +385,7 @@ class RealtimePool(RestBroadcasts):
         """
         A snapshot. Numbers of different threads may be a moment apart.
         """
-        engine, coordinator = self._engine, self._engine.coordinator
-        sockets = coordinator.connections
-        totals = sockets.totals()
-        connections = tuple(connection.details() for connection in sockets.all)
-        subscribers = engine.registry.subscribers()
-        latencies = [c.heartbeat_latency for c in connections if c.state == "open" and c.heartbeat_latency is not None]
-        return PoolStats(
-            connection_status="closed" if engine.closed else sockets.status,
-            total_connections=len(connections),
-            active_connections=sum(c.state == "open" for c in connections),
-            error_connections=sum(c.state == "error" for c in connections),
-            total_subscriptions=len(subscribers),
-            active_subscriptions=sum(s.is_ready for s in subscribers),
-            total_joins=len(coordinator.joins),
-            reconnect_attempts=sockets.reconnect_attempts,
-            messages_received=totals.messages,
-            messages_unheard=totals.unheard,
-            events_received=engine.dispatcher.received,
-            messages_delivered=engine.dispatcher.delivered,
-            messages_dropped=engine.dispatcher.dropped,
-            callback_errors=engine.callback_errors,
-            gaps=coordinator.router.gaps + engine.overflow_gaps,
-            pushes_sent=coordinator.pushes.sent,
-            pushes_delayed=coordinator.pushes.queue.delayed,
-            joins_per_second=coordinator.joining.queue.per_second,
-            events_per_second=coordinator.pushes.queue.per_second,
-            bytes_received=totals.bytes_received,
-            bytes_sent=totals.bytes_sent,
-            joins_moved=coordinator.mover.moved,
-            repairs=coordinator.audit.repairs,
-            heartbeat_latency=max(latencies, default=None),
-            connection_details=connections,
-            subscription_details=tuple(_details(s) for s in subscribers),
-        )
+        return stats_of(self._engine)
 
     def health(self) -> Health:
         """
@@ -422,34 +400,77 @@ class RealtimePool(RestBroadcasts):
 
     # Life
 
-    def run_forever(self) -> None:
+    def run_forever(self, *, handle_sigterm: bool = False) -> None:
         """
         Block until the pool is closed; Ctrl-C closes it and returns.
+
+        Args:
+            handle_sigterm: have SIGTERM, by which service managers and containers stop a program, close the pool and
+                return as well. In the main thread only. The handler is rtpool's while this runs, and the one before
+                when it returns; further SIGTERMs until then do nothing, for `close` is bounded by its time-out. False
+                leaves signals alone, and SIGTERM ends the process at once.
+
+        Raises:
+            InvalidValue: `handle_sigterm` outside of the main thread, where Python runs no signal handlers.
         """
-        try:
-            while not self._engine.ended.wait(SLICE_SECONDS):
-                continue
-        except KeyboardInterrupt:
-            self.close()
+        check_type("handle_sigterm", handle_sigterm, bool)
+        engine, told = self._engine, []
+
+        def terminate() -> None:
+            told.append("SIGTERM")
+            if engine.started:
+                engine.abandon("SIGTERM", CLOSE_TIMEOUT)
+
+        with sigterm_calls(terminate) if handle_sigterm else contextlib.nullcontext():
+            try:
+                while not told and not engine.ended.wait(SLICE_SECONDS):
+                    continue
+            except KeyboardInterrupt:
+                told.append("SIGINT")
+            if told:
+                self.close()
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> bool:
         """
         Send what was accepted, leave, close every socket, end every thread. Idempotent, also within a callback.
 
+        With a server that answers this takes milliseconds, with a silent one half a second. As long as there is time it
+        waits for one that may not have read every push and leave, for the turn of pushes (option
+        `max_events_per_second`), and for joins under way that pushes wait for; for connections it does not. A push that
+        could not be sent fails with `PoolClosed` or `ConnectionFailed`.
+
         Args:
-            timeout: seconds it may take.
+            timeout: seconds it may take; 0 does not wait, and all ends in the background.
 
         Returns:
             True when everything was stopped in time; what was not is named in the log. A callback that closes its own
-            pool gets True although its thread ends only when it returns.
+            pool gets True although its thread ends only when it returns. A handler of a signal that came in the middle
+            of another call of the pool may get False, and then all ends after its return.
         """
         check_timeout(timeout)
         self._finalizer.detach()
         stopped = self._engine.stop(timeout)
-        with _pools_lock:
-            for key in [key for key, pool in _pools.items() if pool is self]:
-                del _pools[key]
+        if _pools_lock.acquire(timeout=timeout):  # else this is a handler of a signal that came within get_pool()
+            try:
+                for key in [key for key, pool in _pools.items() if pool is self]:
+                    del _pools[key]
+            finally:
+                _pools_lock.release()
         return stopped
+
+    def _after_fork(self) -> None:
+        """Go on in a forked child, with an engine of its own; one that was closed stays so."""
+        old, handles = self._engine, list(self._handles.values())
+        self._handles = weakref.WeakValueDictionary({id(handle._subscriber): handle for handle in handles})
+        subscribers = dict.fromkeys((*old.registry.subscribers(), *(handle._subscriber for handle in handles)))
+        self._finalizer.detach()
+        kept = self._kept  # holds the callbacks of Channels that nobody holds
+        self._take_engine(old.name, self._rest.token)
+        self._engine.warn_at_exit = old.warn_at_exit
+        if old.was_closed:
+            self._engine.stop(0.0)
+        inherit(old, self._engine, subscribers, resubscribe=self.options.after_fork == "resubscribe")
+        kept.clear()
 
     def __enter__(self) -> RealtimePool:
         return self
@@ -459,6 +480,11 @@ class RealtimePool(RestBroadcasts):
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a pool belongs to its process and cannot be pickled or copied; make one there, or use get_pool()"
+        )
+
     def __repr__(self) -> str:
         status = "closed" if self.closed else self._engine.coordinator.connections.status
         return f"<rtpool.RealtimePool {self._engine.name} {self._endpoint.url} {status}>"
@@ -467,6 +493,18 @@ class RealtimePool(RestBroadcasts):
 #: Guards: _pools
 _pools_lock = Lock()
 _pools: dict[tuple[str, str | None], RealtimePool] = {}
+
+
+def _after_fork() -> None:
+    global _pools_lock
+    _pools_lock = Lock()
+    with contextlib.ExitStack() as steps:  # the others go on even if one fails
+        for pool in list(_alive):
+            steps.callback(pool._after_fork)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def get_pool(
@@ -537,17 +575,3 @@ def _refuse_supabase_only(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value:
             raise InvalidValue(f"{name} is for Supabase Realtime; give a plain Phoenix server params")
-
-
-def _details(subscriber: Subscriber) -> SubscriptionDetails:
-    mailboxes = [m for m in (subscriber.mailbox, subscriber.stream) if m is not None]
-    return SubscriptionDetails(
-        topic=subscriber.topic,
-        state=subscriber.state.value,
-        private=subscriber.key.private,
-        callbacks=len(subscriber.bindings),
-        received=sum(m.received for m in mailboxes),
-        queued=max(0, sum(m.queued for m in mailboxes)),
-        delivered=sum(m.delivered for m in mailboxes),
-        dropped=sum(m.dropped for m in mailboxes),
-    )

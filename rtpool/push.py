@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any
+from typing import Any, NoReturn
 
 from rtpool.checks import check_callable, check_timeout
 from rtpool.engine.engine import Engine
 from rtpool.engine.outgoing import Outgoing
 from rtpool.engine.threads import outcome_of
-from rtpool.errors import PushTimeout, RtpoolError
+from rtpool.errors import PoolForked, PushTimeout, RtpoolError
 
 __all__ = ["Push"]
 
@@ -44,8 +44,8 @@ class Push:
         return self._outgoing.name
 
     def done(self) -> bool:
-        """Whether the outcome is known."""
-        return self._outgoing.future.done()
+        """Whether the outcome is known. In a forked child that of the parent's pushes is that they are not here."""
+        return self._engine.forked or self._outgoing.future.done()
 
     def result(self, timeout: float | None = None) -> Any:
         """
@@ -62,7 +62,11 @@ class Push:
             PushRefused: the server answered with a status other than ok.
             ConnectionFailed: the connection was lost before the reply; whether the server acted on it is unknown.
             JoinRefused, PoolClosed: it could not be sent.
+            PoolForked: it was under way when the process was forked, and this is the child: the parent alone hears the
+                outcome.
         """
+        if self._engine.forked:
+            return self._known_before_fork()
         if timeout is None:
             # The I/O thread settles every push at its deadline; the second is for a machine that is busy.
             timeout = max(0.0, self._outgoing.deadline - time.monotonic()) + 1.0
@@ -84,19 +88,41 @@ class Push:
         """
         Have `fn(push)` called on a worker, in order with the Channel's callbacks, once the outcome is known.
 
+        Once the pool is closed it is not called any more; a warning in the log says so.
+
         Raises:
             InvalidType: `fn` is not callable.
+            PoolForked: it was made by the parent of this process.
         """
         check_callable(fn)
+        if self._engine.forked:
+            raise self._parents()
         engine, subscriber = self._engine, self._outgoing.subscriber
 
         def run(push: Push) -> None:
             engine.run_user_code(fn, push, f"push {push.event!r} on {push.topic!r}")
 
         def deliver(_future: Future[Any]) -> None:  # runs on the I/O thread: hands over, nothing more
-            engine.dispatcher.deliver_essential(subscriber.mailbox, run, self)
+            if not engine.dispatcher.deliver_essential(subscriber.mailbox, run, self):
+                engine.warn(
+                    f"a callback of push {self.event!r} on {self.topic!r} comes after close() and is not called"
+                )
 
         self._outgoing.future.add_done_callback(deliver)
+
+    def _known_before_fork(self) -> Any:
+        if self._outgoing.outcome is None:
+            raise self._parents()
+        result, error = self._outgoing.outcome
+        if error is not None:
+            raise error.again() from error
+        return result
+
+    def _parents(self) -> PoolForked:
+        return PoolForked(f"push {self.event!r} on {self.topic!r} is the parent process's; it may or may not be sent")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Push belongs to its process and cannot be pickled or copied; take its result() there")
 
     def __repr__(self) -> str:
         return f"<rtpool.Push {self.event!r} on {self.topic!r} {'done' if self.done() else 'pending'}>"

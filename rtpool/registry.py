@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
@@ -49,8 +50,11 @@ class _Identity:
     def __init__(self, given: Callable[..., Any]) -> None:
         self.given = given
         # A bound method is made anew at each look-up; it is the same when its object and its function are.
-        parts = (given.__self__, given.__func__) if isinstance(given, types.MethodType) else (given,)
-        self._ids = tuple(map(id, parts))
+        self._ids: tuple[object, ...] = (id(given),)
+        if isinstance(given, types.MethodType):
+            self._ids = id(given.__self__), id(given.__func__)
+        elif isinstance(given, (types.BuiltinMethodType, types.MethodWrapperType)):  # those of lists, queues, iterators
+            self._ids = id(given.__self__), given.__name__
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Identity) and other._ids == self._ids
@@ -195,6 +199,20 @@ class Attachment:
     sees_presence: bool = False
 
 
+class Bindings:
+    """
+    The callbacks of one Channel, a tuple that is replaced whole.
+
+    They belong to the Channel, and to the pool while it is subscribed; the engine knows them weakly, so that a callback
+    that refers to its pool keeps no forgotten pool alive.
+    """
+
+    __slots__ = ("__weakref__", "all")
+
+    def __init__(self) -> None:
+        self.all: tuple[Binding, ...] = ()
+
+
 class Subscriber:
     """
     What the engine knows of a Channel: never the handle, so that a forgotten pool can be collected.
@@ -225,8 +243,11 @@ class Subscriber:
         self._receive_own = receive_own
         self.ack = ack
         self.replay = replay
-        self.bindings: tuple[Binding, ...] = ()
+        self._own_bindings: Bindings | None = Bindings()
+        self._bindings = weakref.ref(self._own_bindings)
         self.attachment: Attachment | None = None
+        #: The number of what it was attached by last, 0 before it was detached ever; under the registry's lock.
+        self.detached = 0
         self.leaving = False
         #: The dispatcher's mailboxes: for callbacks, and for iterators once somebody iterates.
         self.mailbox: Any = None
@@ -235,6 +256,39 @@ class Subscriber:
         self.stream_claimed = False
         #: Pushes accepted and not settled; guarded by the send budget's lock.
         self.unsettled = 0
+        #: Whether its subscription was the parent's, in a forked child, and it was not subscribed since.
+        self.forked = False
+
+    def inherit(self, mailbox: Any, stream: Any) -> Attachment | None:
+        """In a forked child: begin anew with these mailboxes. Returns what it was attached by, the parent's."""
+        attachment, self.attachment = self.attachment, None
+        self.leaving = False
+        self.unsettled = 0
+        self.mailbox, self.stream = mailbox, stream
+        return attachment
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """The callbacks; none when all that held them is gone."""
+        found = self._bindings()
+        return () if found is None else found.all
+
+    @bindings.setter
+    def bindings(self, bindings: tuple[Binding, ...]) -> None:
+        found = self._bindings()
+        if found is not None:
+            found.all = bindings
+
+    def entrust(self) -> Bindings:
+        """The callbacks, for a handle to hold: from now on they live as long as somebody does."""
+        found = self.held() or Bindings()
+        self._bindings = weakref.ref(found)
+        self._own_bindings = None
+        return found
+
+    def held(self) -> Bindings | None:
+        """The callbacks, unless all that held them is gone."""
+        return self._bindings()
 
     @property
     def receive_own(self) -> bool:
@@ -285,11 +339,12 @@ class Share:
         subscribers: the Channels, oldest first; replaced whole under the registry's lock.
         state, presence: the join's state, and who is present by key; written by the I/O thread alone.
         last_error: why it is not joined, the latest reason; None once it is. Written by the I/O thread alone.
-        wish: the encoded payload to be present with, None to be absent; under the registry's lock.
+        wish, wish_form: the encoded payload to be present with, None to be absent; the form in which equal ones are
+            equal. Under the registry's lock.
         trackers: the Channels that wish it; under the registry's lock.
     """
 
-    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "trackers", "wish")
+    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "trackers", "wish", "wish_form")
 
     def __init__(self, key: ShareKey) -> None:
         self.key = key
@@ -298,6 +353,7 @@ class Share:
         self.presence: Mapping[str, tuple[Mapping[str, Any], ...]] = {}
         self.last_error: RtpoolError | None = None
         self.wish: bytes | None = None
+        self.wish_form: bytes | None = None
         self.trackers: tuple[Subscriber, ...] = ()
 
 
@@ -309,9 +365,22 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        # Guards: _shares, Share.subscribers, Subscriber.bindings, Subscriber.attachment, Subscriber.leaving
+        # Guards: _shares, _kept, Share.subscribers, Subscriber.bindings, Subscriber.attachment, Subscriber.leaving
         self._lock = Lock()
         self._shares: dict[ShareKey, Share] = {}
+        self._own_kept: set[Bindings] | None = set()
+        self._kept = weakref.ref(self._own_kept)
+
+    def entrust(self) -> set[Bindings]:
+        """The callbacks of every attached Channel, for the pool to hold: from now on they live as long as it does."""
+        kept = self._kept()
+        assert kept is not None, "entrusted once"
+        self._own_kept = None
+        return kept
+
+    def after_fork(self) -> None:
+        """In a forked child: whoever held the lock is not here."""
+        self._lock = Lock()
 
     def attach(self, subscriber: Subscriber) -> Attachment | None:
         """Attach a Channel to its share; None when it already is attached."""
@@ -322,17 +391,24 @@ class Registry:
             if share is None:
                 share = self._shares[subscriber.key] = Share(subscriber.key)
             share.subscribers += (subscriber,)
-            subscriber.leaving = False
+            subscriber.leaving = subscriber.forked = False
             subscriber.attachment = attachment = Attachment(share)
+            bindings, kept = subscriber.held(), self._kept()
+            if bindings is not None and kept is not None:
+                kept.add(bindings)
             return attachment
 
     def ask_again(self, subscriber: Subscriber) -> Attachment | None:
         """Let a Channel whose subscription was refused wait for it anew; its attachment, None when it has none."""
-        with self._lock:
-            attachment = subscriber.attachment
-            if attachment is not None and attachment.ready.done() and attachment.ready.exception() is not None:
-                attachment.ready = Future()
-            return attachment
+        attachment = subscriber.attachment
+        if attachment is None:
+            return None
+        ready = attachment.ready
+        if ready.done() and ready.exception() is not None:  # futures have locks of their own
+            with self._lock:
+                if attachment.ready is ready:
+                    attachment.ready = Future()
+        return attachment
 
     def detach(self, subscriber: Subscriber, *, only: Attachment | None = None) -> Attachment | None:
         """
@@ -344,6 +420,7 @@ class Registry:
         Returns:
             What it was attached by, None when it was not, or not by that.
         """
+        bindings, kept = subscriber.held(), self._kept()  # held until the lock is free: the last reference is user code
         with self._lock:
             attachment = subscriber.attachment
             if attachment is None or (only is not None and attachment is not only):
@@ -351,8 +428,10 @@ class Registry:
             share = attachment.share
             share.subscribers = tuple(s for s in share.subscribers if s is not subscriber)
             self._stop_tracking(share, subscriber)
-            subscriber.attachment = None
+            subscriber.attachment, subscriber.detached = None, attachment.number
             subscriber.leaving = True
+            if bindings is not None and kept is not None:
+                kept.discard(bindings)
             if not share.subscribers and self._shares.get(share.key) is share:
                 del self._shares[share.key]
             return attachment
@@ -364,13 +443,17 @@ class Registry:
 
     def clear(self) -> list[Attachment]:
         """Detach everybody for good; returns what they were attached by."""
-        attachments = []
+        attachments: list[Attachment] = []
+        kept = self._kept() or set()
+        bindings = tuple(kept)  # held until the lock is free: the last reference is user code
         with self._lock:
+            kept.difference_update(bindings)
             for share in self._shares.values():
                 for subscriber in share.subscribers:
-                    if subscriber.attachment is not None:
-                        attachments.append(subscriber.attachment)
-                    subscriber.attachment = None
+                    attachment = subscriber.attachment
+                    if attachment is not None:
+                        attachments.append(attachment)
+                        subscriber.attachment, subscriber.detached = None, attachment.number
                 share.subscribers = ()
             self._shares.clear()
         return attachments
@@ -406,16 +489,18 @@ class Registry:
         Raises:
             ConfigConflict: another Channel of the join is present with another payload.
         """
+        form = canonical(loads(data))
         with self._lock:
             attachment = subscriber.attachment
             if attachment is None:
                 return
             share = attachment.share
             others = tuple(s for s in share.trackers if s is not subscriber)
-            present = share.wish
-            same = present == data or (present is not None and canonical(loads(present)) == canonical(loads(data)))
+            same = share.wish is not None and share.wish_form == form
             if not others or same:
-                share.wish, share.trackers = present if same else data, (*others, subscriber)
+                share.trackers = (*others, subscriber)
+                if not same:
+                    share.wish, share.wish_form = data, form
                 return
         raise ConfigConflict(
             f"another Channel on {subscriber.topic!r} shares this join and is present with another payload; pass "

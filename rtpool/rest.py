@@ -4,6 +4,7 @@ Broadcasts by REST: one HTTP request, no join, no socket of the pool, no thread.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +14,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import attrs
 
 from rtpool.checks import check_name, check_timeout, check_token, check_type
+from rtpool.engine.descriptors import close
 from rtpool.engine.engine import Engine
-from rtpool.engine.redaction import Redactor
+from rtpool.engine.redaction import Redactor, forget_variables
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
 from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer, request_head
 from rtpool.errors import (
@@ -275,6 +277,13 @@ class RestClient:
     def _send(self, request: _Request, timeout: float, deadline: float) -> None:
         if len(request.body) > MAX_BODY_BYTES:
             raise _too_big(len(request.body), f"the {request.what}")
+        try:
+            self._post(request, timeout, deadline)
+        except RtpoolError as error:
+            forget_variables(error)
+            raise
+
+    def _post(self, request: _Request, timeout: float, deadline: float) -> None:
         headers = self._headers(request)
         hide = Redactor(self._options, self._key, dict(headers).get("Authorization"))
         try:
@@ -293,7 +302,9 @@ class RestClient:
         connected_by = min(deadline, time.monotonic() + self._options.connection_timeout)
         state = "connecting" if connected_by < deadline else "not sent"
         try:
-            with open_stream(self._address, self._options, connected_by, cancelled) as sock:
+            with contextlib.ExitStack() as opened:
+                sock = open_stream(self._address, self._options, connected_by, cancelled)
+                opened.callback(close, sock)
                 state = "not sent"
                 stream = TimedSocket(sock, deadline, HEAD_LIMIT + ANSWER_LIMIT)
                 try:

@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import hypothesis
@@ -18,9 +18,15 @@ import trustme
 import rtpool
 from rtpool.engine import engine as engine_module
 from rtpool.testing import RealtimeServer
+from tests.support import checking_lock, secrets_watch
 from tests.support.wait import wait_until
 
+checking_lock.install()
+secrets_watch.install()
+
 hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("examples", deadline=None, phases=[hypothesis.Phase.explicit])
+hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("default")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -53,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def the_collector_looks_at_a_module_alone() -> None:
-    """Spares it what is there before and stays: after every test that took most of the suite's processor time."""
+    """Spares it what was there before and stays: after each test that took most of the suite's processor time."""
     gc.collect()
     gc.freeze()
 
@@ -63,7 +69,25 @@ def _descriptors() -> int:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def locks_are_held_well() -> Iterator[None]:
+    """Fails a test in which a thread that holds a lock of rtpool takes another, waits, or enters user code."""
+    yield
+    violations = checking_lock.take_violations()
+    assert not violations, "\n".join(violations)
+
+
+@pytest.fixture(autouse=True)
+def secrets_stay_secret() -> Iterator[None]:
+    """Fails a test in which a key or token can be read where none belongs."""
+    secrets_watch.watch.begin()
+    yield
+    secrets_watch.watch.end()
+    leaks = secrets_watch.watch.take_leaks()
+    assert not leaks, "\n".join(leaks)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(locks_are_held_well: None, secrets_stay_secret: None) -> Iterator[None]:
     """Fails a test that leaves a thread, a descriptor or an open pool behind."""
     threads_before, descriptors_before = set(threading.enumerate()), _descriptors()
     yield
@@ -75,6 +99,16 @@ def nothing_is_left() -> Iterator[None]:
 
     wait_until(lambda: not extra(), f"threads left: {extra()}", cap=5)
     wait_until(lambda: _descriptors() <= descriptors_before, "descriptors left", cap=5)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    for name, text in report.sections:
+        told = name in (f"Captured stdout {report.when}", f"Captured stderr {report.when}")
+        if told and secrets_watch.watch.shows_secret(text):
+            report.outcome, report.longrepr = "failed", f"{name} shows a secret: {text}"
+    return report
 
 
 @pytest.fixture
@@ -98,6 +132,7 @@ def make_pool(server: RealtimeServer) -> Iterator[MakePool]:
 
     yield make
     for pool in pools:
+        secrets_watch.watch.look_at_pool(pool)
         assert pool.close(10), "close() was not in time"
 
 

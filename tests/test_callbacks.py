@@ -11,7 +11,7 @@ import rtpool
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
-from tests.support.wait import CAP
+from tests.support.wait import CAP, wait_until
 
 
 def test_a_callback_that_raises_is_logged_counted_reported_and_harms_nothing(
@@ -216,6 +216,26 @@ def test_a_removed_callback_does_not_start_again(server: RealtimeServer, pool: r
         stop.set()
         publisher.join()
     assert late == []
+
+
+@pytest.mark.parametrize("by", ["another thread", "the end of the pool"])
+def test_unsubscribing_what_is_about_to_end_anyway_ends_the_callbacks_too(
+    server: RealtimeServer, pool: rtpool.RealtimePool, by: str
+) -> None:
+    heard, release = Recorder(), threading.Event()
+    channel = pool.channel("room").on_broadcast("*", lambda message: (heard(message), release.wait(CAP))).subscribe()
+    for number in range(3):
+        server.broadcast("room", "x", {"n": number})
+    heard.wait(1)
+    registry, subscriber = pool._engine.registry, channel._subscriber
+    wait_until(lambda: subscriber.mailbox.received == 3)
+    # Somebody has got so far, and no further.
+    attachments = [registry.detach(subscriber)] if by == "another thread" else registry.clear()
+    channel.unsubscribe(timeout=0)
+    release.set()
+    wait_until(lambda: subscriber.mailbox.running is None)
+    assert heard.numbers == [0]
+    pool._engine.post(pool._engine.coordinator.detached, attachments[0])
 
 
 def test_decorators_register_and_return_the_function(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:

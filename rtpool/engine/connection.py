@@ -138,11 +138,11 @@ class Connection:
 
     def interest(self) -> int:
         """The selector events waited for."""
-        return self.transport.interest(reading=not self.paused_by) if self.transport else 0
+        return self.transport.interest(reading=self._reads) if self.transport else 0
 
     def has_more(self) -> bool:
         """Whether bytes may be at hand that the selector cannot see."""
-        return self.transport is not None and self.transport.has_more and not self.paused_by
+        return self.transport is not None and self.transport.has_more and self._reads
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
@@ -159,7 +159,7 @@ class Connection:
         if self.transport is None:
             return
         try:
-            if (events & selectors.EVENT_READ or self.transport.read_wants_write) and not self.paused_by:
+            if (events & selectors.EVENT_READ or self.transport.read_wants_write) and self._reads:
                 received_before = self.transport.bytes_received
                 messages = self.transport.receive()
                 if self.transport.bytes_received != received_before:
@@ -302,6 +302,11 @@ class Connection:
         )
 
     # Inside
+
+    @property
+    def _reads(self) -> bool:
+        """Whether it is read: by the end at the latest, for the peer's answer to the goodbye."""
+        return not self.paused_by or self._said_goodbye
 
     @property
     def _all_received(self) -> int:

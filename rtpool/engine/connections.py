@@ -119,7 +119,6 @@ class Connections:
         self._next_id = 1
         self._waiters: list[Future[None]] = []
         self._stopping = False
-        self._deadline = 0.0
         #: Every connection, those saying goodbye aside; replaced whole.
         self.all: tuple[Connection, ...] = ()
         self.status = self._announced = "idle"
@@ -173,12 +172,17 @@ class Connections:
             self._retire(connection)
         done.set_result(len(idle))
 
-    def close_all(self, deadline: float) -> None:
-        """Say goodbye on every connection; `Tenant.all_closed` follows."""
-        self._stopping, self._deadline = True, deadline
+    def close_all(self, until: float) -> None:
+        """Say goodbye on every connection and await answers until the instant `until`; `Tenant.all_closed` follows."""
+        self._stopping = True
         for connection in self.all:
             self._retire(connection)
+        self._loop.call_at(until, self._close_rest)
         self._tell_when_closed()
+
+    def _close_rest(self) -> None:
+        for connection in list(self._closing):
+            self._closed(connection)
 
     def _tell_when_closed(self) -> None:
         if self._stopping and not self._closing:
@@ -344,7 +348,12 @@ class Connections:
             self._loop.post(close_if_idle)  # nobody needs it dialled
 
     def _retire(self, connection: Connection) -> None:
-        """Close a connection in good order: what is queued, a close frame, then the peer's answer or half a second."""
+        """
+        Close a connection in good order: what is queued, a close frame, then the peer's answer or half a second.
+
+        At the pool's end who has not heard all that was said to it gets all the time there is. A socket that is closed
+        under it would be reset by the next word it says, and what it had not read yet be lost.
+        """
         self._by_id.pop(connection.connection_id, None)
         connection.cancel_redial()
         if connection.transport is None:
@@ -357,15 +366,8 @@ class Connections:
         self._publish()
         connection.say_goodbye(self._loop.now)
         self._update_status()
-        if connection in self._closing:
-            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
-
-    def _goodbye_over(self, connection: Connection) -> None:
-        queued = connection.transport is not None and connection.transport.queued
-        if queued and self._stopping and self._loop.now + GOODBYE_SECONDS < self._deadline:
-            self._loop.call_later(GOODBYE_SECONDS, lambda: self._goodbye_over(connection))
-        else:
-            self._closed(connection)
+        if connection in self._closing and not (self._stopping and connection.session.unheard):
+            self._loop.call_later(GOODBYE_SECONDS, lambda: self._closed(connection))
 
     def _closed(self, connection: Connection) -> None:
         if connection not in self._closing:

@@ -103,6 +103,7 @@ class Coordinator:
         self.readiness = Readiness(registry, self.router, wall)
         self.pushes = Pushes(loop, budget, self.router, options)
         self._stopping = False
+        self._parting: Callable[[], None] | None = None  # says goodbye, once those are joined whose pushes wait for it
         rng = rng or random.Random()
         self.connections = Connections(
             name,
@@ -227,7 +228,9 @@ class Coordinator:
     def push(self, outgoing: Outgoing) -> None:
         """Send a push now, or keep it until its Channel is joined."""
         join = self.joins.get(outgoing.subscriber.key)
-        if join is None or join.leaving or self._stopping:
+        if self._stopping:
+            self.pushes.refuse(outgoing, PoolClosed(f"the pool {self._name} was closed"))
+        elif join is None or join.leaving:
             self.pushes.refuse(outgoing, outgoing.unsubscribed())
         else:
             self.pushes.push(join, outgoing)
@@ -249,12 +252,26 @@ class Coordinator:
         self._stopping = True
         self.mover.stop()
         self.joining.stop()
-        last_words = max(self._loop.now, deadline - GOODBYE_SECONDS)
-        self.pushes.queue.drain(last_words, lambda: self.connections.close_all(deadline))
+        left = deadline - self._loop.now
+        # The rest is for threads to end. Where nobody waits for them, peers still get the time to answer.
+        last_words = self._loop.now + (left - min(GOODBYE_SECONDS, left / 2) if left > 0 else GOODBYE_SECONDS)
+        self._parting = lambda: self.pushes.queue.drain(last_words, lambda: self.connections.close_all(last_words))
+        self._loop.call_at(last_words, self._part)
+        self._part_when_joined()
+
+    def _part_when_joined(self) -> None:
+        """Pushes that wait for a join that is under way wait for its answer."""
+        if self._parting is not None and not any(join.buffer and join.is_under_way for join in self.joins.values()):
+            self._loop.post(self._part)  # not in the middle of what a session says
+
+    def _part(self) -> None:
+        part, self._parting = self._parting, None
+        if part is not None:
+            part()
 
     def abandon(self, error: RtpoolError) -> None:
         """The end: fail everybody who waits, drop every socket. Also called when the loop failed."""
-        self._stopping = True
+        self._stopping, self._parting = True, None
         self.mover.stop()
         self.pushes.queue.stop()
         self.connections.abandon(error)
@@ -326,7 +343,8 @@ class Coordinator:
                 continue
             if isinstance(event, Received):
                 join = connection.joins.get(event.topic)
-                if join is not None:
+                # Behind a mailbox that is full, a connection is read at its end for answers alone.
+                if join is not None and not (connection.state == "closing" and connection.paused_by):
                     self._received(join, event)
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)
@@ -342,6 +360,7 @@ class Coordinator:
         self._overflowed(self.router.flush())
         if may_join:
             self.joining.queue.run()
+        self._part_when_joined()
 
     def _push_settled(self, event: PushSettled, unsent: list[tuple[Join, Outgoing]]) -> None:
         join: Join | None = event.token[0] if event.token is not None else None
@@ -390,7 +409,8 @@ class Coordinator:
             attachment = subscriber.attachment
             if attachment is None or attachment.number != mailbox.overflowed:
                 continue  # another subscription than the one that fell behind
-            if self._registry.detach(subscriber, only=attachment) is not None:
+            bindings = subscriber.held()  # nobody may hold its Channel, and it is to be told
+            if bindings is not None and self._registry.detach(subscriber, only=attachment) is not None:
                 error = self.router.overflow_closed(subscriber, mailbox, attachment)
                 if not attachment.ready.done():
                     attachment.ready.set_exception(error)

@@ -17,10 +17,11 @@ from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 import attrs
 
+from rtpool.engine.descriptors import close
 from rtpool.engine.logs import Log
 from rtpool.engine.redaction import Redactor
 from rtpool.engine.streams import Address, Cancelled, failure, open_stream
-from rtpool.engine.threads import join_all
+from rtpool.engine.threads import PoolThread, join_all
 from rtpool.engine.upgrade import upgrade
 from rtpool.errors import ConnectionFailed, InvalidValue, PoolClosed, RtpoolError
 from rtpool.options import PoolOptions
@@ -155,7 +156,7 @@ def dial(endpoint: Endpoint, options: PoolOptions, cancelled: Cancelled) -> Dial
 
 def _close(sock: socket.socket | None) -> None:
     if sock is not None:
-        sock.close()
+        close(sock)
 
 
 class Dialer:
@@ -174,13 +175,14 @@ class Dialer:
         self._name = name
         self._first = first
         self._log = log
-        # Guards: _jobs, _threads, _lost, _working, _idle, _stopping, _dials
+        # Guards: _jobs, _threads, _lost, _started, _working, _idle, _stopping, _dials
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._jobs: deque[tuple[object, Callable[[], None]]] = deque()
         self._threads: dict[int, threading.Thread] = {}
         self._working: dict[object, int] = {}  # which thread does which job
         self._lost: set[threading.Thread] = set()  # they hang, and others take their places
+        self._started: tuple[PoolThread, ...] = ()  # all that may live; replaced whole
         self._idle = 0
         self._stopping = False
         self._dials: set[Cancelled] = set()
@@ -238,7 +240,7 @@ class Dialer:
                 done(None, failed)
             else:
                 if not done(dialed, None):
-                    dialed.sock.close()
+                    close(dialed.sock)
 
         return self.submit(job, done)
 
@@ -298,18 +300,31 @@ class Dialer:
         for cancelled in dials:
             cancelled.cancel()
 
+    def after_fork(self) -> None:
+        """In a forked child: what was under way is the parent's, and a job that forked is the last to run here."""
+        self._lock = Lock()
+        self._ready = threading.Condition(self._lock)
+        self._stopping = True
+        self._jobs.clear()
+        self._threads.clear()
+        self._started = ()
+        self._working.clear()
+        self._lost.clear()
+        dials, self._dials = self._dials, set()
+        for cancelled in dials:
+            cancelled.after_fork()
+
     def join(self, deadline: float) -> list[str]:
         """Wait for the threads until `deadline` (monotonic); return the names of those that still run."""
-        with self._lock:
-            threads = [*self._threads.values(), *self._lost]
-        return join_all(threads, deadline)
+        return join_all(self._started, deadline)
 
     def _new_thread(self) -> tuple[int, threading.Thread]:
         assert self._lock.locked()
         index = next(i for i in range(MAX_THREADS) if i not in self._threads)
         name = f"rtpool-{self._name}-dial-{self._first + index}"
-        thread = threading.Thread(target=self._work, args=(index,), name=name, daemon=True)
+        thread = PoolThread(self._work, name, (index,))
         self._threads[index] = thread
+        self._started = (*(other for other in self._started if not other.over), thread)
         return index, thread
 
     def _work(self, index: int) -> None:
@@ -320,7 +335,7 @@ class Dialer:
                     self._ready.wait(IDLE_SECONDS)
                     self._idle -= 1
                 if not self._jobs:
-                    del self._threads[index]
+                    self._threads.pop(index, None)
                     return
                 name, job = self._jobs.popleft()
                 self._working[name] = index

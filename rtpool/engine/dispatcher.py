@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, join_all
+from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, join_all, start_thread
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -53,6 +53,7 @@ class Mailbox:
         limit: items it holds; what is essential comes on top.
         overflow: see `PoolOptions.overflow`.
         announce_loss: makes the item that tells of lost ones, from the first and last time of loss and their number.
+        hold: gives what must live as long as something essential waits: the callbacks it is for.
 
     Thread-safety: every attribute belongs to the dispatcher's lock; the counters may be read anywhere.
     """
@@ -65,6 +66,8 @@ class Mailbox:
         "dropped",
         "ended",
         "generation",
+        "hand",
+        "hold",
         "holder",
         "interrupted",
         "items",
@@ -92,8 +95,10 @@ class Mailbox:
         limit: int,
         overflow: str,
         announce_loss: Callable[[datetime, datetime, int], Any],
+        hold: Callable[[], object] = lambda: None,
     ) -> None:
         self.owner = owner
+        self.hold = hold
         self.run = run
         self.limit = limit
         self.overflow = overflow
@@ -104,6 +109,7 @@ class Mailbox:
         self.appended = self.removed = 0
         self.marks: deque[tuple[int, datetime]] = deque()
         self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
+        self.hand: list[Any] = []  # a worker's, from when it took them until it is through with all of them
         self.loss: _Loss | None = None
         self.scheduled = False
         self.running: int | None = None  # the worker's thread id
@@ -125,10 +131,26 @@ class Mailbox:
 
 
 class _Essential(NamedTuple):
-    """An item that is never dropped and does not count: a status, a gap, a push's callback."""
+    """
+    An item that is never dropped and does not count: a status, a gap, a push's callback; and what must live until then.
+    """
 
     run: Callable[[Any], None]
     item: Any
+    held: object
+
+
+class Waiting(NamedTuple):
+    """
+    What of a mailbox was not handed over yet.
+
+    Attributes:
+        since: since when, at the latest, None when nothing waits and nothing was lost unsaid.
+        items: what waits, what is essential included, and what a worker has in its hands; it may be through with some.
+    """
+
+    since: datetime | None
+    items: list[Any]
 
 
 class Dispatcher:
@@ -167,35 +189,41 @@ class Dispatcher:
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
+        self._news = Bell()  # for readers
         self._runnable: deque[Mailbox] = deque()
         self._stopping = False
+        self._forked = False
         self._idle = 0
-        self._threads: list[threading.Thread] = []
+        self._threads: list[PoolThread] = []  # replaced whole
 
-    def start(self) -> None:
+    def start(self) -> KeyboardInterrupt | None:
         """
         Start the workers, once, and again when it failed.
+
+        Returns:
+            As `start_thread`.
 
         Raises:
             RuntimeError: the system has no thread left; none was started.
         """
         with self._lock:
             if self._threads or self._stopping:
-                return
+                return None
             self._threads = threads = [
-                threading.Thread(target=self._work, name=f"rtpool-{self._name}-worker-{i}", daemon=True)
-                for i in range(self._num_workers)
+                PoolThread(self._work, f"rtpool-{self._name}-worker-{i}") for i in range(self._num_workers)
             ]
+        interrupt = None
         for index, thread in enumerate(threads):
             try:
-                thread.start()
+                interrupt = start_thread(thread) or interrupt
             except RuntimeError as error:  # the system has no thread left; those that run do the work of all
                 with self._lock:
                     self._threads = threads[:index]
                 if not index:
                     raise
                 self._log.warning("! pool %s has %d workers, and not %d: %s", self._name, index, len(threads), error)
-                return
+                break
+        return interrupt
 
     def open(self, mailbox: Mailbox, holder: int | None = None) -> None:
         """
@@ -224,6 +252,16 @@ class Dispatcher:
         """Since when, at the latest, items have waited that were not delivered; a worker may have some in its hands."""
         with self._lock:
             return self._came_at(mailbox, mailbox.removed - BATCH)
+
+    def waiting(self, mailbox: Mailbox) -> Waiting:
+        """What waits, and what was lost and not announced yet."""
+        with self._lock:
+            times = [self._came_at(mailbox, mailbox.removed - BATCH)] if mailbox.queued else []
+            times += [mailbox.loss.first] if mailbox.loss is not None else []
+            items = (*mailbox.hand, *mailbox.spare, *mailbox.items)
+            return Waiting(
+                min(times, default=None), [item.item if isinstance(item, _Essential) else item for item in items]
+            )
 
     def deliver(self, batch: Iterable[tuple[Mailbox, Any]]) -> list[Mailbox]:
         """
@@ -260,7 +298,7 @@ class Dispatcher:
         with self._lock:
             if self._stopping:
                 return False
-            essential = _Essential(run, item)
+            essential = _Essential(run, item, mailbox.hold())
             # A reader of a pull mailbox sees data only; its essentials run on a worker.
             (mailbox.items if mailbox.run is not None and not mailbox.ended else mailbox.spare).append(essential)
             self._schedule(mailbox, always=True)
@@ -286,6 +324,7 @@ class Dispatcher:
             drained = self._has_drained(mailbox)
             mailbox.blocked = False
             self._changed.notify_all()
+            self._news.ring()
         if drained:
             self._on_drained(mailbox)  # nobody takes from it any more, and its socket is to be read
         if wait:
@@ -319,30 +358,40 @@ class Dispatcher:
             EOFError: the mailbox was ended, or the workers stopped.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        drained = False
-        with self._lock:
-            while not mailbox.items and mailbox.loss is None:
+        while True:
+            with self._lock:
+                if not self._forked and (mailbox.items or mailbox.loss is not None):
+                    loss, item, drained = self._take(mailbox)
+                    break
                 if mailbox.ended or self._stopping:
                     raise EOFError
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
+                ear = self._news.ear()
+            try:
+                remaining = SLICE_SECONDS if deadline is None else deadline - time.monotonic()
+                if remaining <= 0:
                     raise TimeoutError
-                self._changed.wait(SLICE_SECONDS if remaining is None else min(remaining, SLICE_SECONDS))
-            loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
-            if loss is not None:
-                mailbox.loss = None
-            else:
-                mailbox.delivered += 1
-                self.delivered += 1
-                item = mailbox.items.popleft()
-                mailbox.ordinary -= 1
-                mailbox.removed += 1
-                drained = self._has_drained(mailbox)
+                ear.acquire(timeout=min(remaining, SLICE_SECONDS))
+            finally:
+                with self._lock:
+                    self._news.forget(ear)
         if loss is not None:
             return mailbox.announce_loss(loss.first, loss.last, loss.count)
         if drained:
             self._on_drained(mailbox)
         return item
+
+    def _take(self, mailbox: Mailbox) -> tuple[_Loss | None, Any, bool]:
+        assert self._lock.locked()
+        loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
+        if loss is not None:
+            mailbox.loss = None
+            return loss, None, False
+        mailbox.delivered += 1
+        self.delivered += 1
+        item = mailbox.items.popleft()
+        mailbox.ordinary -= 1
+        mailbox.removed += 1
+        return None, item, self._has_drained(mailbox)
 
     def stop(self) -> None:
         """Drop ordinary items, let essential ones run, then end the workers. Does not wait."""
@@ -350,6 +399,7 @@ class Dispatcher:
             self._stopping = True
             self._ready.notify_all()
             self._changed.notify_all()
+            self._news.ring()
 
     def join(self, deadline: float) -> list[str]:
         """
@@ -361,9 +411,17 @@ class Dispatcher:
         Returns:
             The names of those that did not stop.
         """
-        with self._lock:
-            threads = list(self._threads)
-        return join_all(threads, deadline)
+        return join_all(self._threads, deadline)
+
+    def after_fork(self) -> None:
+        """In a forked child: what waits is the parent's, and a callback that forked is the last to run here."""
+        self._lock = Lock()
+        self._ready = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
+        self._news = Bell()
+        self._forked = self._stopping = True
+        self._runnable.clear()
+        self._threads = []
 
     # The caller holds self._lock in what follows, up to _work.
 
@@ -389,12 +447,9 @@ class Dispatcher:
         loss.last = now
         if policy == "drop_newest":
             return False
-        for index, item in enumerate(mailbox.items):
-            if not isinstance(item, _Essential):
-                del mailbox.items[index]
-                mailbox.ordinary -= 1
-                mailbox.removed += 1
-                break
+        del mailbox.items[next(i for i, item in enumerate(mailbox.items) if not isinstance(item, _Essential))]
+        mailbox.ordinary -= 1
+        mailbox.removed += 1
         return True
 
     def _mark(self, mailbox: Mailbox) -> None:
@@ -422,7 +477,7 @@ class Dispatcher:
     def _schedule(self, mailbox: Mailbox, *, always: bool = False) -> None:
         assert self._lock.locked()
         if mailbox.run is None and not always:
-            self._changed.notify_all()
+            self._news.ring()
             return
         if not mailbox.scheduled:
             mailbox.scheduled = True
@@ -465,45 +520,57 @@ class Dispatcher:
         return batch, loss
 
     def _work(self) -> None:
-        while True:
+        while self._work_once():
+            continue
+
+    def _work_once(self) -> bool:
+        """
+        Wait for a batch and run it; False when there will be none.
+
+        A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
+        """
+        with self._lock:
+            while not self._runnable:
+                if self._stopping:
+                    return False
+                self._idle += 1
+                self._ready.wait()
+                self._idle -= 1
+            mailbox = self._runnable.popleft()
+            batch, loss = self._next_batch(mailbox)
+            mailbox.hand = batch
+            mailbox.running = threading.get_ident()
+            mailbox.interrupted = False
+            generation = mailbox.generation
+        done = ordinary = 0
+        # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
+        loss_first = loss is not None and mailbox.overflow == "drop_oldest"
+        try:
+            if loss is not None and loss_first:
+                self._announce(mailbox, loss)
+            done, ordinary = self._run(mailbox, batch, generation)
+            if loss is not None and not loss_first and done == len(batch):
+                self._announce(mailbox, loss)
+                loss = None
+        finally:
             with self._lock:
-                while not self._runnable:
-                    if self._stopping:
-                        return
-                    self._idle += 1
-                    self._ready.wait()
-                    self._idle -= 1
-                mailbox = self._runnable.popleft()
-                batch, loss = self._next_batch(mailbox)
-                mailbox.running = threading.get_ident()
-                mailbox.interrupted = False
-                generation = mailbox.generation
-            done = ordinary = 0
-            # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
-            loss_first = loss is not None and mailbox.overflow == "drop_oldest"
-            try:
-                if loss is not None and loss_first:
-                    self._announce(mailbox, loss)
-                done, ordinary = self._run(mailbox, batch, generation)
-                if loss is not None and not loss_first and done == len(batch):
-                    self._announce(mailbox, loss)
-                    loss = None
-            finally:
-                with self._lock:
-                    mailbox.delivered += ordinary
-                    self.delivered += ordinary
-                    if loss is not None and not loss_first and generation == mailbox.generation:
-                        mailbox.loss = mailbox.loss or loss
-                    self._put_back(mailbox, batch[done:], generation)
-                    drained = self._has_drained(mailbox)
-            if drained:
-                self._on_drained(mailbox)
+                mailbox.delivered += ordinary
+                self.delivered += ordinary
+                if loss is not None and not loss_first and generation == mailbox.generation:
+                    mailbox.loss = mailbox.loss or loss
+                self._put_back(mailbox, batch[done:], generation)
+                drained = self._has_drained(mailbox)
+        if self._forked:
+            return False
+        if drained:
+            self._on_drained(mailbox)
+        return True
 
     def _run(self, mailbox: Mailbox, batch: list[Any], generation: int) -> tuple[int, int]:
         """Run a batch outside the lock; return how many items are used up, and how many of those were ordinary."""
         run, done, ordinary = mailbox.run, 0, 0
         for item in batch:
-            if mailbox.interrupted and done:
+            if self._forked or (mailbox.interrupted and done):
                 break
             if isinstance(item, _Essential):
                 self._call(item.run, item.item)
@@ -519,6 +586,7 @@ class Dispatcher:
         assert self._lock.locked()
         mailbox.runs += 1
         mailbox.running = None
+        mailbox.hand = []
         current = generation == mailbox.generation and not self._stopping
         for item in reversed(rest):
             if current:
@@ -540,8 +608,8 @@ class Dispatcher:
         self._changed.notify_all()
 
     def _announce(self, mailbox: Mailbox, loss: _Loss) -> None:
-        if mailbox.run is not None:
-            self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
+        assert mailbox.run is not None  # who reads by himself is told by `take`
+        self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
 
     def _call(self, run: Callable[[Any], None], item: Any) -> None:
         try:

@@ -5,6 +5,9 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
+import sys
 import threading
 import time
 import warnings
@@ -15,12 +18,17 @@ from typing import Any
 
 from rtpool.engine.clocks import boot_clock
 from rtpool.engine.coordinator import Coordinator
+from rtpool.engine.descriptors import close_inherited
 from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
+from rtpool.engine.hooks import Hooks
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
-from rtpool.errors import ConnectionFailed, PoolClosed
+from rtpool.engine.patches import pass_on
+from rtpool.engine.streams import prepare
+from rtpool.engine.threads import closing
+from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
@@ -32,8 +40,9 @@ __all__ = ["Engine"]
 Lock = threading.Lock
 
 
-#: Engines that run, to be stopped before the interpreter ends.
-_running: weakref.WeakSet[Engine] = weakref.WeakSet()
+#: Engines that run, to be stopped before the interpreter ends; and every one there is.
+_running: set[Engine] = set()
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 #: Heartbeats that wait for a listener that is busy; more are not told.
 MAX_HEARTBEATS = 100
@@ -43,10 +52,31 @@ ABANDON_SECONDS = 1.0
 
 @atexit.register
 def _stop_at_exit() -> None:
-    for engine in list(_running):
-        if engine.warn_at_exit:
-            warnings.warn(f"the pool {engine.name} was open at exit; call close()", ResourceWarning, stacklevel=2)
-        engine.stop(ABANDON_SECONDS)
+    engines = list(_running)
+    forgotten = [engine for engine in engines if engine.warn_at_exit and not engine.closed]
+    deadline = time.monotonic() + ABANDON_SECONDS
+    for engine in engines:
+        engine.abandon("the process ends")  # all of them say goodbye at the same time, however many there are
+    for engine in engines:
+        engine.stop(max(0.0, deadline - time.monotonic()))
+    for engine in forgotten:
+        try:
+            engine.warn_forgotten("open at exit")
+        except ResourceWarning:  # made an error by the program: told, and no reason to leave out the others
+            sys.excepthook(*sys.exc_info())
+
+
+def _leave_to_parent() -> None:
+    with contextlib.ExitStack() as steps:  # the rest is done even if one of them fails
+        steps.callback(close_inherited)
+        for engine in list(_engines):
+            steps.callback(engine.after_fork)
+        _engines.clear()
+        _running.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Engine:
@@ -58,13 +88,20 @@ class Engine:
         endpoint: where to dial.
         options: the pool's.
         token: the pool's token, str or callable.
+        hooks: of the pool, which holds them.
 
     Thread-safety: every method may be called from any thread.
     """
 
     def __init__(
-        self, name: str, endpoint: Endpoint, options: PoolOptions, token: str | Callable[[], str] | None
+        self,
+        name: str,
+        endpoint: Endpoint,
+        options: PoolOptions,
+        token: str | Callable[[], str] | None,
+        hooks: Hooks,
     ) -> None:
+        prepare(options)
         self.name = name
         self.endpoint = endpoint
         self.options = options
@@ -92,21 +129,25 @@ class Engine:
             boot=boot_clock(),
             log=logger_for(options, "io"),
         )
-        #: Called on a worker with each status of the pool, with each heartbeat; replaced whole.
-        self.listeners: tuple[Callback, ...] = ()
-        self.heartbeat_listeners: tuple[Callback, ...] = ()
+        self._hooks = weakref.ref(hooks)
         self.callback_errors = 0
         self._heartbeats_waiting = 0
         self.overflow_gaps = 0
-        #: Called on a worker with (error, callback, event) after a callback raised.
-        self.on_callback_error: Callable[[BaseException, Callback, Any], object] | None = None
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
+        self._told_to_stop: tuple[str, float] | None = None  # why, if nobody called close(), and the deadline
         self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
+        #: Whether it is the parent's, and this process a forked child. `was_closed`: whether it was closed before.
+        self.forked = self.was_closed = False
         self._pool_mailbox = Mailbox(
-            self, self._run_listeners, limit=1, overflow="drop_newest", announce_loss=_no_announcement
+            self,
+            self._run_listeners,
+            limit=1,
+            overflow="drop_newest",
+            announce_loss=_no_announcement,
+            hold=self._hooks,
         )
         self.coordinator = Coordinator(
             name,
@@ -123,9 +164,10 @@ class Engine:
             announce=self._announce,
             tell_heartbeat=self._tell_heartbeat,
         )
-        # Guards: _state, listeners, heartbeat_listeners, callback_errors, overflow_gaps, _heartbeats_waiting
+        # Guards: _state, Hooks, callback_errors, overflow_gaps, _heartbeats_waiting
         self._lock = Lock()
         self._state = "new"  # new running stopping
+        _engines.add(self)
 
     @property
     def closed(self) -> bool:
@@ -144,29 +186,35 @@ class Engine:
         Raises:
             PoolClosed: it was stopped.
             ConnectionFailed: the system has no thread or descriptor left for it; it can be called again.
+            MonkeyPatchConflict: gevent has patched the process in part, or after the threads were started.
         """
+        self.loop.check()
         with self._lock:
             state = self._state
             if state == "new":
                 self._state = "running"
         if state == "stopping":
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
         if state == "new":
             _running.add(self)
             try:
-                self.dispatcher.start()
-                self.loop.start()
+                interrupt = self.dispatcher.start()
+                interrupt = self.loop.start() or interrupt
             except (RuntimeError, OSError) as error:
                 _running.discard(self)
                 with self._lock:
-                    if self._state == "running":
-                        self._state = "new"
-                    else:
-                        self._launched.set()
-                words = f"the pool {self.name} could not start: {error}; the system has no thread or descriptor left"
-                raise ConnectionFailed(f"{words}; try again") from error
+                    stopped = self._state == "stopping"
+                    self._state = "stopping" if stopped else "new"
+                if stopped:  # meanwhile, and nobody else ends what did start
+                    self._ended()
+                    self._launched.set()
+                # Python 3.12 starts no thread once the main thread has ended.
+                hint = "" if "shutdown" in str(error) else "; the system has no thread or descriptor left; try again"
+                raise ConnectionFailed(f"the pool {self.name} could not start: {error}{hint}") from error
             self.loop.post(self.coordinator.start)
             self._launched.set()
+            if interrupt is not None:
+                raise interrupt
 
     def post(self, call: Callable[..., None], *args: Any) -> None:
         """
@@ -176,43 +224,90 @@ class Engine:
             PoolClosed: the loop has ended.
         """
         if not self.loop.post(call, *args):
-            raise PoolClosed(f"the pool {self.name} is closed; make a new one")
+            raise self._gone()
+
+    def _gone(self) -> RtpoolError:
+        if self.forked and not self.was_closed:  # in the middle of the call
+            return PoolForked(f"the process was forked meanwhile, and pool {self.name} is the parent's; call again")
+        return PoolClosed(f"the pool {self.name} is closed; make a new one")
 
     def stop(self, timeout: float) -> bool:
         """
         Stop everything within `timeout` seconds; from any thread, once or often.
 
         Returns:
-            True when every thread has ended. A calling callback's own thread ends when it returns, and counts so.
+            True when every thread has ended. A calling callback's own thread ends when it returns, and counts so, as do
+            those of other callbacks that stop a pool at the time.
         """
         deadline = time.monotonic() + timeout
-        with self._lock:
+        # This may be a handler of a signal, in the middle of a thread that holds one of our locks and goes on only when
+        # this returns. So no lock is waited for longer than that, and whatever needs others is the I/O thread's.
+        if not self._lock.acquire(timeout=timeout):
+            if self._state != "new":
+                self.abandon("close() was called", timeout)
+            self._log.warning("- pool %s could not be stopped within %.1f s: its lock is held", self.name, timeout)
+            return False
+        try:
             before, self._state = self._state, "stopping"
+        finally:
+            self._lock.release()
         if before == "new":
+            self._ended()  # a start may have failed halfway, a REST call may be under way
             self._launched.set()  # there is nothing to launch any more
-            self._stop_dialling()  # a REST call may be under way
-            self.dispatcher.stop()  # a start may have failed halfway
-            self.ended.set()
-            return not self.dispatcher.join(deadline)
-        self.budget.close()
-        # Another thread may be in the middle of start(): what is not running yet can be neither told nor joined.
-        self._launched.wait(max(0.0, deadline - time.monotonic()))
-        if before == "running":
-            self.loop.post(self.coordinator.shutdown, deadline)
-            self._stop_dialling()
-        alive = self.loop.join(deadline)
-        for dialer in (self.dialer, self.callers, self.deciders):
-            alive += dialer.join(deadline)
-        alive += self.dispatcher.join(deadline)
+        # Another thread may be in the middle of start(): what is not running yet cannot be joined.
+        launched = self._launched.is_set() or self._launched.wait(max(0.0, deadline - time.monotonic()))
+        if not self.ended.is_set():  # said again by each who stops it: a signal may have interrupted who began
+            self._told_to_stop = self._told_to_stop or ("", deadline)
+            self.loop.interrupt()
+        if self.loop.is_current_thread():  # in a log handler, or a finalizer of the user's: it is what all wait for
+            self._log.warning("- pool %s is told to stop by its own I/O thread, which cannot wait for it", self.name)
+            return False
+        alive = [] if launched else [f"rtpool-{self.name}-io, which is being started,"]
+        with closing():
+            alive += self.loop.join(deadline)
+            for dialer in (self.dialer, self.callers, self.deciders):
+                alive += dialer.join(deadline)
+            alive += self.dispatcher.join(deadline)
         _running.discard(self)
         for name in alive:
             self._log.warning("- thread %s did not stop within %.1f s", name, timeout)
         return not alive
 
-    def abandon(self) -> None:
-        """Stop without waiting and without a lock: for the garbage collector."""
+    def abandon(self, why: str, seconds: float = ABANDON_SECONDS) -> None:
+        """Stop within `seconds`, without waiting and without a lock: for the garbage collector and signal handlers."""
         self._state = "stopping"
+        self._told_to_stop = why, time.monotonic() + seconds
         self.loop.interrupt()
+
+    def after_fork(self) -> None:
+        """
+        In a forked child: this engine is the parent's. Its threads are not here, and what they had locked stays locked.
+
+        So every lock is replaced, every descriptor closed, and whoever asks is told that it was stopped. A thread that
+        forked, being in the middle of a callback, runs none of the parent's business when it returns here.
+        """
+        self.was_closed = self._state == "stopping"
+        self.forked, self._state = True, "stopping"
+        self._lock = Lock()
+        self._launched, self.ended = threading.Event(), threading.Event()
+        self._launched.set()
+        self.ended.set()
+        self.loop.after_fork()
+        for dialer in (self.dialer, self.callers, self.deciders):
+            dialer.after_fork()
+        self.dispatcher.after_fork()
+        self.budget.after_fork()
+        self.registry.after_fork()
+
+    def warn_forgotten(self, how: str) -> None:
+        """Issue the `ResourceWarning` of a pool that was not closed, on the line that calls the caller's caller."""
+        warnings.warn(
+            f"the pool {self.name} of {self.endpoint.url} was {how}; use `with RealtimePool(…) as pool:` or call "
+            "pool.close()",
+            ResourceWarning,
+            stacklevel=4,
+            source=self.endpoint,  # made with the pool, and without a __dict__: Python 3.11 finds no others
+        )
 
     def run_user_code(self, callback: Callback, value: Any, where: str) -> bool:
         """
@@ -221,30 +316,40 @@ class Engine:
         Returns:
             False when it raised.
         """
+        if self.forked:  # a callback of the same event forked, and returned in the child
+            return False
         try:
             callback(value)
         except BaseException as error:  # a callback that calls sys.exit() must not take a worker along
             with self._lock:
                 self.callback_errors += 1
             self._log.exception("! callback %r of %s raised", _name(callback), where)
-            hook = self.on_callback_error
+            hook = self._hooks_now().error
             if hook is not None:
                 try:
                     hook(error, callback, value)
-                except Exception:
+                except BaseException:  # likewise
                     self._log.exception("! on_callback_error itself raised")
+            if isinstance(error, KeyboardInterrupt):
+                pass_on(error)
             return False
         return True
 
     def listen(self, callback: Callback) -> None:
         """Add a listener for the pool's status."""
+        hooks = self._hooks_now()
         with self._lock:
-            self.listeners = (*self.listeners, callback)
+            hooks.status = (*hooks.status, callback)
 
     def listen_to_heartbeats(self, callback: Callback) -> None:
         """Add a listener for heartbeats."""
+        hooks = self._hooks_now()
         with self._lock:
-            self.heartbeat_listeners = (*self.heartbeat_listeners, callback)
+            hooks.heartbeat = (*hooks.heartbeat, callback)
+
+    def _hooks_now(self) -> Hooks:
+        """The pool's, or empty ones when it is gone."""
+        return self._hooks() or Hooks()
 
     def warn(self, message: str) -> None:
         """Log something a user should know that is no error of any call."""
@@ -257,16 +362,17 @@ class Engine:
 
     def _announce(self, change: StatusChange) -> None:
         self._log.info("= pool %s %s", self.name, change.status)
-        if self.listeners:
+        if self._hooks_now().status:
             self.dispatcher.deliver_essential(self._pool_mailbox, self._run_listeners, change)
 
     def _run_listeners(self, change: StatusChange) -> None:
-        for callback in self.listeners:
+        for callback in self._hooks_now().status:
             self.run_user_code(callback, change, f"pool {self.name}")
 
     def _tell_heartbeat(self, heartbeat: Heartbeat) -> None:
+        listeners = self._hooks_now().heartbeat
         with self._lock:
-            listened_to = bool(self.heartbeat_listeners) and self._heartbeats_waiting < MAX_HEARTBEATS
+            listened_to = bool(listeners) and self._heartbeats_waiting < MAX_HEARTBEATS
             self._heartbeats_waiting += listened_to
         if listened_to:
             self.dispatcher.deliver_essential(self._pool_mailbox, self._run_heartbeat_listeners, heartbeat)
@@ -274,7 +380,7 @@ class Engine:
     def _run_heartbeat_listeners(self, heartbeat: Heartbeat) -> None:
         with self._lock:
             self._heartbeats_waiting -= 1
-        for callback in self.heartbeat_listeners:
+        for callback in self._hooks_now().heartbeat:
             self.run_user_code(callback, heartbeat, f"heartbeats of pool {self.name}")
 
     def _stop_dialling(self) -> None:
@@ -285,8 +391,14 @@ class Engine:
         self.loop.post(self.coordinator.resume, mailbox)
 
     def _interrupted(self) -> None:
+        assert self._told_to_stop is not None
+        why, deadline = self._told_to_stop
+        if why:
+            self._log.warning("- pool %s is closed: %s", self.name, why)
+            self._told_to_stop = "", deadline
+        self.budget.close()
         self._stop_dialling()
-        self.coordinator.shutdown(self.loop.now + ABANDON_SECONDS)
+        self.loop.post(self.coordinator.shutdown, deadline)  # after what was accepted before
 
     def _failed(self, error: BaseException) -> None:
         with self._lock:

@@ -16,8 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from rtpool.engine import descriptors
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import join_all
+from rtpool.engine.patches import is_patched, pass_on
+from rtpool.engine.threads import PoolThread, join_all, start_thread
+from rtpool.errors import MonkeyPatchConflict
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
 
@@ -115,8 +118,10 @@ class IoLoop:
         self._thread: threading.Thread | None = None
         self._wake_in: socket.socket | None = None
         self._wake_out: socket.socket | None = None
+        self._patched = False
         # Confined to the I/O thread.
         self._stopping = False
+        self._forked = False
         self._selector: selectors.BaseSelector | None = None
         self._pollables: dict[int, tuple[Pollable, int]] = {}  # by id(): its descriptor may be closed before it leaves
         self._registered: dict[int, tuple[int, int]] = {}
@@ -126,24 +131,44 @@ class IoLoop:
 
     # From any thread
 
-    def start(self) -> None:
+    def start(self) -> KeyboardInterrupt | None:
         """
         Open the selector and the wake-up pair, then start the thread. Called once, and again when it failed.
+
+        Returns:
+            As `start_thread`.
 
         Raises:
             RuntimeError, OSError: the system has no thread, or no descriptor, left. Nothing was started.
         """
+        self._patched = is_patched()
         with contextlib.ExitStack() as opened:
-            selector = opened.enter_context(selectors.DefaultSelector())
-            wake_in, wake_out = (opened.enter_context(sock) for sock in socket.socketpair())
+            with descriptors.making:
+                self._selector = selector = opened.enter_context(selectors.DefaultSelector())
+                wake_in, wake_out = (opened.enter_context(sock) for sock in socket.socketpair())
+                self._wake_in, self._wake_out = wake_in, wake_out
             wake_in.setblocking(False)
             wake_out.setblocking(False)
             selector.register(wake_in, selectors.EVENT_READ, None)
-            self._selector, self._wake_in, self._wake_out = selector, wake_in, wake_out
-            thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-io", daemon=True)
-            thread.start()
+            thread = PoolThread(self._run, f"rtpool-{self._name}-io")
+            interrupt = start_thread(thread)
             self._thread = thread
             opened.pop_all()
+            return interrupt
+
+    def check(self) -> None:
+        """
+        Look whether the thread can be used.
+
+        Raises:
+            MonkeyPatchConflict: gevent has patched the process in part, or since the thread was started.
+        """
+        if is_patched() != self._patched and self._thread is not None:
+            self._wake()  # it finds out as well, and ends
+            raise MonkeyPatchConflict(
+                f"gevent has patched this process after the threads of pool {self._name} were started: call "
+                "gevent.monkey.patch_all() first, or use the pool only afterwards"
+            )
 
     def post(self, call: Callable[..., None], *args: Any) -> bool:
         """
@@ -166,16 +191,14 @@ class IoLoop:
         wake_out = self._wake_out
         if wake_out is None:
             return  # not started yet: the first turn drains the inbox
-        try:
+        # Full means a wake-up is pending anyway; closed means the loop has just ended. Not logged: that takes locks.
+        with contextlib.suppress(OSError):
             wake_out.send(b"\0")
-        except (BlockingIOError, OSError) as error:
-            # Full means a wake-up is pending anyway; closed means the loop has just ended.
-            self._log.debug("- wake-up of pool %s not needed: %s", self._name, error)
 
     def interrupt(self) -> None:
         """
-        Have `on_interrupt` called. Takes no lock, so that the garbage collector may call it anywhere, even within
-        `post` on the same thread.
+        Have `on_interrupt` called. Takes no lock, so that the garbage collector and signal handlers may call it
+        anywhere, even within `post` on the same thread.
         """
         self._interrupted = True
         self._wake()
@@ -187,6 +210,21 @@ class IoLoop:
     def is_current_thread(self) -> bool:
         """Whether the caller is the I/O thread."""
         return threading.current_thread() is self._thread
+
+    def after_fork(self) -> None:
+        """
+        In a forked child, where no I/O thread is: close the descriptors, and do nothing ever again.
+
+        Nothing is unregistered: the kernel's list of what is watched is the parent's too.
+        """
+        self._lock = Lock()
+        self._forked = self._stopping = self._stopped = True
+        self._thread = None
+        self._inbox.clear()
+        self._timers = []
+        self._pollables = {}
+        self._registered = {}
+        self._close_descriptors()
 
     # On the I/O thread
 
@@ -228,21 +266,29 @@ class IoLoop:
         self._stopping = True
 
     def _run(self) -> None:
+        interrupt: KeyboardInterrupt | None = None
         try:
             while not self._stopping:
                 self._turn()
         except BaseException as error:  # a silent dead thread is the worst bug a library can have
+            if self._forked:
+                return
             self._log.exception("! the I/O thread of pool %s failed", self._name)
+            interrupt = error if isinstance(error, KeyboardInterrupt) else None
             try:
                 self._on_failure(error)
             except Exception:
                 self._log.exception("! the failure of pool %s could not be told to everybody", self._name)
-        self._close()
-        self._on_end()
+        if not self._forked:
+            self._close()
+            self._on_end()
+        if interrupt is not None:
+            pass_on(interrupt)
 
     def _turn(self) -> None:
         selector = self._selector
         assert selector is not None
+        self.check()
         self._update_interest(selector)
         ready = selector.select(self._timeout())
         self.now = self.clock()
@@ -343,8 +389,12 @@ class IoLoop:
                 self._log.exception("! a late call to pool %s failed", self._name)
         self._timers.clear()
         self._pollables.clear()
-        if self._selector is not None:
-            self._selector.close()
-        for sock in (self._wake_in, self._wake_out):
-            if sock is not None:
-                sock.close()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        with descriptors.making:
+            if self._selector is not None:
+                self._selector.close()
+            for sock in (self._wake_in, self._wake_out):
+                if sock is not None:
+                    sock.close()

@@ -101,6 +101,8 @@ class Joining:
         self._wall = wall
         self._log = log
         self.joins: dict[ShareKey, Join] = {}
+        #: What joins of before a fork had of stored broadcasts; each goes on with the join that takes its place.
+        self.inherited: dict[ShareKey, Replay] = {}
         self.tokens = Tokens(
             loop,
             callers,
@@ -172,7 +174,7 @@ class Joining:
         added = [s for s in members if (a := s.attachment) is not None and not a.ready.done()]
         join.members = members
         if join.replay is None and any(s.replay for s in join.members):
-            join.replay = Replay(key.replay)
+            join.replay = self.inherited.pop(key, None) or Replay(key.replay)
             if join.joined:
                 join.replay.joined(self._now_ms(join))
         if join.replay is not None and join.replay.has_joined:
@@ -331,10 +333,11 @@ class Joining:
     def _replay_request(self, join: Join) -> ReplayRequest | None:
         if join.replay is None:
             return None
-        lost_from = None
-        if join.outage is not None and any(s.attachment is not None and s.attachment.caught_up for s in join.members):
-            lost_from = self._ms(join, join.outage.lost_from)
-        return join.replay.request(lost_from)
+        bridged = [a for s in join.members if (a := s.attachment) is not None and a.caught_up]
+        outages = [a.outage for a in bridged if a.outage is not None]
+        if bridged and join.outage is not None:
+            outages = [join.outage]
+        return join.replay.request(min((self._ms(join, outage.lost_from) for outage in outages), default=None))
 
     def _ms(self, join: Join, at: datetime) -> int:
         """An instant of ours as the server's clock shows it, milliseconds since the epoch."""

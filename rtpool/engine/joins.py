@@ -133,8 +133,8 @@ class Join:
     blocked: RtpoolError | None = None
     needs_token: bool = False
     second_chance: RtpoolError | None = None
-    token: str | None = None
-    joined_with: str | None = None
+    token: str | None = attrs.field(default=None, repr=False)
+    joined_with: str | None = attrs.field(default=None, repr=False)
     handover: Handover | None = None
     held: bool = False
 
@@ -151,11 +151,16 @@ class Join:
     @property
     def joined(self) -> bool:
         """Whether the server has let it in on a live connection."""
-        return (
-            self.connection is not None
-            and self.connection.state == "open"
-            and self.connection.session.state(self.topic) is ChannelState.JOINED
-        )
+        return self._has_state(ChannelState.JOINED)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the server is asked to let it in, on a live connection."""
+        return self._has_state(ChannelState.JOINING)
+
+    def _has_state(self, state: ChannelState) -> bool:
+        connection = self.connection
+        return connection is not None and connection.state == "open" and connection.session.state(self.topic) is state
 
     @property
     def flows(self) -> bool:

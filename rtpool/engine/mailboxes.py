@@ -48,5 +48,10 @@ def make_mailbox(
 
     options = engine.options
     return Mailbox(
-        subscriber, run, limit=limit or options.mailbox_limit, overflow=options.overflow, announce_loss=announce_loss
+        subscriber,
+        run,
+        limit=limit or options.mailbox_limit,
+        overflow=options.overflow,
+        announce_loss=announce_loss,
+        hold=subscriber.held,
     )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from rtpool.engine.threads import SLICE_SECONDS, Bell
 from rtpool.errors import ConnectionFailed, PushRefused, PushTimeout, RtpoolError, SendBufferFull
 from rtpool.events import ChannelState
 from rtpool.protocol.messages import Body
@@ -34,7 +35,7 @@ class SentBroadcast(NamedTuple):
     is_binary: bool
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Outgoing:
     """
     One push, as the I/O thread carries it. The caller's `Push` wraps the same future.
@@ -46,6 +47,8 @@ class Outgoing:
         timeout, deadline: seconds allowed; the monotonic instant they end.
         broadcast: set when it is one.
         presence: whether it says who is present; then the newest wish of the join is said, not its own body.
+        outcome: the result and the error, once it is settled. A forked child asks this, for another thread may have had
+            the future's lock at the fork.
     """
 
     subscriber: Subscriber
@@ -57,6 +60,7 @@ class Outgoing:
     broadcast: SentBroadcast | None = None
     presence: bool = False
     future: Future[Any] = attrs.field(factory=Future)
+    outcome: tuple[Any, RtpoolError | None] | None = None
 
     @property
     def name(self) -> str:
@@ -134,7 +138,7 @@ class SendBudget:
         self._paced = paced
         # Guards: _outstanding, _closed and every Subscriber.unsettled
         self._lock = Lock()
-        self._room = threading.Condition(self._lock)
+        self._room = Bell()
         self._outstanding = 0
         self._closed = False
 
@@ -146,19 +150,28 @@ class SendBudget:
             SendBufferFull: the Channel is not joined and has its limit of pushes waiting; or no room in time.
         """
         subscriber, size = outgoing.subscriber, outgoing.size
-        with self._lock:
-            if not joined and subscriber.unsettled >= self._limit:
-                raise SendBufferFull(
-                    f"{subscriber.unsettled} pushes wait on {subscriber.topic!r}, which is not joined; the option "
-                    f"send_buffer_limit is {self._limit}",
-                    limit=self._limit,
-                )
-            while (full := self._full(outgoing)) is not None and not self._closed:
+        while True:
+            with self._lock:
+                if not joined and subscriber.unsettled >= self._limit:
+                    raise SendBufferFull(
+                        f"{subscriber.unsettled} pushes wait on {subscriber.topic!r}, which is not joined; the option "
+                        f"send_buffer_limit is {self._limit}",
+                        limit=self._limit,
+                    )
+                full = self._full(outgoing)
+                if full is None or self._closed:
+                    self._outstanding += size
+                    subscriber.unsettled += 1
+                    return
+                ear = self._room.ear()
+            try:
                 remaining = outgoing.deadline - time.monotonic()
-                if remaining <= 0 or not self._room.wait(remaining):
+                if remaining <= 0:
                     raise full
-            self._outstanding += size
-            subscriber.unsettled += 1
+                ear.acquire(timeout=min(remaining, SLICE_SECONDS))
+            finally:
+                with self._lock:
+                    self._room.forget(ear)
 
     def _full(self, outgoing: Outgoing) -> SendBufferFull | None:
         """Why there is no room now. The caller must hold `self._lock`."""
@@ -189,15 +202,22 @@ class SendBudget:
         with self._lock:
             self._outstanding -= outgoing.size
             outgoing.subscriber.unsettled -= 1
-            self._room.notify_all()
+            self._room.ring()
+        outgoing.outcome = result, error
         if error is not None:
             outgoing.future.set_exception(error)
         else:
             outgoing.future.set_result(result)
         return True
 
+    def after_fork(self) -> None:
+        """In a forked child: what is on its way is the parent's."""
+        self._lock = Lock()
+        self._room = Bell()
+        self._closed = True
+
     def close(self) -> None:
         """Wake everybody who waits for room; nothing is sent any more."""
         with self._lock:
             self._closed = True
-            self._room.notify_all()
+            self._room.ring()

@@ -4,17 +4,37 @@ Secrets stay secret, also where the other side repeats them: an error page may h
 
 from __future__ import annotations
 
+import traceback
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from rtpool.errors import RtpoolError
 from rtpool.options import PoolOptions
 
-__all__ = ["Redactor"]
+__all__ = ["Redactor", "chain_of", "forget_variables"]
 
 #: What stands for a secret.
 HIDDEN = "***"
 #: Characters of the shortest text that is taken for one, or for the beginning of one; a shorter one is any word.
 SHORTEST = 6
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error, what caused it, what caused that."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and not any(current is other for other in chain):
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def forget_variables(error: BaseException) -> None:
+    """
+    Take the local variables out of the tracebacks of an error and of its causes: some reporters of errors show them,
+    and those of a dial hold the request. Of calls that are not over yet nothing can be taken.
+    """
+    for each in chain_of(error):
+        traceback.clear_frames(each.__traceback__)
 
 
 class Redactor:
@@ -50,16 +70,14 @@ class Redactor:
 
     def clean(self, error: RtpoolError) -> None:
         """Hide secrets in an error and in what caused it; a cause that cannot be cleaned is left out."""
-        seen: set[int] = set()
         above: BaseException | None = None
-        current: BaseException | None = error
-        while current is not None and id(current) not in seen:
-            seen.add(id(current))
+        for current in chain_of(error):
             self._clean(current)
             if above is not None and any(secret in f"{current} {current!r}" for secret in self._secrets):
                 above.__cause__, above.__suppress_context__ = None, True
-                return
-            above, current = current, current.__cause__ or current.__context__
+                break
+            above = current
+        forget_variables(error)
 
     def _clean(self, error: BaseException) -> None:
         error.args = tuple(self(arg) if isinstance(arg, str) else arg for arg in error.args)

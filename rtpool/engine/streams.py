@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import encodings.idna  # noqa: F401 - of `socket.getaddrinfo`, which imports it at its first call; see `prepare`
+import errno
+import os
+import selectors
 import socket
 import ssl
 import threading
@@ -18,13 +22,14 @@ from urllib.parse import unquote, urlsplit
 from websocket import WebSocketTimeoutException
 
 from rtpool.actions import Action
+from rtpool.engine import descriptors
 from rtpool.engine.logs import logger_for
 from rtpool.engine.timed import HEAD_LIMIT, TimedSocket, read_answer, request_head, seconds_left
 from rtpool.errors import ConnectionFailed, PoolClosed, ProxyRefused
 from rtpool.options import Dial, PoolOptions
 from rtpool.protocol.refusals import classify_proxy, classify_socks, printable
 
-__all__ = ["Address", "Cancelled", "failure", "keep_alive", "open_stream"]
+__all__ = ["Address", "Cancelled", "failure", "keep_alive", "open_stream", "prepare"]
 
 Lock = threading.Lock
 
@@ -52,8 +57,25 @@ NAME_UNKNOWN = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
 )
 
+#: One without a descriptor of its own, which a fork would copy.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+#: What a socket says that goes on connecting while nobody waits for it.
+UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
+
 #: What the kernel takes for TCP_USER_TIMEOUT.
 LARGEST_MILLISECONDS = 2**31 - 1
+
+
+def prepare(options: PoolOptions) -> None:
+    """
+    Import, on the calling thread, what a dial with these options needs.
+
+    A module that another thread is importing at a fork is locked in the child for ever.
+    """
+    if options.proxy is not None and options.proxy.startswith("socks"):
+        with contextlib.suppress(ImportError):  # the dial says what to install
+            import python_socks.sync  # noqa: F401
 
 
 class Address(NamedTuple):
@@ -89,11 +111,15 @@ class Cancelled:
         self._lock = Lock()
         self._cancelled = False
         self._sock: socket.socket | None = None
+        self._number: tuple[int, int] | None = None  # its descriptor, see `_identity`
 
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
+        if sock is not None:
+            descriptors.note(sock)
         with self._lock:
             self._sock = sock
+            self._number = None if sock is None else _identity(sock.fileno())
         self.check()
 
     def check(self) -> None:
@@ -112,6 +138,23 @@ class Cancelled:
             # Wakes a thread that waits in recv on this socket; closing it would not. An error says that it was over.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def after_fork(self) -> None:
+        """In a forked child: it is broken off here, and the socket, which is the parent's, hears nothing of it."""
+        self._lock = Lock()
+        self._cancelled = True
+        sock, self._sock = self._sock, None
+        if (
+            sock is not None and self._number is not None and sock.fileno() < 0
+        ):  # TLS has just taken its descriptor over
+            with contextlib.suppress(OSError):
+                if _identity(self._number[0]) == self._number:
+                    os.close(self._number[0])
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """Of an open descriptor: its number, which may be used again, and the inode, which tells."""
+    return descriptor, os.fstat(descriptor).st_ino
 
 
 def open_stream(address: Address, options: PoolOptions, deadline: float, cancelled: Cancelled) -> socket.socket:
@@ -146,6 +189,12 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
                     action=Action.FATAL,
                 )
             context = options.ssl_context or ssl.create_default_context()
+            if not isinstance(context, ssl.SSLContext):
+                raise ConnectionFailed(
+                    "the option ssl_context was made before gevent patched the process, and would stop it while it "
+                    "waits: make it afterwards",
+                    action=Action.FATAL,
+                )
             sock = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
             cancelled.watch(sock)
             sock.settimeout(seconds_left(deadline))
@@ -153,7 +202,7 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
         return sock
     except BaseException:
         if sock is not None:
-            sock.close()
+            descriptors.close(sock)
         raise
 
 
@@ -165,19 +214,37 @@ def _connect(host: str, port: int, deadline: float, cancelled: Cancelled) -> soc
         share = seconds_left(deadline) / (len(found) - index)
         sock: socket.socket | None = None
         try:
-            sock = socket.socket(family, kind, protocol)
+            with descriptors.making:
+                sock = socket.socket(family, kind, protocol)
+                descriptors.note(sock)
+            sock.setblocking(False)
+            code = sock.connect_ex(address)
+            # Not before: on Linux alone a socket that is not connecting yet takes notice of a shutdown.
             cancelled.watch(sock)
+            if code in UNDER_WAY:
+                code = _outcome(sock, share)
+                cancelled.check()
+            if code:
+                raise OSError(code, os.strerror(code))
             sock.settimeout(share)
-            sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
         except BaseException as error:
             if sock is not None:
-                sock.close()
+                descriptors.close(sock)
             if not isinstance(error, OSError):
                 raise
             trouble = error
     raise trouble
+
+
+def _outcome(sock: socket.socket, seconds: float) -> int:
+    """Wait for a socket that is connecting; 0, or the number of its error."""
+    with _Selector() as selector:
+        selector.register(sock, selectors.EVENT_WRITE)
+        if not selector.select(seconds):
+            raise TimeoutError("the time allowed is over")
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def keep_alive(sock: socket.socket, options: PoolOptions) -> None:
@@ -245,7 +312,7 @@ def _by_users_dial(dial: Dial, address: Address, seconds: float) -> socket.socke
     except OSError as error:
         trouble = f"a socket that is not connected ({error})"
     if trouble:
-        sock.close()
+        descriptors.close(sock)
         raise ConnectionFailed(
             f"the option dial returned {trouble} for {address}, not a connected stream socket", action=Action.FATAL
         )
@@ -269,7 +336,7 @@ def _through_proxy(proxy: str, address: Address, deadline: float, cancelled: Can
         else:
             _socks_tunnel(stream, parts.scheme, at, address, user, password)
     except BaseException:
-        sock.close()
+        descriptors.close(sock)
         raise
     return sock
 

@@ -1,52 +1,192 @@
 """
-Waiting: for threads to end, for a future's outcome; never longer than told, never deaf to Ctrl-C.
+A pool's threads, which are started in spite of Ctrl-C, and waiting: for threads to end, for a future's outcome; never
+longer than told, never deaf to Ctrl-C.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
-__all__ = ["SLICE_SECONDS", "join_all", "outcome_of"]
+from rtpool.engine.patches import pass_on
+from rtpool.errors import PoolForked
+
+__all__ = ["Bell", "PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
+
+Lock = threading.Lock
 
 T = TypeVar("T")
 
 #: How long a thread waits at a stretch. A signal that comes just before a wait begins is seen only after it, and a
 #: wait without end would be deaf to Ctrl-C for ever.
 SLICE_SECONDS = 0.5
+#: How long a thread that was made may take to run its first line.
+START_SECONDS = 1.0
+
+# Guards: _closers and every PoolThread.over
+_changed = threading.Condition(Lock())
+#: Threads of pools whose user code is closing a pool, and for which others each of them does not wait.
+_closers: dict[threading.Thread, set[threading.Thread]] = {}
+
+
+class PoolThread(threading.Thread):
+    """
+    A daemon thread of a pool.
+
+    Thread-safety: `over` belongs to this module.
+    """
+
+    def __init__(self, target: Callable[..., None], name: str, args: tuple[object, ...] = ()) -> None:
+        super().__init__(target=target, name=name, args=args, daemon=True)
+        self.over = False
+
+    def run(self) -> None:
+        """Do what it is for, and tell who waits."""
+        try:
+            super().run()
+        except KeyboardInterrupt as error:
+            if not pass_on(error):
+                raise
+        finally:
+            with _changed:
+                self.over = True
+                _changed.notify_all()
+
+
+def _renew() -> None:
+    """In a forked child, which has none of these threads: one of them may have held the lock."""
+    global _changed
+    _changed = threading.Condition(Lock())
+    _closers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+@contextlib.contextmanager
+def closing() -> Iterator[None]:
+    """
+    Within this, threads of pools that close pools do not wait for each other: each ends when its user code returns, and
+    that it cannot do while it waits.
+    """
+    caller = threading.current_thread()
+    if not isinstance(caller, PoolThread) or caller in _closers:
+        yield
+        return
+    with _changed:
+        for excused in _closers.values():
+            excused.add(caller)
+        _closers[caller] = set(_closers)
+        _changed.notify_all()
+    try:
+        yield
+    finally:
+        with _changed:
+            _closers.pop(caller, None)
+
+
+class Bell:
+    """
+    Wakes those who wait for a change, as a condition does; but they wait, and wake up, without the lock.
+
+    A signal handler may fork while its thread waits. In the child that thread wakes up, and a condition would want its
+    lock back: one that a thread may have held which is not there.
+
+    Thread-safety: the lock that guards what is waited for is to be held for every method.
+    """
+
+    def __init__(self) -> None:
+        self._ears: list[threading.Lock] = []
+
+    def ear(self) -> threading.Lock:
+        """What can be acquired once the bell rang; to be dropped then, or else given back with `forget`."""
+        ear = threading.Lock()
+        ear.acquire()
+        self._ears.append(ear)
+        return ear
+
+    def forget(self, ear: threading.Lock) -> None:
+        """Nobody listens with it any longer."""
+        if ear in self._ears:
+            self._ears.remove(ear)
+
+    def ring(self) -> None:
+        """Wake everybody who listens now."""
+        ears, self._ears = self._ears, []
+        for ear in ears:
+            ear.release()
 
 
 def outcome_of(future: Future[T], timeout: float) -> T:
     """
     What `future.result(timeout)` returns or raises, heeding Ctrl-C within half a second.
+
+    Raises:
+        PoolForked: a signal handler forked meanwhile, and this is the child: nobody here gives the future its outcome.
     """
-    deadline = time.monotonic() + timeout
+    deadline, process = time.monotonic() + timeout, os.getpid()
     while True:
         left = deadline - time.monotonic()
         try:
             return future.result(max(0.0, min(SLICE_SECONDS, left)))
         except FutureTimeout:
+            if os.getpid() != process:
+                raise PoolForked("what is waited for is the parent process's, which alone hears of it") from None
             if left <= SLICE_SECONDS or future.done():  # the outcome itself may be a time-out
                 raise
 
 
+def start_thread(thread: threading.Thread) -> KeyboardInterrupt | None:
+    """
+    Start a thread.
+
+    Returns:
+        A Ctrl-C that came while Python waited to see it run. It does run: whoever starts several goes on, and raises
+        this when all of them do, for what is half started could be neither used nor stopped.
+
+    Raises:
+        RuntimeError: the system has no thread left, or Ctrl-C came so early that there is none.
+    """
+    try:
+        thread.start()
+    except KeyboardInterrupt as interrupt:
+        deadline = time.monotonic() + START_SECONDS
+        while thread.ident is None:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the start of {thread.name} was interrupted") from interrupt
+            threading.Event().wait(0.001)
+        return interrupt
+    return None
+
+
 def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:
     """
-    Wait for threads, the calling one excepted, until `deadline`, monotonic.
+    Wait for threads, the calling one and those excused by `closing` excepted, until `deadline`, monotonic.
 
     Returns:
         The names of those that still run.
     """
+    caller = threading.current_thread()
+    others = [thread for thread in threads if thread is not caller]
+    excused = _closers.get(caller)
+    if excused is not None:
+        with _changed:
+            _changed.wait_for(
+                lambda: all(t in excused or t.ident is None or getattr(t, "over", True) for t in others),
+                timeout=max(0.0, deadline - time.monotonic()),
+            )
+            others = [thread for thread in others if thread not in excused]
     alive = []
-    for thread in threads:
-        if thread is threading.current_thread():
-            continue
-        if thread.ident is not None:  # made, but not started yet
-            thread.join(max(0.0, deadline - time.monotonic()))
+    for thread in others:
+        while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            thread.join(min(left, SLICE_SECONDS))
         if thread.is_alive():
             alive.append(thread.name)
     return alive

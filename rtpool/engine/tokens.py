@@ -13,6 +13,7 @@ from rtpool.checks import check_token
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop, Timer
 from rtpool.engine.logs import Log
+from rtpool.engine.redaction import forget_variables
 from rtpool.errors import InvalidType, JoinRefused, RtpoolError
 from rtpool.protocol.jwt import expiry_of
 
@@ -300,12 +301,15 @@ class Tokens:
 
 
 def _call(provider: Provider) -> tuple[str | None, RtpoolError | None]:
+    token = None
     try:
         token = provider()
         if token is None:
             raise InvalidType("access_token returned None, not a token")
         check_token(token)
     except BaseException as cause:  # user code, sys.exit() included: those who wait must hear of it
+        token = None  # a traceback that shows variables is not to show what was refused
+        forget_variables(cause)
         name = type(cause).__name__
         error = _unavailable(f"the access_token callable failed: {name}; it is asked again", name)
         error.__cause__ = cause

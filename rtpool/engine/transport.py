@@ -6,12 +6,14 @@ websocket-client's own `send`, `recv` and `close` lose the rest of a partial wri
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import ssl
 from collections import deque
 from typing import NamedTuple
 
+from rtpool.engine.descriptors import close
 from rtpool.errors import ConnectionFailed
 from rtpool.protocol.frames import FrameDecoder, FrameEncoder, WsMessage
 
@@ -47,6 +49,8 @@ class Transport:
         sock.setblocking(False)
         self.sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
+        # gevent's `send` of a TLS socket returns 0 where there is something to wait for, and does not say what.
+        self._send = sock.write if isinstance(sock, ssl.SSLSocket) else sock.send
         self._decoder = decoder
         self._encoder = encoder
         self._chunks: deque[_Chunk] = deque()
@@ -96,7 +100,7 @@ class Transport:
         while self._chunks:
             chunk = self._chunks[0]
             try:
-                sent = self.sock.send(chunk.view)
+                sent = self._send(chunk.view)
             except ssl.SSLWantReadError:
                 # The very same bytes must be offered again: the chunk stays at the head.
                 self._write_wants_read = True
@@ -162,4 +166,7 @@ class Transport:
         """Close the socket without a word; queued bytes are dropped."""
         self._chunks.clear()
         self.queued = 0
-        self.sock.close()
+        # A process that was forked in the middle of the user's dial, or without Python's hooks, has a copy of it.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        close(self.sock)

@@ -74,9 +74,12 @@ class WireMessage(NamedTuple):
 
 
 class JsonBody(NamedTuple):
-    """A payload already encoded as JSON text in UTF-8."""
+    """A payload already encoded as JSON text in UTF-8. It may hold a token, and is not shown."""
 
     data: bytes
+
+    def __repr__(self) -> str:
+        return f"<JsonBody of {len(self.data)} bytes>"
 
 
 class BinaryBody(NamedTuple):

@@ -130,7 +130,7 @@ class PresenceCalls:
     """
 
     def __init__(self, max_calls: int, window: float) -> None:
-        self._window = window
+        self._max_calls, self._window = max_calls, window
         self._answered_at: deque[float] = deque(maxlen=max_calls)
         self._told: bytes | None = None
         self._unsure = False
@@ -167,7 +167,7 @@ class PresenceCalls:
     def may_call(self, now: float) -> bool:
         """Whether a call may go out now."""
         times = self._answered_at
-        return not self.in_flight and (len(times) < (times.maxlen or 0) or now - times[0] >= self._window)
+        return not self.in_flight and (len(times) < self._max_calls or now - times[0] >= self._window)
 
     def next_at(self) -> float:
         """When the budget allows another call, after it did not."""
@@ -188,10 +188,12 @@ def _refs(metas: Metas) -> set[Any]:
 
 
 def _metas_by_key(payload: Any) -> dict[str, Metas]:
-    if not isinstance(payload, dict):
-        return {}
-    return {
-        key: tuple(meta for meta in entry["metas"] if isinstance(meta, dict) and isinstance(meta.get("phx_ref"), str))
-        for key, entry in payload.items()
-        if isinstance(entry, dict) and isinstance(entry.get("metas"), list)
-    }
+    """What is of use in a map of presences: of each key with any, the metas that have a reference, each once."""
+    found: dict[str, Metas] = {}
+    for key, entry in payload.items() if isinstance(payload, dict) else ():
+        metas = entry.get("metas") if isinstance(entry, dict) else None
+        with_ref = [m for m in metas if isinstance(m, dict)] if isinstance(metas, list) else []
+        by_ref = {m["phx_ref"]: m for m in with_ref if isinstance(m.get("phx_ref"), str)}
+        if by_ref:
+            found[key] = tuple(by_ref.values())
+    return found

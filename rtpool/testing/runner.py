@@ -16,6 +16,8 @@ from rtpool.testing.clock import Clock
 
 __all__ = ["Runner"]
 
+Lock = threading.Lock
+
 T = TypeVar("T")
 
 
@@ -32,10 +34,10 @@ class Runner:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         # Guards: nothing but the waiting; everything else is written on the loop and read as immutable snapshots.
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(Lock())
         self._version = 0
         # Guards `_calls` and `_open`: what other threads want done on the loop, and whether it still takes any.
-        self._calls_lock = threading.Lock()
+        self._calls_lock = Lock()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._open = False
         self._ident: int | None = None

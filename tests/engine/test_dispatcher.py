@@ -1,4 +1,9 @@
-"""Mailboxes and workers: order, no overlap, limits, each overflow policy, and what is lost is said."""
+"""
+Mailboxes and workers: order, no overlap, limits, each overflow policy, and what is lost is said.
+
+A dispatcher is threads, so these tests start some and wait for them; only what it says of lost time comes from a clock
+that is given to it.
+"""
 
 from __future__ import annotations
 
@@ -372,3 +377,159 @@ def test_a_loss_begins_when_the_oldest_of_the_lost_came_or_not_long_before(limit
     assert came[taken] - limit / 16 - 1 <= begun <= came[taken]
     assert len(box.marks) <= 16 + 64 + 3  # of a full mailbox, and of what a worker may have in its hands
     dispatcher.stop()
+
+
+class Gate:
+    """A callback that stays in its first call until it is let go."""
+
+    def __init__(self) -> None:
+        self.got = Recorder()
+        self.begun, self.release = threading.Event(), threading.Event()
+
+    def __call__(self, item: Any) -> None:
+        self.got(item)
+        self.begun.set()
+        assert self.release.wait(CAP)
+
+
+def test_of_an_interrupted_batch_the_rest_keeps_its_place_and_its_loss_is_told_behind_it(
+    dispatcher: Dispatcher,
+) -> None:
+    gate = Gate()
+    box = mailbox(gate, limit=3, overflow="drop_newest")
+    dispatcher.open(box)
+    fill(dispatcher, box, range(2))
+    dispatcher.deliver_essential(box, gate.got, "status")
+    fill(dispatcher, box, range(2, 5))
+    dispatcher.start()
+    assert gate.begun.wait(CAP)
+    dispatcher.quiesce(box)  # the callback has plainly begun: it is not waited for any longer
+    assert gate.got.events == [0]
+    assert box.queued == 3, "what a worker has in its hands is not lost"
+    gate.release.set()
+    assert gate.got.wait(5) == [0, 1, "status", 2, ("lost", 2)]
+
+
+def test_a_loss_in_the_hands_of_a_worker_is_no_loss_of_a_later_subscription(dispatcher: Dispatcher) -> None:
+    gate = Gate()
+    box = mailbox(gate, limit=2, overflow="drop_newest")
+    dispatcher.open(box)
+    fill(dispatcher, box, range(4))
+    dispatcher.start()
+    assert gate.begun.wait(CAP)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(10, 12))
+    gate.release.set()
+    assert gate.got.wait(3) == [0, 10, 11]
+    wait_until(lambda: box.queued == 0)
+    assert gate.got.events == [0, 10, 11]
+
+
+def test_what_is_essential_outlives_the_end_of_a_batch_that_a_worker_has_in_its_hands(dispatcher: Dispatcher) -> None:
+    gate = Gate()
+    box = mailbox(gate)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(2))
+    dispatcher.deliver_essential(box, gate.got, "status")
+    dispatcher.start()
+    assert gate.begun.wait(CAP)
+    dispatcher.end(box, wait=False)
+    gate.release.set()
+    assert gate.got.wait(2) == [0, "status"]
+    wait_until(lambda: (box.delivered, box.dropped) == (1, 1))
+
+
+def test_a_stop_drops_what_waits_behind_the_callback_in_progress(drained: Recorder) -> None:
+    dispatcher, gate = Dispatcher("test", 1, on_drained=drained), Gate()
+    box = mailbox(gate)
+    dispatcher.open(box)
+    dispatcher.start()
+    fill(dispatcher, box, range(200))  # more than a worker takes at a time
+    assert gate.begun.wait(CAP)
+    dispatcher.stop()
+    gate.release.set()
+    wait_until(lambda: not dispatcher.join(0))
+    assert gate.got.events == [0]
+    assert (box.delivered, box.dropped, box.queued) == (1, 199, 0)
+
+
+def test_whoever_reads_by_himself_leaves_what_is_essential_to_the_workers(dispatcher: Dispatcher) -> None:
+    box, got = mailbox(None), Recorder()
+    dispatcher.open(box)
+    fill(dispatcher, box, range(2))
+    dispatcher.deliver_essential(box, got, "status")
+    dispatcher.start()
+    assert got.wait(1) == ["status"]
+    assert [dispatcher.take(box, 0), dispatcher.take(box, 0)] == [0, 1]
+
+
+def test_a_callback_that_quiesces_its_own_mailbox_does_not_wait_for_itself(dispatcher: Dispatcher) -> None:
+    got = Recorder()
+
+    def run(item: Any) -> None:
+        dispatcher.quiesce(box)
+        got(item)
+
+    box = mailbox(run)
+    dispatcher.open(box)
+    dispatcher.start()
+    fill(dispatcher, box, range(3))
+    assert got.wait(3) == [0, 1, 2]
+
+
+def test_since_when_items_wait_is_told_by_when_the_oldest_of_them_came() -> None:
+    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    times = {"now": now}
+    dispatcher = Dispatcher("test", 1, on_drained=print, wall=lambda: times["now"])
+    box = mailbox(None)
+    dispatcher.open(box)
+    times["now"] += timedelta(seconds=5)
+    assert dispatcher.waiting_since(box) == now
+    for number in range(200):
+        times["now"] = now + timedelta(seconds=10 + number)
+        dispatcher.deliver([(box, number)])
+        dispatcher.take(box, 0)
+    # A worker may have the latest 64 in its hands; when the others came is of no more interest.
+    assert dispatcher.waiting_since(box) == now + timedelta(seconds=10 + 200 - 64)
+
+
+def failing_from(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """No thread from this one on."""
+    start, started = threading.Thread.start, [0]
+
+    def limited(thread: threading.Thread) -> None:
+        started[0] += 1
+        if started[0] > number:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+def test_where_only_some_workers_can_be_started_they_do_the_work_of_all(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing_from(monkeypatch, 1)
+    got = Recorder()
+    box = mailbox(got)
+    dispatcher.open(box)
+    dispatcher.start()
+    dispatcher.start()  # it runs
+    fill(dispatcher, box, range(3))
+    assert got.wait(3) == [0, 1, 2]
+    assert "has 1 workers, and not 3" in caplog.text
+
+
+def test_where_no_worker_can_be_started_that_is_said_and_tried_again(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        failing_from(patch, 0)
+        with pytest.raises(RuntimeError, match="can't start"):
+            dispatcher.start()
+    got = Recorder()
+    box = mailbox(got)
+    dispatcher.open(box)
+    dispatcher.start()
+    fill(dispatcher, box, range(3))
+    assert got.wait(3) == [0, 1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import weakref
@@ -89,8 +90,21 @@ def test_a_failing_loop_tells_why_and_ends(parts: Parts, caplog: pytest.LogCaptu
 def test_an_interrupt_is_heard_without_a_lock(parts: Parts) -> None:
     loop, ends = parts
     loop.start()
-    with loop._lock:  # as the garbage collector might find it
-        loop.interrupt()
+
+    class Forgotten:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            loop.interrupt()
+
+    gc.disable()
+    try:
+        Forgotten()
+        with loop._lock:
+            gc.collect()  # which may strike anywhere
+    finally:
+        gc.enable()
     assert ends.wait(1) == ["interrupted"]
     finish(loop)
 

@@ -45,9 +45,10 @@ class Viewer:
             assert before == self.view.get(event.key, {})
             self.view[event.key] = {**before, **refs}
         elif event.type == "leave":
-            assert refs.keys() <= self.view[event.key].keys() | refs.keys()
-            self.view[event.key] = {meta["phx_ref"]: meta for meta in event.current}
-            if not event.current:
+            remaining = {ref: meta for ref, meta in self.view[event.key].items() if ref not in refs}
+            assert remaining == {meta["phx_ref"]: meta for meta in event.current}
+            self.view[event.key] = remaining
+            if not remaining:
                 del self.view[event.key]
         else:
             state = {key: {meta["phx_ref"]: meta for meta in metas} for key, metas in event.state.items()}

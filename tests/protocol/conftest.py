@@ -1,4 +1,4 @@
-"""What tests of the protocol share."""
+"""What tests of the protocol share: they act on nothing but their arguments, and a guard sees to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.guard import watched
 from tests.support.replay import replay
+
+
+@pytest.fixture(autouse=True)
+def nothing_but_arguments() -> Iterator[None]:
+    """Fails a test that opens a socket, starts a thread, reads a clock, sleeps or draws an unseeded random number."""
+    with watched() as found:
+        yield
+    assert not found, "\n".join(["a test of the protocol", *found])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> None:
+    """Nothing can be left where nothing is opened or started; looking for it would take longer than the tests."""
 
 
 @pytest.fixture(scope="module")

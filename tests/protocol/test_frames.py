@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,6 +141,25 @@ def test_a_huge_frame_is_refused_by_its_header_alone() -> None:
         FrameDecoder(LIMIT).receive(header)
 
 
+def test_a_message_byte_by_byte_takes_no_more_work_for_each_byte_the_longer_it_is() -> None:
+    def calls(size: int) -> int:
+        wire, decoder, count = server_frames([(OP_BINARY, bytes(size), 1)]), FrameDecoder(LIMIT), 0
+
+        def count_calls(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(count_calls)
+        try:
+            for index in range(len(wire)):
+                decoder.receive(wire[index : index + 1])
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(2_000) < 2.5 * calls(1_000)
+
+
 @pytest.mark.parametrize(
     "wire",
     [
@@ -156,3 +177,18 @@ def test_what_a_server_must_not_send_closes_with_1002(wire: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         FrameDecoder(LIMIT).receive(wire)
     assert caught.value.close_code == 1002
+
+
+def test_a_message_in_fragments_is_put_together_and_a_ping_between_them_comes_first() -> None:
+    decoder = FrameDecoder(LIMIT)
+    assert decoder.receive(bytes((0x01, 2)) + b"he") == []
+    assert decoder.receive(bytes((0x00, 1)) + b"l" + bytes((0x89, 0))) == [WsMessage(OP_PING, b"")]
+    assert decoder.receive(bytes((0x80, 2)) + b"lo") == [WsMessage(OP_TEXT, b"hello")]
+    assert decoder.receive(bytes((0x82, 1)) + b"n") == [WsMessage(OP_BINARY, b"n")], "the next begins anew"
+
+
+def test_bytes_that_come_one_by_one_are_a_message_with_the_last() -> None:
+    decoder = FrameDecoder(LIMIT)
+    *begun, last = (decoder.receive(bytes((byte,))) for byte in bytes((0x82, 3)) + b"abc")
+    assert begun == [[]] * 4
+    assert last == [WsMessage(OP_BINARY, b"abc")]

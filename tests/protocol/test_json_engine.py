@@ -1,32 +1,62 @@
-"""JSON numbers, the same with and without orjson."""
+"""JSON in and out, the same with and without orjson."""
 
 from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections import UserDict
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtpool.errors import InvalidType, InvalidValue, ProtocolError
 from rtpool.protocol import json_engine
-from rtpool.protocol.json_engine import NumberText, loads
+from rtpool.protocol.json_engine import MAX_DIGITS, NumberText, canonical, dumps, json_object, loads
 
 EDGES = [edge + step for edge in (2**53, 2**63, -(2**63), 2**64, 10**18, 10**19) for step in (-1, 0, 1)]
 
 
-@pytest.mark.parametrize("orjson", [pytest.param(True, id="orjson"), pytest.param(False, id="plain")])
+def with_orjson() -> types.ModuleType:
+    pytest.importorskip("orjson")
+    return json_engine
+
+
+def without_orjson() -> types.ModuleType:
+    """The module as it is where the extra is not installed."""
+    spec = importlib.util.spec_from_file_location("plain_json_engine", json_engine.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "orjson", None)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=[with_orjson, without_orjson])
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.param()
+
+
+def test_orjson_is_taken_where_it_is_installed_and_missed_nowhere() -> None:
+    assert with_orjson().orjson is not None
+    assert without_orjson().orjson is None
+
+
 @pytest.mark.parametrize("number", EDGES)
-def test_an_integer_of_any_size_is_exact(monkeypatch: pytest.MonkeyPatch, orjson: bool, number: int) -> None:
-    if orjson:
-        pytest.importorskip("orjson")
-    else:
-        monkeypatch.setattr(json_engine, "orjson", None)
+def test_an_integer_of_any_size_is_exact(engine: Any, number: int) -> None:
     for text in (f"{number}", f"[{number}]", f'{{"a":[1,{number},2]}}'):
-        assert str(number) in str(loads(text.encode()))
+        assert str(number) in str(engine.loads(text.encode()))
 
 
 @given(number=st.integers(-(10**30), 10**30), before=st.text(), after=st.text())
 def test_an_integer_is_exact_wherever_it_stands(number: int, before: str, after: str) -> None:
     value = [before, number, after]
-    assert loads(json_engine.dumps(value)) == value
+    assert loads(dumps(value)) == value
 
 
 def test_an_exact_decode_remembers_the_text_of_what_is_no_integer() -> None:
@@ -39,6 +69,78 @@ def test_an_exact_decode_remembers_the_text_of_what_is_no_integer() -> None:
 def test_a_numeric_of_any_length_is_exact() -> None:
     digits = "7" * 20_000
     for exact in (False, True):
-        (value,) = json_engine.loads(f"[{digits}]".encode(), exact=exact)
+        (value,) = loads(f"[{digits}]".encode(), exact=exact)
         assert value.text == digits
-    assert json_engine.loads(b"[%s]" % (b"1" * 4_000)) == [int("1" * 4_000)]
+    assert loads(b"[%s]" % (b"1" * MAX_DIGITS)) == [int("1" * MAX_DIGITS)]
+
+
+def test_digits_in_text_or_in_many_numbers_are_no_long_number(engine: Any) -> None:
+    text = "1" * (MAX_DIGITS + 1)
+    assert engine.loads(dumps([text, 3])) == [text, 3]
+    assert engine.loads(dumps([7] * MAX_DIGITS)) == [7] * MAX_DIGITS
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[1,]", b"{'a':1}", b"NaN", b"[Infinity]", b"-Infinity", b'"\xff"', b"\x00", b"[" * 100_000],
+    ids=repr,
+)
+def test_what_is_no_json_is_refused_with_its_length(engine: Any, data: bytes) -> None:
+    with pytest.raises(ProtocolError, match=f"a frame of {len(data)} bytes holds no JSON"):
+        engine.loads(data)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=8))
+def test_both_engines_read_alike_what_is_written(value: Any) -> None:
+    assert without_orjson().loads(dumps(value)) == loads(dumps(value)) == value
+
+
+def test_a_value_is_written_compactly_in_utf_8() -> None:
+    assert dumps({"a": [1, None, True, "é"]}) == '{"a":[1,null,true,"é"]}'.encode()
+
+
+@pytest.mark.parametrize("value", [Decimal(1), {1, 2}, b"x", {(1, 2): 3}], ids=repr)
+def test_a_type_that_json_lacks_is_refused_and_what_it_was_for_is_named(value: Any) -> None:
+    with pytest.raises(InvalidType, match="the metadata cannot be written as JSON"):
+        dumps(value, "the metadata")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", [-float("inf")]], ids=repr)
+def test_a_value_that_json_lacks_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidValue, match="the payload cannot be written as JSON"):
+        dumps(value)
+
+
+def test_what_holds_itself_or_is_nested_without_end_is_refused() -> None:
+    round_and_round: list[Any] = []
+    round_and_round.append(round_and_round)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (round_and_round, deep):
+        with pytest.raises(InvalidValue):
+            dumps(value)
+
+
+def test_an_object_may_be_any_mapping_and_nothing_else() -> None:
+    assert json_object({"a": 1}) == json_object(UserDict(a=1)) == b'{"a":1}'
+    with pytest.raises(InvalidType, match=r"params must be a JSON object \(a dict\), not list"):
+        json_object([("a", 1)], "params")
+
+
+def test_equal_values_have_one_canonical_form_and_others_another() -> None:
+    assert canonical({"a": 1, "b": [2]}) == canonical({"b": [2], "a": 1})
+    different = [canonical(value) for value in (1, True, "1", 1.0, None, [1], "\ud800", b"1", {"1": 1})]
+    assert len(set(different)) == len(different)
+
+
+@pytest.mark.parametrize("orjson", [pytest.param(True, id="orjson"), pytest.param(False, id="plain")])
+@pytest.mark.parametrize("text", [rb'"\ud800"', rb'{"\uDe00":1}', rb'["\ud800", 12345678901234567890123]'])
+def test_half_a_character_is_no_json(monkeypatch: pytest.MonkeyPatch, orjson: bool, text: bytes) -> None:
+    if orjson:
+        pytest.importorskip("orjson")
+    else:
+        monkeypatch.setattr(json_engine, "orjson", None)
+    assert loads(rb'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", "\\ud800"]
+    with pytest.raises(ProtocolError):
+        loads(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,12 @@ def test_the_first_topic_opens_a_connection() -> None:
 def test_the_fullest_connection_with_room_is_taken() -> None:
     slots = [slot(1, {"a"}, 3), slot(2, {"b", "c"}, 3), slot(3, {"d", "e", "f"}, 3)]
     assert place("x", slots, max_connections=3) == 2
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([1, 2, 3])))
+def test_the_order_in_which_connections_are_looked_at_decides_nothing(order: tuple[int, ...]) -> None:
+    held = {1: {"a"}, 2: {"b", "c"}, 3: {"d", "e"}}
+    assert place("x", [slot(i, held[i], 3) for i in order], max_connections=3) == 2
 
 
 def test_among_equally_full_ones_the_oldest_is_taken() -> None:
@@ -124,8 +132,22 @@ def test_room_is_left_for_the_next_topics(used: int, planned: bool) -> None:
 
 
 def test_a_topic_that_few_can_take_is_not_left_without_a_place() -> None:
-    slots = [slot(1, {"a", "p", "q"}, 10), slot(2, {"r", "s", "t"}, 5), slot(3, {"a", "b"}, 10)]
-    assert merge_plan(slots, {3}) == Merge(3, {"a": 2, "b": 1})
+    slots = [slot(1, {"z", "p", "q"}, 10), slot(2, {"r", "s", "t"}, 5), slot(3, {"z", "b"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"z": 2, "b": 1})
+    slots = [slot(1, {"r", "s", "t"}, 5), slot(2, {"z", "p", "q"}, 10), slot(3, {"z", "b"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"z": 1, "b": 2}), "the one room there is goes to who has no other"
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_each_topic_that_moves_takes_a_place(room: int) -> None:
+    others = {"p", "q", "r", "s"}
+    slots = [slot(1, others | {f"x{n}" for n in range(5 - room)}, 10), slot(2, {"a", "b", "c"}, 10)]
+    assert merge_plan(slots, {2}) == (Merge(2, dict.fromkeys("abc", 1)) if room == 3 else None)
+
+
+def test_topics_that_do_not_fit_into_one_connection_are_divided() -> None:
+    slots = [slot(1, {"p", "q", "r"}, 5), slot(2, {"s", "t", "u"}, 5), slot(3, {"a", "b"}, 10)]
+    assert merge_plan(slots, {3}) == Merge(3, {"a": 1, "b": 2})
 
 
 @given(
@@ -153,6 +175,37 @@ def test_any_plan_keeps_the_rules_and_merging_comes_to_an_end(
             assert len(hosts[target]) <= capacities[target] * FULL_ENOUGH
         del hosts[source]
     raise AssertionError("each merge takes a connection away")
+
+
+def fit(topics: list[str], room: dict[int, int], hosts: dict[int, set[str]]) -> bool:
+    """Whether all of `topics` find room, each on a host that does not hold it; all ways are tried."""
+    if not topics:
+        return True
+    for host in room:
+        rest = {**room, host: room[host] - 1}
+        if room[host] > 0 and topics[0] not in hosts[host] and fit(topics[1:], rest, hosts):
+            return True
+    return False
+
+
+@given(
+    held=st.lists(st.sets(st.sampled_from("abcdef")), max_size=3),
+    capacities=st.lists(st.integers(0, 8), min_size=3, max_size=3),
+    movable=st.sets(st.integers(0, 2)),
+)
+def test_a_plan_is_found_whenever_there_is_one_and_the_emptiest_goes(
+    held: list[set[str]], capacities: list[int], movable: set[int]
+) -> None:
+    hosts = {number: topics for number, topics in enumerate(held) if topics}
+    emptiest_first = sorted(hosts, key=lambda number: (len(hosts[number]), -number))
+    can = []
+    for index, number in enumerate(emptiest_first):
+        fuller = emptiest_first[index + 1 :]
+        room = {other: int(capacities[other] * FULL_ENOUGH) - len(hosts[other]) for other in fuller}
+        if number in movable and fit(sorted(hosts[number]), room, hosts):
+            can.append(number)
+    plan = merge_plan([slot(number, topics, capacities[number]) for number, topics in enumerate(held)], movable)
+    assert (plan.connection_id if plan else None) == next(iter(can), None)
 
 
 @given(

@@ -56,6 +56,7 @@ def test_the_state_after_a_rejoin_yields_who_left_meanwhile() -> None:
     state = PresenceState()
     state.sync_state({"ann": metas("1"), "bob": metas("2")})
     state.rejoined()
+    assert state.synced is False
     assert state.sync_diff({"joins": {}, "leaves": {}}) is None
     changes = state.sync_state({"bob": metas("2"), "eve": metas("5")})
     assert [(c.type, c.key) for c in changes] == [("join", "eve"), ("leave", "ann")]
@@ -68,56 +69,26 @@ def test_malformed_payloads_change_nothing() -> None:
     assert state.sync_diff({"joins": {"a": 1, "b": {"metas": "x"}, "c": {"metas": [1]}}, "leaves": None}) is not None
 
 
+def test_a_state_that_lacks_one_of_several_presences_of_a_key_yields_its_leave() -> None:
+    state = PresenceState()
+    state.sync_state({"ann": metas("1", "2")})
+    state.rejoined()
+    assert state.sync_state({"ann": metas("2", "3")}) == [
+        PresenceChange("join", "ann", ({"phx_ref": "3"},), ({"phx_ref": "1"}, {"phx_ref": "2"})),
+        PresenceChange("leave", "ann", ({"phx_ref": "1"},), ({"phx_ref": "2"}, {"phx_ref": "3"})),
+    ]
+
+
+def test_nobody_is_present_with_nothing_or_twice() -> None:
+    state = PresenceState()
+    state.sync_state({"ann": metas("1", "1"), "bob": metas()})
+    assert state.snapshot() == {"ann": ({"phx_ref": "1"},)}
+    assert state.sync_diff({"joins": {"eve": {"metas": [{}]}}, "leaves": {"ann": metas()}}) == []
+    assert state.snapshot() == {"ann": ({"phx_ref": "1"},)}
+
+
 def test_a_track_wraps_its_payload() -> None:
     assert track_body(b'{"a":1}').data == b'{"type":"presence","event":"track","payload":{"a":1}}'
-
-
-KEYS = st.sampled_from(["ann", "bob", "eve"])
-
-
-@given(
-    moves=st.lists(st.tuples(st.sampled_from(["join", "leave", "update"]), KEYS), max_size=30),
-    state_at=st.integers(0, 30),
-)
-def test_diffs_and_state_in_any_interleaving_end_equal_to_the_server(
-    moves: list[tuple[str, str]], state_at: int
-) -> None:
-    server: dict[str, list[dict[str, str]]] = {}
-    client = PresenceState()
-    seen: dict[str, list[str]] = {}
-    number = 0
-
-    def heed(changes: list[PresenceChange] | None) -> None:
-        for change in changes or ():
-            refs = [m["phx_ref"] for m in change.metas]
-            held = seen.setdefault(change.key, [])
-            if change.type == "join":
-                held += refs
-            else:
-                seen[change.key] = [r for r in held if r not in refs]
-
-    for index in range(max(len(moves), state_at) + 1):
-        if index == state_at:
-            heed(client.sync_state({k: {"metas": list(v)} for k, v in server.items() if v}))
-        if index >= len(moves):
-            continue
-        kind, key = moves[index]
-        joins: dict[str, Any] = {}
-        leaves: dict[str, Any] = {}
-        held = server.setdefault(key, [])
-        if kind in ("leave", "update") and held:
-            leaves[key] = {"metas": [held.pop(0)]}
-        if kind in ("join", "update"):
-            number += 1
-            meta = {"phx_ref": str(number)}
-            held.append(meta)
-            joins[key] = {"metas": [meta]}
-        if index >= state_at or not client.synced:
-            heed(client.sync_diff({"joins": joins, "leaves": leaves}) if index >= state_at else None)
-
-    expected = {key: {m["phx_ref"] for m in held} for key, held in server.items() if held}
-    assert {key: {m["phx_ref"] for m in held} for key, held in client.snapshot().items()} == expected
-    assert {key: set(refs) for key, refs in seen.items() if refs} == expected
 
 
 def test_a_call_goes_out_at_once_and_the_next_only_after_its_answer() -> None:
@@ -132,15 +103,35 @@ def test_a_call_goes_out_at_once_and_the_next_only_after_its_answer() -> None:
     assert calls.has_news(None, asked=False)
 
 
+def test_a_new_join_is_absent_by_itself_and_nothing_is_in_flight_or_in_doubt() -> None:
+    calls = PresenceCalls(5, 30.0)
+    assert calls.has_news(None, asked=True) is False
+    assert calls.in_flight is False
+    assert PresenceState().synced is False
+
+
+def test_joins_are_counted_so_that_an_answer_to_an_earlier_one_is_told_apart() -> None:
+    calls = PresenceCalls(5, 30.0)
+    numbers = [calls.join_number]
+    for _ in range(3):
+        calls.rejoined()
+        numbers.append(calls.join_number)
+    assert numbers == [0, 1, 2, 3]
+
+
 def test_a_sixth_call_waits_until_the_first_answer_is_thirty_seconds_old() -> None:
     calls = PresenceCalls(5, 30.0)
     for index in range(5):
-        assert calls.may_call(float(index))
+        assert calls.may_call(100.0 + index)
         calls.called(b"%d" % index)
-        calls.answered(float(index), ok=True)
-    assert not calls.may_call(29.9)
-    assert calls.next_at() == 30.0
-    assert calls.may_call(30.0)
+        calls.answered(100.0 + index, ok=True)
+    assert not calls.may_call(129.9)
+    assert calls.next_at() == 130.0
+    assert calls.may_call(130.0)
+    calls.called(None)
+    calls.answered(130.0, ok=True)
+    assert not calls.may_call(130.9)
+    assert calls.next_at() == 131.0, "the second answer counts, now that the first is old"
 
 
 def test_a_refused_wish_is_said_again_only_when_somebody_asks() -> None:
@@ -150,6 +141,29 @@ def test_a_refused_wish_is_said_again_only_when_somebody_asks() -> None:
     assert not calls.has_news(b"{}", asked=False)
     assert calls.has_news(b"{}", asked=True)
     assert calls.has_news(b"[]", asked=False), "another wish is another matter"
+
+
+def test_a_call_in_flight_tells_just_what_it_says_until_it_is_answered() -> None:
+    calls = PresenceCalls(5, 30.0)
+    assert not calls.is_telling(None), "no call is in flight"
+    calls.called(b"{}")
+    assert calls.is_telling(b"{}")
+    assert not calls.is_telling(None)
+    calls.answered(0.0, ok=True)
+    assert not calls.is_telling(b"{}")
+
+
+def test_what_was_refused_is_said_again_under_another_token_and_what_was_taken_is_not() -> None:
+    calls = PresenceCalls(5, 30.0)
+    calls.called(b"{}")
+    calls.answered(0.0, ok=True)
+    calls.permission_changed()
+    assert not calls.has_news(b"{}", asked=True)
+    calls.called(b"[]")
+    calls.answered(0.0, ok=False)
+    calls.permission_changed()
+    assert calls.has_news(b"[]", asked=False)
+    assert not calls.has_news(None, asked=True), "nothing is told, and nothing is unsure any more"
 
 
 def test_a_rejoin_starts_the_budget_and_the_servers_knowledge_anew() -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import builtins
 import inspect
-import pickle
 import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-import rtpool
+from rtpool.errors import MessageTooBig
 from rtpool.protocol import refusals
 from rtpool.protocol.refusals import (
     Action,
@@ -29,7 +28,9 @@ from rtpool.protocol.refusals import (
     classify_system,
     judge_join,
     parse_reason,
+    printable,
     read_rest_errors,
+    words_of,
 )
 from rtpool.testing.refusals import Handshake, Join, Rest, System
 
@@ -451,6 +452,8 @@ PROXIES |= {429: LONG, 500: BO, 502: BO, 503: BO, 504: BO}
 
 
 @given(st.integers(100, 999) | st.sampled_from(sorted(PROXIES)))
+@example(407)
+@example(418)
 def test_a_proxys_refusal_is_classified_by_its_status_and_an_unknown_one_backs_off(status: int) -> None:
     assert classify_proxy(status) is PROXIES.get(status, BO)
 
@@ -463,6 +466,8 @@ SOCKS = {1: BO, 2: FATAL, 3: BO, 4: BO, 5: BO, 6: BO, 7: FATAL, 8: FATAL, 0x5B: 
 
 
 @given(st.integers(1, 255), st.text())
+@example(2, "")
+@example(9, "")
 def test_a_socks_refusal_is_classified_by_its_code_and_an_unknown_one_backs_off(code: int, words: str) -> None:
     assert classify_socks(code, words) is SOCKS.get(code, BO)
 
@@ -478,56 +483,6 @@ def test_a_socks_refusal_without_a_code_is_classified_by_its_words() -> None:
 
 # Exceptions
 
-#: What an error of each kind calls for when whoever raised it said no more.
-ERRORS: dict[str, Action] = {
-    "BroadcastRefused": FATAL,
-    "ConfigConflict": FATAL,
-    "ConnectionFailed": BO,
-    "HandshakeRefused": BO,
-    "InvalidType": FATAL,
-    "InvalidValue": FATAL,
-    "JoinRefused": FATAL,
-    "JoinTimeout": BO,
-    "MailboxOverflow": FATAL,
-    "MessageTooBig": FATAL,
-    "NotSubscribed": FATAL,
-    "PoolClosed": FATAL,
-    "PoolExhausted": BO,
-    "PoolForked": FATAL,
-    "ProtocolError": BO,
-    "ProxyRefused": BO,
-    "PushRefused": FATAL,
-    "PushTimeout": BO,
-    "ReceiveTimeout": BO,
-    "RtpoolError": FATAL,
-    "SendBufferFull": BO,
-}
-
-
-@pytest.mark.parametrize("name", rtpool.errors.__all__)
-def test_every_error_says_what_it_calls_for(name: str) -> None:
-    error = getattr(rtpool, name)("what happened")
-    assert classify_error(error) is error.action is ERRORS[name]
-    assert error.retryable is ERRORS[name].retryable
-    assert error.retry_after is None
-
-
-@given(st.sampled_from(rtpool.errors.__all__), st.sampled_from(Action))
-def test_what_an_error_calls_for_and_whether_to_try_again_always_agree(name: str, action: Action) -> None:
-    error = getattr(rtpool, name)("what happened", action=action, retry_after=3.0)
-    for one in (error, pickle.loads(pickle.dumps(error)), error.again()):
-        assert classify_error(one) is one.action is action
-        assert one.retryable is action.retryable
-        assert one.retry_after == 3.0
-    with pytest.raises(AttributeError):
-        error.retryable = not error.retryable
-
-
-def test_only_a_new_token_and_the_hopeless_are_not_tried_again() -> None:
-    assert {action for action in Action if not action.retryable} == {TOKEN, FATAL}
-    assert pickle.loads(pickle.dumps(Action.RETRY)) is rtpool.Action.RETRY
-
-
 FOREIGN = [
     kind
     for kind in vars(builtins).values()
@@ -540,10 +495,34 @@ def test_an_exception_that_is_not_rtpools_backs_off(kind: type[BaseException]) -
     assert classify_error(kind("oops")) is BO
 
 
+def test_an_error_of_rtpools_says_itself_what_it_calls_for() -> None:
+    assert classify_error(MessageTooBig("too big")) is FATAL
+    assert classify_error(MessageTooBig("too big", action=LONG)) is LONG
+
+
 def test_an_attribute_of_the_same_name_that_is_no_action_is_nobodys_verdict() -> None:
     error = ValueError("oops")
     error.action = "fatal"  # type: ignore[attr-defined]
     assert classify_error(error) is BO
+
+
+# A server's words
+
+
+def test_a_servers_words_stand_on_one_line_and_move_no_cursor() -> None:
+    assert printable("no\r\nSet-Cookie: \x1b[2Jé") == "no\\r\\nSet-Cookie: \\x1b[2Jé"
+
+
+def test_of_a_servers_words_so_many_are_kept() -> None:
+    assert words_of("w" * refusals.MAX_WORDS) == "w" * refusals.MAX_WORDS
+    assert words_of("w" * (refusals.MAX_WORDS + 1)) == "w" * refusals.MAX_WORDS + "… (2001 characters)"
+
+
+def test_a_value_too_deep_to_show_is_named_by_its_kind() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert words_of(deep) == "a list nested too deeply to show"
 
 
 # What a REST refusal says

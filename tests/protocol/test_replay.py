@@ -54,6 +54,10 @@ def test_a_replay_that_means_nothing_is_refused(given_: Any, error: type[Excepti
         read_replay(given_)
 
 
+def test_a_request_is_written_as_a_join_says_it() -> None:
+    assert ReplayRequest(5).to_wire() == {"since": 5, "limit": MAX_REPLAYED}
+
+
 def test_the_first_join_asks_for_what_the_user_wants_and_a_rejoin_for_what_was_lost() -> None:
     replay = Replay(ReplayRequest(1_000, 3))
     assert replay.request(None) == ReplayRequest(1_000, 3)

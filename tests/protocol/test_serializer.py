@@ -148,3 +148,42 @@ def test_a_binary_name_may_have_255_bytes(size: int) -> None:
 def test_an_unknown_version_is_refused() -> None:
     with pytest.raises(InvalidValue, match=r"3\.0\.0"):
         serializer_for("3.0.0")
+
+
+@pytest.mark.parametrize("vsn", ["1.0.0", "2.0.0"])
+def test_a_numeric_keeps_the_digits_that_a_float_would_lose(vsn: str) -> None:
+    digits = "0.1234567890123456789"
+    payload = '{"data":{"columns":[{"name":"n","type":"numeric"}],"record":{"n":' + digits + ',"f":0.5}}}'
+    frame = f'[null,null,"realtime:room","postgres_changes",{payload}]'
+    if vsn == "1.0.0":
+        frame = f'{{"topic":"realtime:room","event":"postgres_changes","ref":null,"payload":{payload}}}'
+    record = serializer_for(vsn).decode(frame.encode(), False).payload["data"]["record"]
+    assert (record["n"].text, record["f"]) == (digits, 0.5)
+
+
+def test_a_ref_of_another_type_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="not list"):
+        SerializerV2().decode(b'[null,["1"],"t","e",{}]', False)
+    with pytest.raises(ProtocolError, match="not bool"):
+        SerializerV2().decode(b'[true,"1","t","e",{}]', False)
+
+
+def test_a_topic_or_event_that_is_no_text_is_refused() -> None:
+    for frame in (b'[null,"1",7,"e",{}]', b'[null,"1","t",null,{}]'):
+        with pytest.raises(ProtocolError, match="must be strings"):
+            SerializerV2().decode(frame, False)
+
+
+def test_a_version_1_socket_hears_no_binary_frame() -> None:
+    with pytest.raises(ProtocolError, match=r"1\.0\.0"):
+        SerializerV1().decode(b"\0", True)
+
+
+def test_a_version_1_message_that_lacks_a_key_is_refused_by_its_name() -> None:
+    with pytest.raises(ProtocolError, match="lacks the key 'payload'"):
+        SerializerV1().decode(b'{"topic":"t","event":"e","ref":null}', False)
+
+
+def test_a_kind_of_frame_that_nobody_knows_is_refused_by_its_number() -> None:
+    with pytest.raises(ProtocolError, match="unknown kind 9"):
+        SerializerV2().decode(b"\x09abc", True)

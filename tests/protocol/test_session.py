@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
 from rtpool.errors import ProtocolError
 from rtpool.events import ChannelState
-from rtpool.protocol.messages import JsonBody
-from rtpool.protocol.serializer import serializer_for
-from rtpool.protocol.session import Session
+from rtpool.protocol.messages import JsonBody, WireMessage
 from rtpool.protocol.session_events import (
     ChannelLost,
     Fenced,
@@ -24,64 +19,7 @@ from rtpool.protocol.session_events import (
     PushSettled,
     Received,
 )
-
-TOPIC = "realtime:room"
-BODY = JsonBody(b'{"config":{}}')
-
-
-class Driver:
-    """A session and the server's side of the conversation."""
-
-    def __init__(self, vsn: str = "2.0.0", **options: Any) -> None:
-        settings = {
-            "heartbeat_interval": 25.0,
-            "heartbeat_timeout": 10.0,
-            "join_timeout": 10.0,
-            "max_joins_in_flight": 5,
-            **options,
-        }
-        self.vsn = vsn
-        self.session = Session(serializer_for(vsn), **settings)
-        self.now = 0.0
-        self.session.connected(self.now)
-
-    def sent(self, *, written: bool = True) -> list[list[Any]]:
-        """The frames since the last look as ``[join_ref, ref, topic, event, payload]``."""
-        frames = []
-        for frame in self.session.frames_to_send():
-            message = json.loads(frame.data)
-            if isinstance(message, dict):
-                message = [message[k] for k in ("join_ref", "ref", "topic", "event", "payload")]
-            frames.append(message)
-            if written:
-                self.session.frame_written(frame.ref, self.now)
-        return frames
-
-    def server(self, join_ref: Any, ref: Any, topic: str, event: str, payload: Any) -> None:
-        message: Any = [join_ref, ref, topic, event, payload]
-        if self.vsn == "1.0.0":
-            message = {"ref": ref, "topic": topic, "event": event, "payload": payload}
-        self.session.receive(json.dumps(message).encode(), False, self.now)
-
-    def reply(self, frame: list[Any], status: str = "ok", response: Any = None) -> None:
-        payload = {"status": status, "response": {} if response is None else response}
-        self.server(frame[0], frame[1], frame[2], "phx_reply", payload)
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-        self.session.tick(self.now)
-
-    def joined(self, topic: str = TOPIC) -> list[Any]:
-        self.session.join(topic, BODY, self.now)
-        (join,) = self.sent()
-        self.reply(join)
-        assert self.session.events()[-1] == Joined(topic, {})
-        return join
-
-    def push(self, *, wants_reply: bool = True, token: str = "token", deadline: float = 10.0) -> bool:
-        return self.session.push(
-            TOPIC, "e", JsonBody(b"{}"), token=token, wants_reply=wants_reply, deadline=deadline, now=self.now
-        )
+from tests.support.driver import BODY, TOPIC, Driver
 
 
 @pytest.fixture(params=["1.0.0", "2.0.0"])
@@ -122,7 +60,7 @@ def test_a_join_times_out_from_the_moment_it_is_written_and_takes_itself_back(dr
     driver.advance(0.1)
     assert JoinFailed(TOPIC, None, True) in driver.session.events()
     (leave,) = driver.sent()
-    assert (leave[0], leave[3]) == (join[1], "phx_leave")
+    assert leave == [join[1], "3", TOPIC, "phx_leave", {}], "2 is the heartbeat's"
     driver.reply(join)  # too late: it matches nothing
     assert driver.session.events() == []
     assert driver.session.state(TOPIC) is ChannelState.ERRORED
@@ -191,12 +129,67 @@ def test_leaving_a_join_that_was_never_sent_needs_no_word(driver: Driver) -> Non
     assert small.sent() == []
 
 
+def test_a_join_that_waited_and_was_left_takes_no_place_in_the_queue(driver: Driver) -> None:
+    small = Driver(driver.vsn, max_joins_in_flight=1)
+    small.session.join("realtime:other", BODY, 0.0)
+    for _ in range(3):
+        small.session.join(TOPIC, BODY, 0.0)
+        small.session.leave(TOPIC, 0.0)
+    assert small.session.joins_available == 0
+    assert len(small.session._join_queue) == 0
+
+
+def test_a_channel_that_ends_while_its_next_join_waits_is_not_joined_behind_our_back(driver: Driver) -> None:
+    small = Driver(driver.vsn, max_joins_in_flight=1)
+    join = small.joined()
+    small.session.join("realtime:other", BODY, 0.0)
+    small.session.join(TOPIC, BODY, 0.0)
+    (other,) = small.sent()
+    small.server(join[1], join[1], TOPIC, "phx_close", {})
+    assert small.session.events() == [ChannelLost(TOPIC, "phx_close", {})]
+    small.reply(other)
+    assert small.sent() == [], "nobody would believe its answer"
+    small.session.join(TOPIC, BODY, 0.0)
+    small.reply(small.sent()[0])
+    assert small.session.state(TOPIC) is ChannelState.JOINED
+
+
+def test_the_answer_to_a_leave_that_is_over_ends_no_later_one(driver: Driver) -> None:
+    """The server closes the channel by itself, and answers our leave when it comes to it."""
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    (first,) = driver.sent()
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    assert driver.session.events() == [Left(TOPIC, False)]
+    driver.advance(5.0)
+    driver.session.join(TOPIC, BODY, driver.now)
+    driver.session.leave(TOPIC, driver.now)
+    second_join, second = driver.sent()
+    driver.advance(7.0)
+    driver.reply(first)
+    assert driver.session.state(TOPIC) is ChannelState.LEAVING
+    driver.reply(second_join)
+    driver.reply(second)
+    assert [e for e in driver.session.events() if isinstance(e, Left)] == [Left(TOPIC, False)]
+
+
+def test_an_unmatched_push_of_an_earlier_join_says_nothing_of_the_present_one(driver: Driver) -> None:
+    driver.joined()
+    driver.push()
+    (push,) = driver.sent()
+    driver.joined()
+    driver.server(None, push[1], TOPIC, "phx_reply", {"status": "error", "response": {"reason": "unmatched topic"}})
+    assert [type(e) for e in driver.session.events()] == [PushSettled]
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
 def test_a_duplicate_join_is_answered_before_the_old_channel_closes(driver: Driver) -> None:
     old = driver.joined()
     driver.session.join(TOPIC, BODY, 0.0)
     (new,) = driver.sent()
     driver.server(None, None, TOPIC, "broadcast", {"n": 1})
-    assert isinstance(driver.session.events()[0], Received), "the old channel delivers until it is replaced"
+    heard = Received(TOPIC, WireMessage(None, None, TOPIC, "broadcast", {"n": 1}))
+    assert driver.session.events() == [heard], "the old channel delivers until it is replaced"
     driver.reply(new)
     driver.server(old[1], old[1], TOPIC, "phx_close", {})
 
@@ -210,7 +203,7 @@ def test_an_overtaken_joins_reply_changes_nothing(driver: Driver) -> None:
     driver.session.join(TOPIC, JsonBody(b"{}"), 0.0)
     (second,) = driver.sent()
     driver.reply(first)
-    assert driver.session.events() == []
+    assert (driver.session.events(), driver.session.dropped) == ([], 1)
     assert driver.session.state(TOPIC) is ChannelState.JOINING
     driver.reply(second)
     assert driver.session.events() == [Joined(TOPIC, {})]
@@ -266,12 +259,11 @@ def test_a_push_carries_the_join_ref_and_resolves_once_with_any_response(driver:
     driver.joined()
     assert driver.push()
     (push,) = driver.sent()
-    assert push[0] == "1"
+    assert push == ["1", "2", TOPIC, "e", {}]
     driver.reply(push, "error", "payload_size_exceeded")
     driver.reply(push)
-    driver.advance(60)
-    settled = [e for e in driver.session.events() if isinstance(e, PushSettled)]
-    assert settled == [PushSettled("token", "reply", "error", "payload_size_exceeded", True)]
+    driver.advance(20)
+    assert driver.session.events() == [PushSettled("token", "reply", "error", "payload_size_exceeded", True)]
 
 
 def test_a_push_without_reply_is_settled_when_the_kernel_has_it(driver: Driver) -> None:
@@ -341,6 +333,7 @@ def test_a_disconnect_errors_the_joined_ends_the_leaving_and_loses_the_pushes(dr
     driver.session.join("realtime:joining", BODY, 0.0)
     driver.sent()
     driver.session.disconnected()
+    assert driver.session.joins_available == 0
 
     assert set(driver.session.events()) == {
         PushSettled("token", "lost", "ok", None, True),
@@ -367,8 +360,7 @@ def test_heartbeats_go_out_every_interval_after_the_reply_whatever_comes_in(driv
     assert driver.sent() == []
     driver.advance(1.0)
     (beat,) = driver.sent()
-    assert beat[2:] == ["phoenix", "heartbeat", {}]
-    assert beat[0] is None
+    assert beat == [None, "2", "phoenix", "heartbeat", {}]
     assert driver.session.events()[-1] == HeartbeatSent()
     driver.now += 0.25
     driver.reply(beat)
@@ -385,43 +377,6 @@ def test_an_unanswered_heartbeat_is_told_once(driver: Driver) -> None:
     assert driver.session.events() == [HeartbeatLost(10.0)]
     driver.advance(100.0)
     assert driver.session.events() == []
-
-
-def test_a_late_heartbeat_does_not_count_while_a_join_is_outstanding() -> None:
-    driver = Driver(join_timeout=30.0)
-    driver.advance(25.0)
-    (beat,) = driver.sent()
-    driver.session.join(TOPIC, BODY, driver.now)
-    (join,) = driver.sent()
-    driver.advance(12.0)
-    assert driver.session.events() == [HeartbeatSent()]
-    driver.reply(join, "error", {"reason": "x"})
-    driver.reply(beat)
-    assert [type(e) for e in driver.session.events()] == [JoinFailed, HeartbeatReplied]
-
-
-def test_while_nothing_is_read_heartbeats_go_out_and_no_reply_is_expected() -> None:
-    driver = Driver()
-    beats = []
-    for _ in range(20):
-        driver.now += 6.0
-        driver.session.not_reading(driver.now)
-        driver.session.tick(driver.now)
-        beats += driver.sent()
-    assert driver.session.events() == [HeartbeatSent()] * len(beats)
-    assert len(beats) >= 5
-    driver.reply(beats[-1])
-    assert isinstance(driver.session.events()[0], HeartbeatReplied)
-
-
-def test_timers_of_answered_pushes_do_not_pile_up() -> None:
-    driver = Driver()
-    driver.joined()
-    for index in range(5_000):
-        driver.push(token=str(index), deadline=1_000.0)
-        driver.reply(driver.sent()[0])
-    assert len(driver.session.events()) == 5_000
-    assert len(driver.session._timers) < 200
 
 
 def test_messages_for_unknown_topics_are_counted_and_dropped(driver: Driver) -> None:
@@ -482,20 +437,6 @@ def test_a_join_that_times_out_makes_the_session_ask_whether_the_server_lives() 
     assert isinstance(driver.session.events()[-1], HeartbeatLost)
 
 
-def test_while_an_answer_is_late_no_more_joins_go_out() -> None:
-    driver = Driver(join_timeout=30.0)
-    driver.advance(25.0)
-    (beat,) = driver.sent()
-    driver.session.join(TOPIC, BODY, driver.now)
-    (join,) = driver.sent()
-    assert driver.session.joins_available > 0
-    driver.advance(10.0)
-    assert driver.session.joins_available == 0
-    driver.reply(join, "error", {"reason": "x"})
-    driver.reply(beat)
-    assert driver.session.joins_available == 5
-
-
 def test_a_fence_is_a_heartbeat_of_its_own(driver: Driver) -> None:
     driver.joined()
     first, second = driver.session.fence(driver.now), driver.session.fence(driver.now)
@@ -511,15 +452,189 @@ def test_a_fence_is_a_heartbeat_of_its_own(driver: Driver) -> None:
     assert told[1::2] == [Fenced(first), Fenced(second)]
 
 
-def test_a_fence_that_does_not_come_back_is_no_lost_heartbeat(driver: Driver) -> None:
+def test_a_session_names_its_topics_and_says_whether_anything_happened(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    assert set(driver.session.topics) == {TOPIC}
+    assert not driver.session.has_events
+    driver.reply(driver.sent()[0])
+    assert driver.session.has_events
+    driver.session.leave("realtime:nowhere", 0.0)
+    driver.session.leave(TOPIC, 0.0)
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent()
+    driver.reply(leave)
+    assert driver.session.topics == {}
+    assert driver.session.state(TOPIC) is ChannelState.CLOSED
+
+
+def test_doubt_whether_the_peer_lives_is_a_heartbeat_at_the_next_tick(driver: Driver) -> None:
+    driver.session.probe(driver.now)
+    assert driver.session.next_deadline() == driver.now
+    driver.advance(0.0)
+    assert [frame[3] for frame in driver.sent()] == ["heartbeat"]
+
+
+def test_while_nothing_is_read_the_time_of_a_join_begins_again() -> None:
+    driver = Driver(max_joins_in_flight=2)
+    driver.session.join("realtime:a", BODY, 0.0)
+    driver.session.not_reading(0.0)  # it is not written, so its time has not begun
+    driver.session.join("realtime:b", BODY, 0.0)
+    driver.sent()
+    driver.now = 9.0
+    driver.session.not_reading(driver.now)
+    assert driver.session.next_deadline() == 19.0
+    driver.advance(9.0)
+    assert driver.session.events() == []
+    driver.advance(1.0)
+    assert [e.topic for e in driver.session.events() if isinstance(e, JoinFailed)] == ["realtime:a"]
+
+
+def test_a_deadline_that_passed_its_answer_is_awaited_no_more(driver: Driver) -> None:
+    driver.joined()
+    driver.push(deadline=3.0)
+    driver.push(deadline=5.0)
+    first, second = driver.sent()
+    assert driver.session.next_deadline() == 3.0
+    driver.reply(first)
+    assert driver.session.next_deadline() == 5.0
+    driver.reply(second)
+    assert driver.session.next_deadline() == 25.0, "the heartbeat"
+
+
+def test_a_join_asked_for_twice_before_its_turn_goes_out_once_and_says_the_last_wish() -> None:
+    driver = Driver(max_joins_in_flight=1)
+    driver.session.join("realtime:other", BODY, 0.0)
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.session.join(TOPIC, JsonBody(b'{"again":1}'), 0.0)
+    (other,) = driver.sent()
+    driver.reply(other)
+    (join,) = driver.sent()
+    assert join[4] == {"again": 1}
+    driver.reply(join)
+    assert driver.sent() == []
+
+
+def test_a_reply_without_an_object_is_dropped(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    (join,) = driver.sent()
+    driver.server(join[0], join[1], TOPIC, "phx_reply", "ok")
+    assert (driver.session.events(), driver.session.dropped) == ([], 1)
+    driver.reply(join)
+    assert driver.session.events() == [Joined(TOPIC, {})]
+
+
+def test_what_ends_the_leave_of_an_earlier_channel_does_not_end_the_present_one(driver: Driver) -> None:
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent()
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    driver.joined()
+    driver.reply(leave)
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
+def test_a_leave_that_only_a_close_answered_does_not_time_out_for_the_next_channel(driver: Driver) -> None:
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    driver.sent()
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    driver.joined()
+    driver.advance(10.0)
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
+def test_a_leave_that_overtakes_a_join_outlives_its_refusal_and_its_crash(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    (join,) = driver.sent()
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent()
+    driver.reply(join, "error", {"reason": "x"})
+    driver.server(join[1], join[1], TOPIC, "phx_error", {})
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.LEAVING
+    driver.reply(leave)
+    assert driver.session.events() == [Left(TOPIC, False)]
+
+
+def test_a_leave_that_overtakes_a_join_may_both_go_unanswered(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.sent()
+    driver.session.leave(TOPIC, 0.0)
+    driver.sent()
+    driver.advance(10.0)
+    assert [e for e in driver.session.events() if not isinstance(e, HeartbeatSent)] == [Left(TOPIC, True)]
+
+
+def test_a_join_replaced_by_another_times_out_without_a_word(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.sent()
+    driver.now = 5.0
+    driver.session.join(TOPIC, BODY, driver.now)
+    (second,) = driver.sent()
+    driver.advance(5.0)
+    assert [frame[3] for frame in driver.sent()] == ["heartbeat"], "no leave of the present join"
+    driver.reply(second)
+    assert driver.session.events() == [HeartbeatSent(), Joined(TOPIC, {})]
+
+
+def test_what_comes_for_a_channel_that_is_gone_or_going_is_dropped(driver: Driver) -> None:
+    join = driver.joined()
+    driver.server(join[1], join[1], TOPIC, "phx_error", {})
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    driver.server(None, None, TOPIC, "broadcast", {})
+    assert driver.session.events() == [ChannelLost(TOPIC, "phx_error", {})]
+    driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    driver.server(None, None, TOPIC, "broadcast", {})
+    assert (driver.session.events(), driver.session.dropped) == ([], 2)
+
+
+def test_a_session_knows_whether_the_server_may_not_have_read_what_was_said(driver: Driver) -> None:
+    driver.joined()
+    assert not driver.session.unheard, "a join is nothing that was said"
+    driver.push()
+    (earlier,) = driver.sent()
+    driver.push(wants_reply=False)
+    driver.sent()
+    driver.reply(earlier)
+    assert driver.session.unheard, "what was answered is older"
     driver.session.fence(driver.now)
-    (fence,) = driver.sent()
-    driver.advance(20.0)
-    assert driver.session.events() == []
+    driver.reply(*driver.sent())
+    assert not driver.session.unheard, "a server reads in order"
+    driver.push(wants_reply=False)
+    driver.sent()
+    driver.advance(25.0)
+    assert driver.session.unheard
+    driver.reply(*driver.sent())
+    assert not driver.session.unheard, "a heartbeat is as good"
+    driver.session.leave(TOPIC, driver.now)
+    (leave,) = driver.sent()
+    assert driver.session.unheard
+    driver.reply(leave)
+    assert not driver.session.unheard
+
+
+def test_after_a_loss_nothing_is_unheard_for_it_was_told_as_lost(driver: Driver) -> None:
+    driver.joined()
+    driver.push()
     driver.session.disconnected()
+    assert not driver.session.unheard
     driver.session.connected(driver.now)
-    driver.reply(fence)
-    assert driver.session.events() == []
+    driver.joined()
+    driver.push()
+    assert driver.session.unheard
+
+
+def test_timers_of_answered_pushes_do_not_pile_up() -> None:
+    driver = Driver()
+    driver.joined()
+    for index in range(5_000):
+        driver.push(token=str(index), deadline=1_000.0)
+        driver.reply(driver.sent()[0])
+    assert len(driver.session.events()) == 5_000
+    assert len(driver.session._timers) < 200
 
 
 def test_a_session_knows_which_topic_awaits_a_reply(driver: Driver) -> None:
@@ -535,3 +650,17 @@ def test_a_session_knows_which_topic_awaits_a_reply(driver: Driver) -> None:
     assert not driver.session.awaits_reply("realtime:other")
     driver.reply(push)
     assert not driver.session.awaits_reply(TOPIC)
+
+
+def test_while_nothing_is_read_heartbeats_go_out_and_no_reply_is_expected() -> None:
+    driver = Driver()
+    beats = []
+    for _ in range(20):
+        driver.now += 6.0
+        driver.session.not_reading(driver.now)
+        driver.session.tick(driver.now)
+        beats += driver.sent()
+    assert driver.session.events() == [HeartbeatSent()] * len(beats)
+    assert len(beats) >= 5
+    driver.reply(beats[-1])
+    assert isinstance(driver.session.events()[0], HeartbeatReplied)

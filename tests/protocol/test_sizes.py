@@ -145,3 +145,17 @@ def test_a_payload_that_takes_less_as_a_term_than_as_text_is_let_through() -> No
     body = JsonBody(dumps({"type": "broadcast", "event": "e", "payload": numbers}))
     assert len(body.data) > 18_000
     SizeLimits(SerializerV2(), 10_000, None).check(TOPIC, BROADCAST, body, name="room")
+
+
+def test_bytes_of_any_event_count_as_a_payload_where_they_are_a_broadcast() -> None:
+    limits = SizeLimits(SerializerV2(), 10_000, None)
+    limits.check(TOPIC, BROADCAST, BinaryBody(b"x" * (10_000 - 64)), name="room")
+    with pytest.raises(MessageTooBig, match="10,001 bytes"):
+        limits.check(TOPIC, BROADCAST, BinaryBody(b"x" * (10_001 - 64)), name="room")
+
+
+def test_what_is_nested_too_deep_to_be_read_again_counts_as_its_text() -> None:
+    deep = JsonBody(b"[" * 100_000 + b"]" * 100_000)
+    SizeLimits(SerializerV2(), 200_000, None).check(TOPIC, BROADCAST, deep, name="room")
+    with pytest.raises(MessageTooBig, match="200,000 bytes"):
+        SizeLimits(SerializerV2(), 199_999, None).check(TOPIC, BROADCAST, deep, name="room")

@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rtpool.events import ChannelState
 from rtpool.protocol.states import TRANSITIONS, ChannelInput, next_state
+
+#: Written from the life of a channel in Phoenix, not from the table under test: what follows in each state, by its
+#: initial (d is joined), upon each input; a dot is nothing.
+LIFE = """
+                closed  joining  joined  errored  leaving
+join            j       j        j       j        .
+join_ok         .       d        .       .        l
+join_error      .       e        .       .        l
+join_timeout    .       e        .       .        .
+leave           .       l        l       c        .
+leave_ok        .       .        .       .        c
+leave_timeout   .       .        .       .        c
+phx_error       .       e        e       .        l
+phx_close       .       e        e       e        c
+disconnected    .       e        e       e        c
+"""
+INITIALS = {
+    ".": None,
+    "d": ChannelState.JOINED,
+    **{state.value[0]: state for state in ChannelState if state.value != "joined"},
+}
+STATES, *ROWS = (line.split() for line in LIFE.strip().split("\n"))
+CELLS = [(state, row[0], initial) for row in ROWS for state, initial in zip(STATES, row[1:], strict=True)]
+
+
+@pytest.mark.parametrize(("state", "happened", "initial"), CELLS, ids="-".join)
+def test_what_follows_is_what_the_protocol_says(state: str, happened: str, initial: str) -> None:
+    assert next_state(ChannelState(state), ChannelInput(happened)) is INITIALS[initial]
+
+
+def test_the_table_has_every_input_in_every_state() -> None:
+    assert {(state, happened) for state, happened, _ in CELLS} == {
+        (state.value, happened.value) for state in ChannelState for happened in ChannelInput
+    }
 
 
 def test_every_state_can_be_reached_and_every_state_can_end() -> None:

@@ -14,9 +14,11 @@ import rtpool
 from rtpool.engine.dialer import Dialed, Endpoint, dial
 from rtpool.engine.streams import Cancelled
 from tests.support.recorder import Recorder
+from tests.support.secrets_watch import watch
 
 #: In every key, user and password of these tests; nothing that can be read may have it.
 SECRET = "hush-hush"
+watch.learn(SECRET)
 
 
 def serving(authority: trustme.CA, *names: str, **details: Any) -> ssl.SSLContext:
@@ -60,6 +62,7 @@ def fails(url: str, kind: type[rtpool.ConnectionFailed] = rtpool.ConnectionFaile
     with pytest.raises(kind) as caught:
         connect(url, **options)
     assert SECRET not in told(caught.value)
+    watch.look_at_error("a dial", caught.value)
     assert type(caught.value) is kind
     return caught.value
 

@@ -57,6 +57,7 @@ def use(pool: rtpool.RealtimePool) -> None:
     assert_type(events, Iterator[rtpool.events.Event])
     assert_type(pool.stats(), rtpool.PoolStats)
     assert_type(pool.health().reasons, tuple[str, ...])
+    pool.run_forever(handle_sigterm=True)
     assert_type(pool.close(timeout=1), bool)
     assert_type(rtpool.get_pool("https://x.supabase.co", api_key="k"), rtpool.RealtimePool)
     with pool as entered, entered.channel("a") as inner:
