@@ -427,7 +427,11 @@ def test_a_dial_function_opens_the_way_here_a_unix_socket(
     def by_unix(host: str, port: int, seconds: float) -> socket.socket:
         calls((threading.current_thread().name, host, port, 0 < seconds <= 30))
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(path)
+        try:
+            sock.connect(path)
+        except OSError:  # also of an attempt after the peer has gone
+            sock.close()
+            raise
         return sock
 
     with (

@@ -306,10 +306,10 @@ def test_debug_logs_every_message_without_its_secrets(
 
 @pytest.mark.parametrize("again", [False, True], ids=["for good", "and subscribed anew"])
 def test_unsubscribe_wakes_who_waits_and_who_waited_takes_down_no_later_subscription(
-    server: RealtimeServer, pool: rtpool.RealtimePool, again: bool
+    server: RealtimeServer, make_pool: MakePool, again: bool
 ) -> None:
     server.on_join = lambda topic, payload, connection: NO_REPLY
-    channel, outcome = pool.channel("room"), Recorder()
+    channel, outcome = make_pool(join_timeout=1.0).channel("room"), Recorder()
 
     def wait() -> None:
         try:

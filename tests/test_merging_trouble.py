@@ -37,6 +37,23 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
 
 
+def stuck_at_the_cut(
+    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ServerConnection]:
+    """Merge, and have the server stop reading the old socket as the first join is cut: its topic, and that socket."""
+    moving = Recorder()
+
+    def hold_up(move: Any) -> None:
+        stuck = server_side(server, move.source)
+        stuck.pause_reading()
+        moving((move.topic.removeprefix("realtime:"), stuck))
+
+    at_step(monkeypatch, "_cut", hold_up)
+    merge(pool)
+    ((topic, stuck),) = moving.wait(1)
+    return topic, stuck
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("end", ["source", "target", "both"])
 def test_a_socket_lost_at_any_step_is_an_outage_like_any_other(
@@ -210,20 +227,11 @@ def test_a_second_join_that_finds_no_socket_gets_the_one_that_is_being_left(
     heard = {f"topic-{number}": Heard(pool.channel(f"topic-{number}").subscribe()) for number in range(14)}
     for number in range(3, 10):
         heard.pop(f"topic-{number}").channel.unsubscribe()
-    moving, stuck = Recorder(), Recorder()
-
-    def hold_up(move: Any) -> None:
-        stuck(server_side(server, move.source))
-        stuck.events[0].pause_reading()
-        moving(move.topic.removeprefix("realtime:"))
-
-    at_step(monkeypatch, "_cut", hold_up)
-    merge(pool)
-    (topic,) = moving.wait(1)
+    topic, stuck = stuck_at_the_cut(server, pool, monkeypatch)
     second, told = Heard(pool.channel(topic, presence_key="second")), Recorder()
     second.channel.on_status(told).subscribe(wait=False)
     assert isinstance(told.wait(1)[0].error, rtpool.PoolExhausted)
-    stuck.events[0].resume_reading()
+    stuck.resume_reading()
     server.wait_for(lambda s: s.members(topic) == 2)
     wait_until(lambda: second.channel.is_subscribed)
     for each in (heard[topic], second):
@@ -253,16 +261,7 @@ def test_what_is_said_while_the_old_socket_is_stuck_is_not_held_up_for_long(
     pool, other = make_sparse_pool(make_pool, join_timeout=20.0, heartbeat_interval=25.0), make_pool()
     heard = sparse(pool)
     strangers = {topic: Heard(other.channel(topic).subscribe()) for topic in heard}
-    moving, stuck = Recorder(), Recorder()
-
-    def hold_up(move: Any) -> None:
-        stuck(server_side(server, move.source))
-        stuck.events[0].pause_reading()
-        moving(move.topic.removeprefix("realtime:"))
-
-    at_step(monkeypatch, "_cut", hold_up)
-    merge(pool)
-    (topic,) = moving.wait(1)
+    topic, stuck = stuck_at_the_cut(server, pool, monkeypatch)
     push = heard[topic].channel.send_broadcast("held", {"n": 0})
     if then == "unsubscribe":
         heard[topic].channel.unsubscribe()
@@ -270,7 +269,7 @@ def test_what_is_said_while_the_old_socket_is_stuck_is_not_held_up_for_long(
         pool.close(10)
     push.result(10)
     strangers[topic].messages.wait(1)
-    stuck.events[0].resume_reading()
+    stuck.resume_reading()
     wait_until(lambda: pool.closed or is_resting(pool))
     strangers[topic].until_end(server)
     assert strangers[topic].of("held") == [0]

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, join_all, start_thread
+from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -28,9 +28,9 @@ BATCH = 64
 MARKS = 16
 #: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
 RESUME_AT = 0.8
-#: How long `quiesce` waits for a callback in progress. It covers the moment between a worker's decision to call and
-#: the callback's first line; a callback that runs longer has plainly begun before.
-QUIESCE_SECONDS = 0.1
+#: How long `quiesce` waits for a callback in progress to return; and, where it has not even begun, for it to begin: on
+#: a machine that is busy a thread may stand still between the decision to call and the first line.
+QUIESCE_SECONDS, BEGIN_SECONDS = 0.1, 2.0
 
 
 class _Loss:
@@ -336,15 +336,18 @@ class Dispatcher:
 
         Called on a worker it does not wait: two callbacks could otherwise wait for each other.
         """
-        deadline = time.monotonic() + QUIESCE_SECONDS
+        deadline = time.monotonic() + BEGIN_SECONDS
         with self._lock:
-            if mailbox.running is None or threading.current_thread() in self._threads:
+            worker = mailbox.running
+            if worker is None or threading.current_thread() in self._threads:
                 return
             mailbox.interrupted = True
             seen = mailbox.runs
-            self._changed.wait_for(
-                lambda: mailbox.running is None or mailbox.runs != seen, timeout=deadline - time.monotonic()
-            )
+            while not self._changed.wait_for(
+                lambda: mailbox.running is None or mailbox.runs != seen, timeout=QUIESCE_SECONDS
+            ):
+                if is_in_user_code(worker) or time.monotonic() >= deadline:
+                    return
 
     def take(self, mailbox: Mailbox, timeout: float | None) -> Any:
         """

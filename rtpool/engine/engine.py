@@ -25,8 +25,9 @@ from rtpool.engine.hooks import Hooks
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
+from rtpool.engine.patches import pass_on
 from rtpool.engine.streams import prepare
-from rtpool.engine.threads import closing
+from rtpool.engine.threads import closing, enter_user_code
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
@@ -318,7 +319,7 @@ class Engine:
         if self.forked:  # a callback of the same event forked, and returned in the child
             return False
         try:
-            callback(value)
+            enter_user_code(callback, value)
         except BaseException as error:  # a callback that calls sys.exit() must not take a worker along
             with self._lock:
                 self.callback_errors += 1
@@ -329,6 +330,8 @@ class Engine:
                     hook(error, callback, value)
                 except BaseException:  # likewise
                     self._log.exception("! on_callback_error itself raised")
+            if isinstance(error, KeyboardInterrupt):
+                pass_on(error)
             return False
         return True
 

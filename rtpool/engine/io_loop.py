@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from rtpool.engine import descriptors
 from rtpool.engine.logs import Log
-from rtpool.engine.patches import is_patched
+from rtpool.engine.patches import is_patched, pass_on
 from rtpool.engine.threads import PoolThread, join_all, start_thread
 from rtpool.errors import MonkeyPatchConflict
 
@@ -266,6 +266,7 @@ class IoLoop:
         self._stopping = True
 
     def _run(self) -> None:
+        interrupt: KeyboardInterrupt | None = None
         try:
             while not self._stopping:
                 self._turn()
@@ -273,6 +274,7 @@ class IoLoop:
             if self._forked:
                 return
             self._log.exception("! the I/O thread of pool %s failed", self._name)
+            interrupt = error if isinstance(error, KeyboardInterrupt) else None
             try:
                 self._on_failure(error)
             except Exception:
@@ -280,6 +282,8 @@ class IoLoop:
         if not self._forked:
             self._close()
             self._on_end()
+        if interrupt is not None:
+            pass_on(interrupt)
 
     def _turn(self) -> None:
         selector = self._selector

@@ -9,7 +9,7 @@ import sys
 
 from rtpool.errors import MonkeyPatchConflict
 
-__all__ = ["is_patched"]
+__all__ = ["is_patched", "pass_on"]
 
 #: The modules of the standard library whose patches a pool notices.
 MODULES = ("threading", "socket", "select", "selectors", "ssl")
@@ -31,3 +31,18 @@ def is_patched() -> bool:
             "gevent.monkey.patch_all() with nothing left out, or patch nothing"
         )
     return bool(patched)
+
+
+def pass_on(error: KeyboardInterrupt) -> bool:
+    """
+    Have Ctrl-C end the program where it struck a thread of ours: as a greenlet it may, a real one it never does.
+
+    What gevent does with greenlets that end with it, `threading` keeps it from doing with threads.
+
+    Returns:
+        False where it did not, for the process is not patched.
+    """
+    patched = is_patched()
+    if patched:
+        sys.modules["gevent"].get_hub().handle_system_error(KeyboardInterrupt, error)
+    return patched

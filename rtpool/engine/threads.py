@@ -1,12 +1,13 @@
 """
 A pool's threads, which are started in spite of Ctrl-C, and waiting: for threads to end, for a future's outcome; never
-longer than told, never deaf to Ctrl-C.
+longer than told, never deaf to Ctrl-C. Where user code begins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +15,20 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
+from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
 
-__all__ = ["Bell", "PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
+__all__ = [
+    "Bell",
+    "PoolThread",
+    "SLICE_SECONDS",
+    "closing",
+    "enter_user_code",
+    "is_in_user_code",
+    "join_all",
+    "outcome_of",
+    "start_thread",
+]
 
 Lock = threading.Lock
 
@@ -49,6 +61,9 @@ class PoolThread(threading.Thread):
         """Do what it is for, and tell who waits."""
         try:
             super().run()
+        except KeyboardInterrupt as error:
+            if not pass_on(error):
+                raise
         finally:
             with _changed:
                 self.over = True
@@ -190,3 +205,24 @@ def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:
         if thread.is_alive():
             alive.append(thread.name)
     return alive
+
+
+def enter_user_code(callback: Callable[[T], object], value: T) -> None:
+    """
+    Call a user's callback. By this frame on a thread's stack `is_in_user_code` knows that it has begun.
+    """
+    callback(value)
+
+
+def is_in_user_code(ident: int) -> bool:
+    """
+    Whether the thread of this number has begun a user's callback, and is in it: whether something that
+    `enter_user_code` called has a frame. One without frames, written in C, is not seen.
+    """
+    frame = sys._current_frames().get(ident)
+    while frame is not None:
+        caller = frame.f_back
+        if caller is not None and caller.f_code is enter_user_code.__code__:
+            return True
+        frame = caller
+    return False

@@ -73,6 +73,7 @@ class _Topic:
     join_ref: str = ""
     join_body: JsonBody = EMPTY_OBJECT
     queued: bool = False  # the join waits for its turn
+    leave: _Pending | None = None  # an earlier one of the topic, told by its close, may be answered yet
 
 
 @attrs.define(eq=False)
@@ -81,9 +82,7 @@ class _Pending:
 
     kind: str  # join, leave, push, fence
     topic: str
-    sent_at: float
-    timeout: float
-    deadline: float | None  # leaves: None until written; joins: until the one before is answered, too
+    deadline: float | None = None  # leaves: None until written; joins: until the one before is answered, too
     token: Any = None
     wants_reply: bool = True
     tells_sent: bool = False
@@ -171,7 +170,7 @@ class Session:
         self._pulse.unseen(now)
         for ref, pending in self._joins_in_flight.items():
             if pending.deadline is not None:
-                self._arm(pending, ref, now + pending.timeout)
+                self._arm(pending, ref, now + self._join_timeout)
             return
 
     def probe(self, now: float) -> None:
@@ -219,7 +218,7 @@ class Session:
         for topic, channel in list(self._topics.items()):
             channel.queued = False
             was_leaving = channel.state is ChannelState.LEAVING
-            self._advance(topic, channel, ChannelInput.DISCONNECTED)
+            self._advance(channel, ChannelInput.DISCONNECTED)
             if was_leaving:
                 self._forget(topic, timed_out=False)
 
@@ -230,13 +229,13 @@ class Session:
         The frame is sent as soon as fewer than `max_joins_in_flight` are awaited.
         """
         channel = self._topics.setdefault(topic, _Topic())
-        if self._advance(topic, channel, ChannelInput.JOIN) is None:
+        if self._advance(channel, ChannelInput.JOIN) is None:
             raise RuntimeError(f"cannot join {topic!r} while {channel.state}")
         channel.join_body = body
         if not channel.queued:
             channel.queued = True
             self._join_queue.append(topic)
-        self._send_joins(now)
+        self._send_joins()
 
     def leave(self, topic: str, now: float) -> None:
         """Leave a topic; `Left` follows, at once when the server knows nothing of it."""
@@ -244,13 +243,13 @@ class Session:
         if channel is None or channel.state is ChannelState.LEAVING:
             return
         unknown_to_server = channel.queued and not channel.join_ref
-        state = self._advance(topic, channel, ChannelInput.LEAVE)
+        state = self._advance(channel, ChannelInput.LEAVE)
         self._unqueue(topic, channel)
         if state is not ChannelState.LEAVING or unknown_to_server or not self._connected:
             self._forget(topic, timed_out=False)
             return
         # A join in flight is overtaken: the server runs it first, then the leave, and answers both.
-        self._send("leave", topic, PHX_LEAVE, EMPTY_OBJECT, channel.join_ref, now, self._join_timeout)
+        channel.leave = self._send("leave", topic, PHX_LEAVE, EMPTY_OBJECT, channel.join_ref)
 
     def push(
         self,
@@ -279,7 +278,7 @@ class Session:
         channel = self._topics.get(topic)
         if channel is None or channel.state is not ChannelState.JOINED or not self._connected:
             return False
-        pending = self._send("push", topic, event, body, channel.join_ref, now, 0.0)
+        pending = self._send("push", topic, event, body, channel.join_ref)
         pending.token, pending.wants_reply, pending.tells_sent = token, wants_reply, tells_sent
         self._arm(pending, str(self._last_ref), deadline)
         return True
@@ -290,7 +289,7 @@ class Session:
 
     def fence(self, now: float) -> str:
         """Send a heartbeat whose reply, which comes after all that was sent here before, is `Fenced`; its ref."""
-        self._send("fence", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None, now, 0.0)
+        self._send("fence", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None)
         return str(self._last_ref)
 
     def frame_written(self, ref: str, now: float) -> None:
@@ -304,7 +303,7 @@ class Session:
         if pending.kind == "join":
             self._time_oldest_join(now)
         elif pending.kind == "leave":
-            self._arm(pending, ref, now + pending.timeout)
+            self._arm(pending, ref, now + self._join_timeout)
         elif not pending.wants_reply:
             del self._pending[ref]
             self._settle(pending, "sent")
@@ -342,7 +341,7 @@ class Session:
         if message.event == PHX_REPLY:
             self._reply(message, now)
         elif message.event in (PHX_CLOSE, PHX_ERROR):
-            self._ended(message, now)
+            self._ended(message)
         else:
             self._deliver(message)
 
@@ -357,7 +356,7 @@ class Session:
         if latency is not None:
             self._last_heard = max(self._last_heard, int(ref))
             self._events.append(HeartbeatReplied(latency))
-            self._send_joins(now)
+            self._send_joins()
             return
         status, response = str(payload.get("status")), payload.get("response")
         if pending is None or pending.topic != message.topic:
@@ -373,12 +372,11 @@ class Session:
             if channel is not None and self._says_gone(channel, ref, status, response):
                 self._lose(pending.topic, channel, ChannelInput.PHX_CLOSE, UNMATCHED_TOPIC, response)
         elif pending.kind == "leave":
-            if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_OK) is not None:
-                self._forget(pending.topic, timed_out=False)
+            self._leave_over(pending, channel, ChannelInput.LEAVE_OK)
         else:
             self._join_done(ref, now)
             self._join_answered(ref, pending.topic, channel, status, response)
-            self._send_joins(now)
+            self._send_joins()
 
     def _stray_reply(self, ref: str, topic: str, status: str, response: Any) -> None:
         """Drop a reply that nobody awaits, unless it refuses a push of the present join: then the channel is gone."""
@@ -403,24 +401,23 @@ class Session:
             self.dropped += 1  # overtaken by a later join of the same topic
             return
         if status == "ok":
-            if self._advance(topic, channel, ChannelInput.JOIN_OK) is ChannelState.JOINED:
+            if self._advance(channel, ChannelInput.JOIN_OK) is ChannelState.JOINED:
                 self._events.append(Joined(topic, response))
-        elif self._advance(topic, channel, ChannelInput.JOIN_ERROR) is ChannelState.ERRORED:
+        elif self._advance(channel, ChannelInput.JOIN_ERROR) is ChannelState.ERRORED:
             self._events.append(JoinFailed(topic, response, False))
 
-    def _ended(self, message: WireMessage, now: float) -> None:
+    def _ended(self, message: WireMessage) -> None:
         channel = self._topics.get(message.topic)
         # Version 1 carries no join_ref; there the ref of a close is the join_ref it ends (Phoenix V1 serializer).
         ended_ref = message.join_ref or message.ref
         if channel is None or (ended_ref not in (None, "") and str(ended_ref) != channel.join_ref):
             self.dropped += 1  # the close of a channel that a later join replaced
             return
+        happened = ChannelInput.PHX_CLOSE if message.event == PHX_CLOSE else ChannelInput.PHX_ERROR
         if channel.state is ChannelState.LEAVING:
-            happened = ChannelInput.PHX_CLOSE if message.event == PHX_CLOSE else ChannelInput.PHX_ERROR
-            if self._advance(message.topic, channel, happened) is ChannelState.CLOSED:
+            if self._advance(channel, happened) is ChannelState.CLOSED:
                 self._forget(message.topic, timed_out=False)
             return
-        happened = ChannelInput.PHX_CLOSE if message.event == PHX_CLOSE else ChannelInput.PHX_ERROR
         self._lose(message.topic, channel, happened, message.event, message.payload)
 
     def _deliver(self, message: WireMessage) -> None:
@@ -436,7 +433,7 @@ class Session:
 
     # Inside
 
-    def _advance(self, topic: str, channel: _Topic, happened: ChannelInput) -> ChannelState | None:
+    def _advance(self, channel: _Topic, happened: ChannelInput) -> ChannelState | None:
         state = next_state(channel.state, happened)
         if state is None:
             self.dropped += 1
@@ -446,15 +443,17 @@ class Session:
 
     def _lose(self, topic: str, channel: _Topic, happened: ChannelInput, cause: str, payload: Any) -> None:
         before = channel.state
-        if self._advance(topic, channel, happened) is ChannelState.ERRORED and before is not ChannelState.ERRORED:
+        if self._advance(channel, happened) is ChannelState.ERRORED and before is not ChannelState.ERRORED:
             self._unqueue(topic, channel)  # whoever wants it asks again, now that it is lost
             self._fail_pushes(topic)
             self._events.append(ChannelLost(topic, cause, payload))
 
+    def _leave_over(self, pending: _Pending, channel: _Topic | None, how: ChannelInput) -> None:
+        if channel is not None and channel.leave is pending and self._advance(channel, how) is not None:
+            self._forget(pending.topic, timed_out=how is ChannelInput.LEAVE_TIMEOUT)
+
     def _forget(self, topic: str, *, timed_out: bool) -> None:
-        self._topics.pop(topic, None)
-        for ref in [ref for ref, p in self._pending.items() if p.kind == "leave" and p.topic == topic]:
-            del self._pending[ref]  # its answer may still come, and must not end a later leave
+        del self._topics[topic]
         self._fail_pushes(topic)
         self._events.append(Left(topic, timed_out))
 
@@ -470,22 +469,20 @@ class Session:
             channel.queued = False
             self._join_queue.remove(topic)
 
-    def _send_joins(self, now: float) -> None:
+    def _send_joins(self) -> None:
         while self._connected and self._join_queue and len(self._joins_in_flight) < self._max_joins_in_flight:
             topic = self._join_queue.popleft()
             channel = self._topics[topic]
             channel.queued = False
             channel.join_ref = str(self._last_ref + 1)
-            timeout, ref = self._join_timeout, channel.join_ref
-            self._joins_in_flight[ref] = self._send("join", topic, PHX_JOIN, channel.join_body, ref, now, timeout)
+            ref = channel.join_ref
+            self._joins_in_flight[ref] = self._send("join", topic, PHX_JOIN, channel.join_body, ref)
 
-    def _send(
-        self, kind: str, topic: str, event: str, body: Body, join_ref: str | None, now: float, timeout: float
-    ) -> _Pending:
+    def _send(self, kind: str, topic: str, event: str, body: Body, join_ref: str | None) -> _Pending:
         self._last_ref += 1
         ref = str(self._last_ref)
         self._frame(join_ref, ref, topic, event, body)
-        pending = self._pending[ref] = _Pending(kind, topic, now, timeout, None)
+        pending = self._pending[ref] = _Pending(kind, topic)
         if kind in ("push", "leave"):
             self._last_said = self._last_ref
         return pending
@@ -507,13 +504,12 @@ class Session:
         if pending.kind == "push":
             self._settle(pending, "timeout")
         elif pending.kind == "leave":
-            if channel is not None and self._advance(pending.topic, channel, ChannelInput.LEAVE_TIMEOUT) is not None:
-                self._forget(pending.topic, timed_out=True)
+            self._leave_over(pending, channel, ChannelInput.LEAVE_TIMEOUT)
         else:
             self._join_done(ref, now)
             self._pulse.hasten(now)  # is it busy, or dead?
             self._join_timed_out(ref, pending.topic, channel)
-            self._send_joins(now)
+            self._send_joins()
 
     def _join_done(self, ref: str, now: float) -> None:
         self._joins_in_flight.pop(ref, None)
@@ -523,7 +519,7 @@ class Session:
         """The server runs joins one by one: the time of each begins when the one before is done."""
         for ref, pending in self._joins_in_flight.items():
             if pending.written and pending.deadline is None:
-                self._arm(pending, ref, now + pending.timeout)
+                self._arm(pending, ref, now + self._join_timeout)
             return
 
     def _join_due(self, now: float) -> float | None:
@@ -534,7 +530,7 @@ class Session:
     def _join_timed_out(self, ref: str, topic: str, channel: _Topic | None) -> None:
         if channel is None or channel.join_ref != ref or channel.queued:
             return
-        if self._advance(topic, channel, ChannelInput.JOIN_TIMEOUT) is ChannelState.ERRORED:
+        if self._advance(channel, ChannelInput.JOIN_TIMEOUT) is ChannelState.ERRORED:
             # The server may still let us in later: tell it not to. Its late reply matches no ref.
             self._last_ref += 1
             self._frame(ref, str(self._last_ref), topic, PHX_LEAVE, EMPTY_OBJECT)

@@ -242,3 +242,27 @@ def test_a_bell_wakes_who_listens_and_nobody_else() -> None:
     assert forgotten.locked()
     assert late.locked()
     bell.forget(heard)  # it heard the bell: nothing is left to forget
+
+
+def test_user_code_has_begun_when_it_has_a_frame_and_not_a_moment_earlier() -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def callback(_value: object) -> None:
+        inside.set()
+        release.wait(CAP)
+
+    def run() -> None:
+        release.wait(CAP)  # decided on, and not begun
+        release.clear()
+        threads.enter_user_code(callback, None)
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    assert worker.ident is not None
+    assert not threads.is_in_user_code(worker.ident)
+    release.set()
+    assert inside.wait(CAP)
+    assert threads.is_in_user_code(worker.ident)
+    release.set()
+    worker.join(CAP)
+    assert not threads.is_in_user_code(worker.ident)

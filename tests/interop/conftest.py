@@ -33,6 +33,7 @@ def connect(drivers: dict[str, Driver | str], server: RealtimeServer) -> Iterato
     peers: list[Peer] = []
 
     def make(client: str, *, url: str = server.url, key: str = server.api_key, **options: float) -> Peer:
+        __tracebackhide__ = True  # what is skipped is the test, and pytest names its line
         name, vsn = CLIENTS[client]
         driver = drivers[name]
         if isinstance(driver, str):

@@ -30,10 +30,11 @@ def missing(name: str) -> str | None:
     if sys.platform == "win32":
         return "the official clients are driven through POSIX pipes"
     if name == "js" and shutil.which("node") is None:
-        return "the JavaScript client needs node and npm; with them run: python -m tests.interop.install"
+        return "Supabase's JavaScript client needs node and npm; with them run: python -m tests.interop.install"
     language = {"js": "JavaScript", "py": "Python"}[name]
     there = _has_js() if name == "js" else _has_py()
-    return None if there else f"the {language} client is not installed; run: python -m tests.interop.install"
+    asked = "is not installed in the version asked for, and a clone brings none"
+    return None if there else f"Supabase's {language} client {asked}; run: python -m tests.interop.install"
 
 
 def _has_js() -> bool:

@@ -132,3 +132,15 @@ def test_equal_values_have_one_canonical_form_and_others_another() -> None:
     assert canonical({"a": 1, "b": [2]}) == canonical({"b": [2], "a": 1})
     different = [canonical(value) for value in (1, True, "1", 1.0, None, [1], "\ud800", b"1", {"1": 1})]
     assert len(set(different)) == len(different)
+
+
+@pytest.mark.parametrize("orjson", [pytest.param(True, id="orjson"), pytest.param(False, id="plain")])
+@pytest.mark.parametrize("text", [rb'"\ud800"', rb'{"\uDe00":1}', rb'["\ud800", 12345678901234567890123]'])
+def test_half_a_character_is_no_json(monkeypatch: pytest.MonkeyPatch, orjson: bool, text: bytes) -> None:
+    if orjson:
+        pytest.importorskip("orjson")
+    else:
+        monkeypatch.setattr(json_engine, "orjson", None)
+    assert loads(rb'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", "\\ud800"]
+    with pytest.raises(ProtocolError):
+        loads(text)

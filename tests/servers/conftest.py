@@ -136,16 +136,18 @@ class Guests:
         self.server.broadcast("room", "word", {"number": number})
 
 
-class Goodbye:
-    """Whether each connection that is open now is ended by a close frame of the client's, and not just cut off."""
+class Goodbyes:
+    """With which close codes the connections end that are open now; 1000 each where their clients say goodbye."""
 
     def __init__(self, server: RealtimeServer) -> None:
-        self._connections = server.connections
+        self._sockets = [connection._ws for connection in server.connections]
+        assert self._sockets
 
-    def said(self) -> bool:
-        sockets = [connection._ws for connection in self._connections]
-        wait_until(lambda: all(sock.close_code is not None for sock in sockets), "the sockets end")
-        return [sock.close_code for sock in sockets] == [1000] * len(sockets) and bool(sockets)
+    def all_said(self) -> bool:
+        wait_until(lambda: all(sock.close_code is not None for sock in self._sockets), "the sockets end")
+        codes = [sock.close_code for sock in self._sockets]
+        assert codes == [1000] * len(codes)
+        return True
 
 
 @pytest.fixture
@@ -166,9 +168,8 @@ def run(server: RealtimeServer, tmp_path: pathlib.Path) -> Iterator[Run]:
             (tmp_path / "program.py").write_text(script)
             arguments = (sys.executable, str(tmp_path / "program.py"), *arguments)
         known = {"GUEST_URL": server.url, "GUEST_KEY": server.api_key, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-        program = Program(
-            list(arguments), {**os.environ, "PYTHONWARNINGS": "default", **known, **environment}, tmp_path
-        )
+        environment = {**os.environ, "PYTHONWARNINGS": "default", **known, **environment}
+        program = Program(list(arguments), environment, tmp_path)
         programs.append(program)
         return program
 

@@ -6,16 +6,13 @@ import os
 import pathlib
 import signal
 import ssl
-import sys
 from collections.abc import Iterator
 
 import pytest
 import trustme
 
-from rtpool.testing import RealtimeServer
-from tests.servers.conftest import ROOT, Goodbye, Guests, Run, need
-from tests.support.tap import Tap
-from tests.support.wait import wait_until
+from rtpool.testing import RealtimeServer, faults
+from tests.servers.conftest import ROOT, Goodbyes, Guests, Run, need
 
 PATCHED = "from gevent import monkey; monkey.patch_all()\n"
 
@@ -153,13 +150,40 @@ print("ready", flush=True)
 """
     program = run(script=PATCHED + script)
     program.wait_for(lambda: "ready" in program.out(), "it was subscribed")
-    goodbye = Goodbye(server)
+    goodbyes = Goodbyes(server)
     interrupted = ending.startswith(("pool.", "channel."))
     err = program.ends(signal.SIGINT if interrupted else None, code=code)
     closed = ending == "pool.run_forever()"
-    assert err.count("ResourceWarning") == (0 if closed else 1), err
+    assert err.count("was open at exit") == (0 if closed else 1), err
     assert ("Traceback" in err) == (ending == "channel.get()"), err
-    assert goodbye.said()
+    assert goodbyes.all_said()
+
+
+@plain
+@pytest.mark.parametrize("where", ["a callback", "the I/O thread"])
+def test_ctrl_c_that_strikes_a_thread_of_the_pools_ends_a_patched_program(
+    server: RealtimeServer, run: Run, where: str
+) -> None:
+    """A signal is handled in whatever greenlet runs at the moment."""
+    script = f"""
+import signal
+from tests.servers import guest
+
+def strike(message=None):
+    signal.raise_signal(signal.SIGINT)
+
+def strike_loop(message):
+    guest.pool._engine.post(strike)
+
+guest.channel.on_broadcast("strike", {"strike" if where == "a callback" else "strike_loop"}).subscribe()
+while True:
+    guest.channel.get()
+"""
+    program = run(script=PATCHED + script)
+    program.wait_for(lambda: server.members("room"), "it is subscribed")
+    server.broadcast("room", "strike", {})
+    err = program.ends(code=-signal.SIGINT)
+    assert "KeyboardInterrupt" in err
 
 
 REFUSED = """
@@ -283,26 +307,56 @@ assert guest.pool.close()
 def test_a_patched_child_has_its_parents_greenlets_and_yet_leaves_the_parents_sockets_alone(
     server: RealtimeServer, guests: Guests, run: Run, tmp_path: pathlib.Path, mode: str
 ) -> None:
-    with Tap(server.port) as tap:
-        url = server.url.replace(str(server.port), str(tap.port))
-        program = run(script=PATCHED + FORKING, GUEST_URL=url, GUEST_AFTER_FORK=mode)
-        program.wait_for(lambda: "forked" in program.out(), "it forked")
-        (port,) = (c.peer[1] for c in server.connections if c.id == 1)
-        guests.wait(1 if mode == "close" else 2)
-        before = dict(tap.sent)
-        for number in range(50):
-            guests.say(number)
-        guests.wait(1 if mode == "close" else 2)
-        (tmp_path / "go").touch()
-        answers = guests.call(2)
-        parent, (child,) = answers.pop(program.pid), answers.values()
-        assert (parent.connection, parent.heard, parent.gaps) == (1, list(range(50)), [])
-        assert child.parent == program.pid
-        if mode == "resubscribe":
-            assert (child.heard, child.gaps) == (list(range(50)), ["fork"])
-        said = sum(len(m.payload) for m in server.received if m.connection_id == 1)
-        os.kill(child.pid, signal.SIGKILL)
-        assert program.ends() == ""
+    program = run(script=PATCHED + FORKING, GUEST_AFTER_FORK=mode)
+    program.wait_for(lambda: "forked" in program.out(), "it forked")
+    guests.wait(1 if mode == "close" else 2)
+    for number in range(50):
+        guests.say(number)
+    (tmp_path / "go").touch()
+    answers = guests.call(2)
+    parent, (child,) = answers.pop(program.pid), answers.values()
+    assert (parent.connection, parent.heard, parent.gaps) == (1, list(range(50)), [])
+    assert child.parent == program.pid
+    if mode == "resubscribe":
+        assert (child.heard, child.gaps) == (list(range(50)), ["fork"])
+    events = [message.event for message in server.received if message.connection_id == 1]
+    assert events == ["phx_join", "phx_join", "broadcast"], "the child said nothing there"
+    os.kill(child.pid, signal.SIGKILL)
+    assert program.ends() == ""
+
+
+DIALING = """
+import os, pathlib, time
+from tests.servers import guest
+
+guest.channel.subscribe(wait=False)
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+pid = os.fork()
+guest.channel.subscribe()
+print("subscribed", flush=True)
+if pid == 0:
+    guest.pool.run_forever()
+    os._exit(1)
+os.waitpid(pid, 0)
+assert guest.pool.close()
+"""
+
+
+@plain
+@pytest.mark.parametrize("mode", ["close", "resubscribe"])
+def test_a_dial_that_is_under_way_when_a_patched_process_forks_goes_on_in_the_parent_alone(
+    server: RealtimeServer, guests: Guests, run: Run, tmp_path: pathlib.Path, mode: str
+) -> None:
+    slow = server.inject(faults.Delay(1.0), on=faults.Upgrading())
+    program = run(script=PATCHED + DIALING, GUEST_AFTER_FORK=mode)
+    slow.wait()
+    (tmp_path / "go").touch()
+    program.wait_for(lambda: program.out().count("subscribed") == 2, "both subscribed")
+    answers = guests.call(2)
+    assert server.connections_total == 2
+    os.kill((answers.keys() - {program.pid}).pop(), signal.SIGKILL)
+    assert program.ends() == ""
 
 
 SUITE = """
@@ -312,7 +366,7 @@ import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
 #: What sees most of threads, timers and sockets, and runs no event loop of its own beside the server's.
-FILES = ("engine/test_transport.py", "engine/test_io_loop.py", "engine/test_dispatcher.py", "test_callbacks.py")
+FILES = ("engine/test_transport.py", "engine/test_io_loop.py")
 
 
 @plain

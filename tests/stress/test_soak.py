@@ -288,7 +288,7 @@ def _calm(
         "descriptors": others(),
         "sockets": sockets(),
         "memory": _resident_bytes(),
-        "objects": len(gc.get_objects()),
+        "objects": len(gc.get_objects()) + gc.get_freeze_count(),
         **_books_balance(pools),
     }
 

@@ -68,14 +68,15 @@ def _blame(frame: types.FrameType | None) -> str | None:
 def watched() -> Iterator[list[str]]:
     """What the code within did that it may not, in words, each once; nothing is prevented. Of this thread only."""
     found: dict[str, None] = {}
+    caller: types.FrameType | None
     lookup, lookup_code, seed = _BUILTINS.get, _CODES.get, random.Random.seed.__code__
 
     def profile(frame: types.FrameType, event: str, arg: Any) -> None:
         if event == "c_call":
-            does, name, caller = lookup(arg), "", frame
+            does = lookup(arg)
             if does is None:
                 return
-            name = f"{arg.__module__ or type(arg.__self__).__name__}.{arg.__name__}"
+            name, caller = f"{arg.__module__ or type(arg.__self__).__name__}.{arg.__name__}", frame
         elif event == "call":
             does = lookup_code(frame.f_code)
             if does is None or (frame.f_code is seed and frame.f_locals.get("a") is not None):

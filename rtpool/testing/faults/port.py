@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 
 from websockets.asyncio.server import Server
@@ -22,6 +23,9 @@ DROPPED = 0.1
 
 #: Connections that fill a port without a backlog; systems differ by a few.
 FILLERS = 16
+
+#: Seconds for which connections that cannot be ended are waited for.
+SHAKING = 0.5
 
 
 class Port:
@@ -128,9 +132,15 @@ class Port:
         self._socket.close()
 
     async def wait_closed(self) -> None:
-        """Wait for the end of every connection."""
+        """End those amid a TLS handshake, which nobody else knows, and wait for the end of every connection."""
         for server in self._servers:
-            await server.wait_closed()
+            if sys.version_info >= (3, 13):
+                while server.is_serving():  # it takes a turn of the loop, in which more may have come
+                    await asyncio.sleep(0)
+                server.server.abort_clients()
+                await server.wait_closed()
+            else:  # 3.12 waits for them without a way to end them, but for the end of the loop
+                await asyncio.wait({asyncio.ensure_future(server.wait_closed())}, timeout=SHAKING)
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -1,0 +1,226 @@
+"""What a session does where several things meet: rejoins and leaves, times that overlap, replies to nobody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rtpool.events import ChannelState
+from rtpool.protocol.session_events import (
+    ChannelLost,
+    HeartbeatLost,
+    HeartbeatReplied,
+    HeartbeatSent,
+    Joined,
+    JoinFailed,
+    Left,
+    PushSettled,
+)
+from tests.support.driver import BODY, TOPIC, Driver
+
+UNMATCHED = {"status": "error", "response": {"reason": "unmatched topic"}}
+
+
+@pytest.fixture(params=["1.0.0", "2.0.0"])
+def driver(request: pytest.FixtureRequest) -> Driver:
+    return Driver(request.param)
+
+
+# Joins and leaves
+
+
+def test_leaving_while_a_rejoin_waits_for_its_turn_leaves_what_the_server_has() -> None:
+    driver = Driver(max_joins_in_flight=1)
+    joined = driver.joined()
+    driver.session.join("realtime:other", BODY, 0.0)
+    (other,) = driver.sent()
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent()
+    assert (leave[0], leave[2], leave[3]) == (joined[1], TOPIC, "phx_leave")
+    driver.reply(other)
+    assert driver.sent() == [], "the rejoin is off"
+    driver.reply(leave)
+    assert driver.session.events() == [Joined("realtime:other", {}), Left(TOPIC, False)]
+
+
+def test_what_is_joined_while_there_is_no_connection_goes_out_with_none(driver: Driver) -> None:
+    driver.session.disconnected()
+    driver.session.join(TOPIC, BODY, 0.0)
+    assert driver.sent() == []
+    assert driver.session.state(TOPIC) is ChannelState.JOINING
+    driver.session.leave(TOPIC, 0.0)
+    assert driver.session.events() == [Left(TOPIC, False)]
+
+
+def test_a_rejoin_that_waited_for_its_turn_is_forgotten_with_the_connection() -> None:
+    driver = Driver(max_joins_in_flight=1)
+    driver.joined()
+    driver.session.join("realtime:other", BODY, 0.0)
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.session.disconnected()
+    driver.session.connected(driver.now)
+    driver.sent()
+    driver.joined()
+    driver.session.join("realtime:third", BODY, 0.0)
+    assert [frame[2] for frame in driver.sent()] == ["realtime:third"]
+
+
+def test_the_push_of_a_channel_that_is_left_is_lost(driver: Driver) -> None:
+    driver.joined("realtime:other")
+    driver.joined()
+    driver.push()
+    driver.session.leave(TOPIC, 0.0)
+    _, leave = driver.sent()
+    driver.reply(leave)
+    assert driver.session.events() == [PushSettled("token", "lost", "ok", None, True), Left(TOPIC, False)]
+
+
+def test_a_join_that_timed_out_takes_itself_back_with_a_ref_of_its_own(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.sent()
+    driver.advance(10.0)
+    leave, heartbeat = driver.sent()
+    assert leave == ["1", "2", TOPIC, "phx_leave", {}]
+    assert heartbeat[1] == "3"
+
+
+def test_the_end_of_a_join_gives_the_next_its_turn_however_it_ends() -> None:
+    for end in ("ok", "error", "timeout"):
+        driver = Driver(max_joins_in_flight=1)
+        driver.session.join("realtime:first", BODY, 0.0)
+        driver.session.join(TOPIC, BODY, 0.0)
+        (first,) = driver.sent()
+        if end == "timeout":
+            driver.advance(10.0)
+        else:
+            driver.reply(first, end)
+        assert [frame[2] for frame in driver.sent() if frame[3] == "phx_join"] == [TOPIC]
+
+
+# Replies and ends that mean nothing
+
+
+def test_everything_that_is_dropped_is_counted_once(driver: Driver) -> None:
+    dropped: list[int] = []
+    for _ in range(3):
+        driver.session.join(TOPIC, BODY, 0.0)
+    for reply in driver.sent()[:2]:
+        driver.reply(reply)  # overtaken by the third
+        dropped.append(driver.session.dropped)
+    for _ in range(2):
+        driver.server(None, None, "realtime:nowhere", "broadcast", {})
+        dropped.append(driver.session.dropped)
+    for _ in range(2):
+        driver.server(None, "77", TOPIC, "phx_reply", "no object")
+        dropped.append(driver.session.dropped)
+    for _ in range(2):
+        driver.server(None, "77", TOPIC, "phx_reply", UNMATCHED)
+        dropped.append(driver.session.dropped)
+    for _ in range(2):
+        driver.server(None, "77", TOPIC, "phx_close", {})
+        dropped.append(driver.session.dropped)
+    driver.server(None, None, TOPIC, "phx_close", {})
+    for _ in range(2):
+        driver.server(None, None, TOPIC, "broadcast", {})
+        dropped.append(driver.session.dropped)
+    for _ in range(2):
+        driver.server(None, None, TOPIC, "phx_error", {})  # an error of what is no more
+        dropped.append(driver.session.dropped)
+    assert dropped == list(range(1, 15))
+    assert driver.session.events() == [ChannelLost(TOPIC, "phx_close", {})]
+
+
+def test_a_close_whose_refs_are_empty_is_the_present_channels() -> None:
+    driver = Driver()
+    driver.joined()
+    driver.server("", "", TOPIC, "phx_close", {})
+    assert driver.session.events() == [ChannelLost(TOPIC, "phx_close", {})]
+
+
+def test_a_second_answer_to_a_join_does_not_end_its_channel(driver: Driver) -> None:
+    join = driver.joined()
+    driver.server(join[0], join[1], TOPIC, "phx_reply", UNMATCHED)
+    assert (driver.session.events(), driver.session.dropped) == ([], 1)
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
+@pytest.mark.parametrize(
+    ("status", "response"),
+    [("ok", {"reason": "unmatched topic"}), ("error", {"reason": "other"}), ("error", "unmatched topic")],
+)
+def test_only_an_error_that_says_so_means_that_the_channel_is_gone(driver: Driver, status: str, response: Any) -> None:
+    driver.joined()
+    driver.push()
+    driver.reply(driver.sent()[0], status, response)
+    assert driver.session.events() == [PushSettled("token", "reply", status, response, True)]
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
+# Times
+
+
+def test_a_fence_that_does_not_come_back_is_no_lost_heartbeat(driver: Driver) -> None:
+    driver.session.fence(driver.now)
+    (fence,) = driver.sent()
+    driver.advance(20.0)
+    assert driver.session.events() == []
+    driver.session.disconnected()
+    driver.session.connected(driver.now)
+    driver.reply(fence)
+    assert driver.session.events() == []
+
+
+def test_while_an_answer_is_late_no_more_joins_go_out() -> None:
+    driver = Driver(join_timeout=30.0)
+    driver.advance(25.0)
+    (beat,) = driver.sent()
+    driver.session.join(TOPIC, BODY, driver.now)
+    (join,) = driver.sent()
+    assert driver.session.joins_available > 0
+    driver.advance(10.0)
+    assert driver.session.joins_available == 0
+    driver.reply(join, "error", {"reason": "x"})
+    driver.reply(beat)
+    assert driver.session.joins_available == 5
+
+
+def test_a_late_heartbeat_does_not_count_while_a_join_is_outstanding() -> None:
+    driver = Driver(join_timeout=30.0)
+    driver.advance(25.0)
+    (beat,) = driver.sent()
+    driver.session.join(TOPIC, BODY, driver.now)
+    (join,) = driver.sent()
+    driver.advance(12.0)
+    assert driver.session.events() == [HeartbeatSent()]
+    driver.reply(join, "error", {"reason": "x"})
+    driver.reply(beat)
+    assert [type(e) for e in driver.session.events()] == [JoinFailed, HeartbeatReplied]
+
+
+def test_a_join_that_is_not_written_yet_lets_a_late_heartbeat_wait_for_one_more_timeout() -> None:
+    driver = Driver(join_timeout=30.0)
+    driver.advance(25.0)
+    driver.sent()
+    driver.session.join(TOPIC, BODY, driver.now)
+    driver.sent(written=False)
+    driver.advance(10.0)
+    assert driver.session.events() == [HeartbeatSent()]
+    assert driver.session.next_deadline() == 45.0
+    driver.advance(10.0)
+    assert driver.session.events() == [HeartbeatLost(20.0)]
+
+
+def test_a_join_that_is_written_lets_a_late_heartbeat_wait_until_its_answer_is_due() -> None:
+    driver = Driver(join_timeout=30.0)
+    driver.advance(25.0)
+    driver.sent()
+    driver.session.join(TOPIC, BODY, driver.now)
+    driver.sent()
+    driver.advance(10.0)
+    assert driver.session.next_deadline() == 55.0
+    driver.advance(19.9)
+    assert driver.session.events() == [HeartbeatSent()]
+    driver.advance(0.1)
+    assert driver.session.events() == [JoinFailed(TOPIC, None, True), HeartbeatLost(30.0)]
