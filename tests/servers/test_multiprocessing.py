@@ -35,10 +35,13 @@ if __name__ == "__main__":
     process.start()
     with context.Pool(2, join) as workers, ProcessPoolExecutor(2, context, join) as executor:
         waiting = [executor.submit(wait, None) for _ in range(2)]
-        for call in (lambda handle: workers.apply(print, (handle,)), lambda handle: executor.submit(print, handle).result()):
-            for handle in (guest.pool, guest.channel):
+        for handle in (guest.pool, guest.channel):
+            for give in (
+                lambda: workers.apply(print, (handle,)),
+                lambda: executor.submit(print, handle).result(),
+            ):
                 try:
-                    call(handle)
+                    give()
                 except TypeError as error:
                     print(error, flush=True)
         workers.map(wait, range(2))
