@@ -512,7 +512,8 @@ class SessionModel(RuleBasedStateMachine):
                 return done + (self.lose(topic, belief, "unmatched topic", response) if belief and gone else [])
         if ref in self.leaves and self.leaves[ref][0] == topic:
             del self.leaves[ref]
-            return self.forget(topic, timed_out=False)
+            is_its_own = belief is not None and belief.leave == ref  # the channel may have ended before, and be back
+            return self.forget(topic, timed_out=False) if is_its_own else []
         if ref in self.joins and self.joins[ref][0] == topic:
             del self.joins[ref]
             return self.believe_join(ref, belief, topic, status, response)
@@ -540,7 +541,6 @@ class SessionModel(RuleBasedStateMachine):
 
     def forget(self, topic: str, *, timed_out: bool) -> list[SessionEvent]:
         del self.beliefs[topic]
-        self.leaves = {ref: leave for ref, leave in self.leaves.items() if leave[0] != topic}
         return [*self.lose_pushes(topic), Left(topic, timed_out)]
 
     def lose_pushes(self, topic: str) -> list[SessionEvent]:
