@@ -144,3 +144,12 @@ def test_half_a_character_is_no_json(monkeypatch: pytest.MonkeyPatch, orjson: bo
     assert loads(rb'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", "\\ud800"]
     with pytest.raises(ProtocolError):
         loads(text)
+
+
+@pytest.mark.parametrize("orjson", [pytest.param(True, id="orjson"), pytest.param(False, id="plain")])
+def test_a_number_no_float_can_hold_costs_no_frame(monkeypatch: pytest.MonkeyPatch, orjson: bool) -> None:
+    if orjson:
+        pytest.importorskip("orjson")
+    else:
+        monkeypatch.setattr(json_engine, "orjson", None)
+    assert loads(b"[1e999, -1e999, 1e-999]") == [float("inf"), float("-inf"), 0.0]
