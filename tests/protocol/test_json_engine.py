@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import types
@@ -25,6 +26,7 @@ def with_orjson() -> types.ModuleType:
     return json_engine
 
 
+@functools.cache
 def without_orjson() -> types.ModuleType:
     """The module as it is where the extra is not installed."""
     spec = importlib.util.spec_from_file_location("plain_json_engine", json_engine.__file__)
