@@ -98,8 +98,6 @@ class SessionModel(RuleBasedStateMachine):
         self.queue: list[str] = []  # topics whose join waits
         self.joins: dict[str, tuple[str, float | None]] = {}  # in flight: ref -> topic, until when
         self.leaves: dict[str, tuple[str, float | None]] = {}
-            set()
-        )  # leaves that were over before their answer: the server closed the channel by itself
         self.fences: set[str] = set()
         self.pushes: dict[int, Sent] = {}
         self.kernel: deque[tuple[str, bytes]] = deque()
