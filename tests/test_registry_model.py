@@ -452,4 +452,4 @@ class RegistryModel(RuleBasedStateMachine):
 
 
 TestRegistryModel = RegistryModel.TestCase
-TestRegistryModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRegistryModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
