@@ -454,7 +454,7 @@ def test_a_push_that_waits_for_room_when_the_pool_closes_is_told_why(
 
     thread = threading.Thread(target=push)
     thread.start()
-    wait_until(lambda: pool._engine.budget._room._waiters, "a caller waits for room")  # type: ignore[attr-defined]
+    wait_until(lambda: pool._engine.budget._room._ears, "a caller waits for room")
     assert pool.close(0.5)
     assert errors.wait(1) == [rtpool.PoolClosed]
     thread.join()
