@@ -66,7 +66,24 @@ def _stop_at_exit() -> None:
             sys.excepthook(*sys.exc_info())
 
 
+def _stop_with_worker() -> None:
+    """
+    Have processes of `multiprocessing` say goodbye as well: it ends them without the interpreter's own ending. It drops
+    what was registered before they began, so this is said to it where they begin.
+    """
+    global _registered
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _registered:
+        _registered = True
+        util.register_after_fork(_engines, lambda _: util.Finalize(None, _stop_at_exit, exitpriority=0))
+
+
+_registered = False
+_stop_with_worker()  # in one that is spawned
+
+
 def _leave_to_parent() -> None:
+    _stop_with_worker()
     with contextlib.ExitStack() as steps:  # the rest is done even if one of them fails
         steps.callback(close_inherited)
         for engine in list(_engines):

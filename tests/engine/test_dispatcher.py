@@ -497,6 +497,34 @@ def test_since_when_items_wait_is_told_by_when_the_oldest_of_them_came() -> None
     assert dispatcher.waiting_since(box) == now + timedelta(seconds=10 + 200 - 64)
 
 
+def test_what_waits_is_told_with_what_a_worker_has_in_its_hands_and_since_when(dispatcher: Dispatcher) -> None:
+    started, go = threading.Event(), threading.Event()
+    box = mailbox(lambda _: (started.set(), go.wait(CAP)), limit=2)
+    dispatcher.start()
+    dispatcher.open(box)
+    assert dispatcher.waiting(box) == (None, [])
+    fill(dispatcher, box, range(1))
+    assert started.wait(CAP)
+    fill(dispatcher, box, range(1, 6))
+    dispatcher.deliver_essential(box, lambda _: None, "essential")
+    waiting = dispatcher.waiting(box)
+    assert waiting.items == [0, 4, 5, "essential"]
+    assert waiting.since is not None
+    assert box.loss is not None
+    assert waiting.since <= box.loss.first
+    go.set()
+    wait_until(lambda: dispatcher.waiting(box) == (None, []))
+
+
+def test_a_reader_of_before_a_fork_gets_nothing_in_the_child(dispatcher: Dispatcher) -> None:
+    box = mailbox(None)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(1))
+    dispatcher.after_fork()  # as if this were the child
+    with pytest.raises(EOFError):
+        dispatcher.take(box, CAP)
+
+
 def failing_from(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """No thread from this one on."""
     start, started = threading.Thread.start, [0]

@@ -98,9 +98,6 @@ class SessionModel(RuleBasedStateMachine):
         self.queue: list[str] = []  # topics whose join waits
         self.joins: dict[str, tuple[str, float | None]] = {}  # in flight: ref -> topic, until when
         self.leaves: dict[str, tuple[str, float | None]] = {}
-        self.told: set[str] = (
-            set()
-        )  # leaves that were over before their answer: the server closed the channel by itself
         self.fences: set[str] = set()
         self.pushes: dict[int, Sent] = {}
         self.kernel: deque[tuple[str, bytes]] = deque()
@@ -515,7 +512,8 @@ class SessionModel(RuleBasedStateMachine):
                 return done + (self.lose(topic, belief, "unmatched topic", response) if belief and gone else [])
         if ref in self.leaves and self.leaves[ref][0] == topic:
             del self.leaves[ref]
-            return [] if ref in self.told else self.forget(topic, timed_out=False)
+            is_its_own = belief is not None and belief.leave == ref  # the channel may have ended before, and be back
+            return self.forget(topic, timed_out=False) if is_its_own else []
         if ref in self.joins and self.joins[ref][0] == topic:
             del self.joins[ref]
             return self.believe_join(ref, belief, topic, status, response)
@@ -543,7 +541,6 @@ class SessionModel(RuleBasedStateMachine):
 
     def forget(self, topic: str, *, timed_out: bool) -> list[SessionEvent]:
         del self.beliefs[topic]
-        self.told |= {ref for ref, leave in self.leaves.items() if leave[0] == topic}
         return [*self.lose_pushes(topic), Left(topic, timed_out)]
 
     def lose_pushes(self, topic: str) -> list[SessionEvent]:

@@ -144,7 +144,7 @@ def install() -> None:
         for name, value in list(vars(module).items()):
             if value is threading.Lock:
                 setattr(module, name, CheckingLock)
-            elif isinstance(value, real):
+            elif isinstance(value, real) and name != "making":  # which is for system calls, and is held over a fork
                 setattr(module, name, CheckingLock())
             elif isinstance(value, threading.Condition):
                 setattr(module, name, threading.Condition(CheckingLock()))
