@@ -217,12 +217,14 @@ def enter_user_code(callback: Callable[[T], object], value: T) -> None:
 def is_in_user_code(ident: int) -> bool:
     """
     Whether the thread of this number has begun a user's callback, and is in it: whether something that
-    `enter_user_code` called has a frame. One without frames, written in C, is not seen.
+    `enter_user_code` called has a frame. One without frames, written in C, is not seen. Of a thread that the
+    interpreter does not know, a greenlet, nothing can be seen, and it is taken to be.
     """
     frame = sys._current_frames().get(ident)
-    while frame is not None:
-        caller = frame.f_back
-        if caller is not None and caller.f_code is enter_user_code.__code__:
+    if frame is None:
+        return True
+    while (caller := frame.f_back) is not None:
+        if caller.f_code is enter_user_code.__code__:
             return True
         frame = caller
     return False
