@@ -138,20 +138,23 @@ def test_a_patched_process_does_everything_and_its_other_greenlets_run_all_the_t
     ("ending", "code"), [("", 0), ("sys.exit(3)", 3), ("pool.run_forever()", 0), ("channel.get()", -signal.SIGINT)]
 )
 def test_a_patched_process_exits_promptly_whatever_ends_it(
-    server: RealtimeServer, run: Run, ending: str, code: int
+    server: RealtimeServer, run: Run, tmp_path: pathlib.Path, ending: str, code: int
 ) -> None:
+    interrupted = ending.startswith(("pool.", "channel."))
     script = f"""
-import os, sys
+import os, sys, time
 import rtpool
 pool = rtpool.RealtimePool(os.environ["GUEST_URL"], api_key=os.environ["GUEST_KEY"])
 channel = pool.channel("room").on_broadcast("*", print).subscribe()
 print("ready", flush=True)
+while not {interrupted} and not os.path.exists("go"):
+    time.sleep(0.01)
 {ending}
 """
     program = run(script=PATCHED + script)
     program.wait_for(lambda: "ready" in program.out(), "it was subscribed")
     goodbyes = Goodbyes(server)
-    interrupted = ending.startswith(("pool.", "channel."))
+    (tmp_path / "go").touch()
     err = program.ends(signal.SIGINT if interrupted else None, code=code)
     closed = ending == "pool.run_forever()"
     assert err.count("was open at exit") == (0 if closed else 1), err
@@ -363,9 +366,13 @@ SUITE = """
 from gevent import monkey; monkey.patch_all()
 import sys
 import pytest
-from tests.support import checking_lock
-checking_lock.WATCHES_CALLS = False  # gevent's own are Python, and called with a lock held
-sys.exit(pytest.main(sys.argv[1:]))
+
+class Plugin:
+    def pytest_sessionstart(self):
+        from tests.support import checking_lock
+        checking_lock.WATCHES_CALLS = False  # gevent's own are Python, and called with a lock held
+
+sys.exit(pytest.main(sys.argv[1:], plugins=[Plugin()]))
 """
 #: What sees most of threads, timers and sockets, and runs no event loop of its own beside the server's.
 FILES = ("engine/test_transport.py", "engine/test_io_loop.py")
