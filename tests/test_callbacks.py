@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from typing import Any
 
 import pytest
 
 import rtpool
+from rtpool.engine.dispatcher import QUIESCE_SECONDS
+from rtpool.engine.engine import Engine
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
@@ -216,6 +219,41 @@ def test_a_removed_callback_does_not_start_again(server: RealtimeServer, pool: r
         stop.set()
         publisher.join()
     assert late == []
+
+
+@pytest.mark.parametrize("how", ["off", "unsubscribe"])
+def test_a_callback_that_is_slow_to_begin_is_waited_for_and_one_that_is_slow_to_return_is_not(
+    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run, decided, begin = Engine.run_user_code, threading.Event(), threading.Event()
+
+    def run_late(engine: Engine, *args: Any) -> bool:
+        decided.set()
+        begin.wait(CAP)
+        return run(engine, *args)
+
+    monkeypatch.setattr(Engine, "run_user_code", run_late)
+    began, release, order = threading.Event(), threading.Event(), Recorder()
+
+    def callback(message: rtpool.Broadcast) -> None:
+        order("began")
+        began.set()
+        release.wait(CAP)
+
+    channel = pool.channel("room").on_broadcast("*", callback).subscribe()
+    server.broadcast("room", "x", {})
+    assert decided.wait(CAP)
+    removing = threading.Thread(
+        target=lambda: (channel.off(callback) if how == "off" else channel.unsubscribe(), order("removed"))
+    )
+    removing.start()
+    removing.join(4 * QUIESCE_SECONDS)
+    assert order.events == []
+    begin.set()
+    removing.join(CAP)
+    assert not removing.is_alive()
+    assert order.events == ["began", "removed"]
+    release.set()
 
 
 @pytest.mark.parametrize("by", ["another thread", "the end of the pool"])

@@ -19,7 +19,9 @@ import os
 import random
 import signal
 import socket
+import ssl
 import statistics
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -293,6 +295,36 @@ def test_a_dial_is_broken_off_even_before_its_socket_connects(monkeypatch: pytes
             dial(Endpoint.from_url(f"http://127.0.0.1:{port}", "key"), options, Cancelled())
 
 
+def test_a_connection_that_is_reset_as_tls_begins_leaves_no_descriptor() -> None:
+    descriptors: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        class Resetting(ssl.SSLContext):
+            def wrap_socket(self, sock: socket.socket, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+                descriptors.append(sock.fileno())
+                peer, _ = listener.accept()
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+                wait_until(lambda: not is_connected(sock))
+                return super().wrap_socket(sock, *args, **kwargs)
+
+        options = rtpool.PoolOptions(ssl_context=Resetting(ssl.PROTOCOL_TLS_CLIENT))
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(rtpool.ConnectionFailed) as caught:
+            dial(Endpoint.from_url(url, "key"), options, Cancelled())
+        with pytest.raises(OSError, match="Bad file descriptor"):  # while the error, which knows every frame, lives
+            os.fstat(descriptors[0])
+        assert caught.value.retryable
+
+
+def is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 # What was accepted
 
 
@@ -422,7 +454,7 @@ def test_a_push_that_waits_for_room_when_the_pool_closes_is_told_why(
 
     thread = threading.Thread(target=push)
     thread.start()
-    wait_until(lambda: pool._engine.budget._room._waiters, "a caller waits for room")  # type: ignore[attr-defined]
+    wait_until(lambda: pool._engine.budget._room._ears, "a caller waits for room")
     assert pool.close(0.5)
     assert errors.wait(1) == [rtpool.PoolClosed]
     thread.join()

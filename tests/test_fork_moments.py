@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -23,6 +24,7 @@ from rtpool.engine import descriptors
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import MakePool
+from tests.support.checking_lock import take_violations
 from tests.support.forking import Child, Link, ask, fork
 from tests.support.recorder import Recorder
 from tests.support.tap import Tap
@@ -31,6 +33,14 @@ from tests.support.wait import wait_until
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 
 MODES = ("close", "resubscribe")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """A file that a thread writes to at a fork is locked in the child for ever, the log's too; CPython has it so."""
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def now() -> datetime:
@@ -136,7 +146,14 @@ def test_the_outcome_of_a_push_that_was_known_before_the_fork_is_known_in_the_ch
 def busy(server: RealtimeServer, make_pool: MakePool) -> Any:
     """A pool that subscribes again in a child, whose only worker is busy from a time long ago, and what ends that."""
     started, go = threading.Event(), threading.Event()
-    pool = make_pool(after_fork="resubscribe", num_workers=1, mailbox_limit=16, base_delay=0.01, max_delay=0.01)
+    pool = make_pool(
+        after_fork="resubscribe",
+        num_workers=1,
+        mailbox_limit=16,
+        base_delay=0.01,
+        max_delay=0.01,
+        heartbeat_interval=0.1,  # so that what was sent long ago is known to have come
+    )
     pool.channel("other").on_broadcast("x", lambda _: (started.set(), go.wait(30))).subscribe()
 
     def begin() -> None:
@@ -152,9 +169,9 @@ def details(pool: rtpool.RealtimePool) -> Any:
 
 
 def pass_time() -> None:
-    """Until what happened before is older than a message may be under way, and the socket was heard since."""
+    """Until what happened before is older than a message may be under way."""
     since = now()
-    wait_until(lambda: now() - since > timedelta(seconds=2 * UNDER_WAY), "that is long ago")
+    wait_until(lambda: now() - since > timedelta(seconds=2.5 * UNDER_WAY), "that is long ago")
 
 
 def test_the_gap_of_a_child_covers_what_waited_before_an_outage_that_lasts_at_the_fork(
@@ -168,9 +185,6 @@ def test_the_gap_of_a_child_covers_what_waited_before_an_outage_that_lasts_at_th
     server.broadcast("room", "x", {})
     wait_until(lambda: details(pool).queued == 1)
     pass_time()
-    server.broadcast("elsewhere", "x", {})
-    server.broadcast("other", "y", {})
-    wait_until(lambda: pool.stats().events_received == 3)
     server.disconnect_all()
     wait_until(lambda: not channel.is_subscribed)
     assert ask(lambda: gaps.wait(1)[0].lost_from) <= sent_at
@@ -186,9 +200,6 @@ def test_the_gap_of_a_child_covers_one_that_nobody_was_told_of(server: RealtimeS
     server.disconnect_all()
     wait_until(lambda: pool.stats().gaps == 3 and heard.is_subscribed and read.is_subscribed)
     pass_time()
-    for topic in ("other", "other"):
-        server.broadcast(topic, "y", {})
-    wait_until(lambda: pool.stats().events_received >= 3)
 
     def in_child() -> Any:
         gap = read.get(timeout=10)
@@ -486,4 +497,5 @@ def test_a_child_made_within_get_does_not_need_a_lock_that_another_thread_held(
     holder.start()
     event, code = fork_within(lambda: channel.get(timeout=20), held.is_set, go_on)
     holder.join()
+    assert take_violations()  # the holder waits with a lock in hand, which nobody else may
     assert (event.payload, code) == ({"n": 1}, 7)

@@ -92,7 +92,7 @@ class RegistryModel(RuleBasedStateMachine):
     @initialize(
         capacity=st.sampled_from([1, 2, 4, 6, 10, 10]),
         max_connections=st.sampled_from([1, 2, 3, 3]),
-        first=st.lists(keys, min_size=2, max_size=MAX_CHANNELS // 2),
+        first=st.lists(keys, min_size=1, max_size=5),
     )
     def begin(self, capacity: int, max_connections: int, first: list[int]) -> None:
         self.capacity, self.max_connections = capacity, max_connections
@@ -114,7 +114,7 @@ class RegistryModel(RuleBasedStateMachine):
     # Channels
 
     @precondition(lambda self: len(self.channels) < MAX_CHANNELS)
-    @rule(keys=st.lists(keys, min_size=1, max_size=6), receive_own=st.booleans(), ack=st.booleans())
+    @rule(keys=st.lists(keys, min_size=1, max_size=3), receive_own=st.booleans(), ack=st.booleans())
     def come(self, keys: list[int], receive_own: bool, ack: bool) -> None:
         for key in keys:
             self.make(key, receive_own, ack)
@@ -308,17 +308,6 @@ class RegistryModel(RuleBasedStateMachine):
         for key in list(self.homeless):
             self.find_home(key)
 
-    @precondition(lambda self: 0 < len(self.hosts) < self.max_connections)
-    @rule(keys=st.lists(keys, min_size=2, max_size=4))
-    def come_while_all_seem_full(self, keys: list[int]) -> None:
-        """So that there are sockets with few topics, as after many have left."""
-        for host in self.hosts.values():
-            host.capacity = len(host.keys)
-        self.come(keys, False, False)
-        for host in self.hosts.values():
-            host.capacity = self.capacity
-        self.find_homes()
-
     @precondition(lambda self: self.hosts)
     @rule(data=st.data(), how=st.sampled_from(["goes away", "comes back", "comes back", "dies", "is full", "is idle"]))
     def a_socket(self, data: st.DataObject, how: str) -> None:
@@ -334,6 +323,25 @@ class RegistryModel(RuleBasedStateMachine):
         elif how == "is full":  # so the server says, to the last that came; the next socket in its place has room
             host.capacity = len(host.keys)
         self.find_homes()
+
+    @precondition(lambda self: len(self.channels) < MAX_CHANNELS)
+    @rule(
+        data=st.data(),
+        many=st.lists(st.sets(keys, min_size=3, max_size=6), min_size=2, max_size=3),
+        gone=st.sets(keys, max_size=5),
+    )
+    def leave_sockets_sparse(self, data: st.DataObject, many: list[set[int]], gone: set[int]) -> None:
+        """Many come while each socket seems full, many go, and then there is room: what merging is for."""
+        for some in many:
+            self.come(sorted(some), False, False)
+            for host in self.hosts.values():
+                host.capacity = len(host.keys)
+        self.all_go(gone)
+        for host in self.hosts.values():
+            host.capacity, host.is_open = self.capacity, True
+        self.find_homes()
+        if len(self.hosts) > 1:
+            self.merge(data, False)
 
     @precondition(lambda self: len(self.hosts) > 1 and all(host.is_open for host in self.hosts.values()))
     @rule(data=st.data(), some=st.booleans())
@@ -444,4 +452,4 @@ class RegistryModel(RuleBasedStateMachine):
 
 
 TestRegistryModel = RegistryModel.TestCase
-TestRegistryModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRegistryModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

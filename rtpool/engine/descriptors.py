@@ -14,9 +14,12 @@ import weakref
 __all__ = ["close", "close_inherited", "making", "note"]
 
 #: Held from before the kernel makes a descriptor until it is noted, and while one is closed: these calls let other
-#: threads run, and one may fork. Re-entrant, for a signal handler may fork as well.
-making = threading.RLock()
-#: Seconds a fork waits for that. It takes microseconds; a fork is never to hang.
+#: threads run, and one may fork.
+making = threading.Lock()
+#: The threads that hold it because they fork.
+_forking: set[int] = set()
+#: Seconds a fork waits for that. It takes microseconds; a fork is never to hang, not even in a signal handler whose own
+#: thread holds it.
 MAKE_SECONDS = 1.0
 
 #: Every socket of every pool of this process, by id(): what the option dial returns may be of a class that compares and
@@ -53,17 +56,20 @@ def close_inherited() -> None:
 
 
 def _before() -> None:
-    making.acquire(timeout=MAKE_SECONDS)
+    if making.acquire(timeout=MAKE_SECONDS):
+        _forking.add(threading.get_ident())
 
 
 def _in_parent() -> None:
-    with contextlib.suppress(RuntimeError):  # it was not to be had in time
+    if threading.get_ident() in _forking:
+        _forking.discard(threading.get_ident())
         making.release()
 
 
 def _in_child() -> None:
     global making
-    making = threading.RLock()
+    making = threading.Lock()
+    _forking.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

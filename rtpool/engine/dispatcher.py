@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, join_all, start_thread
+from rtpool.engine.mailbox import Loss, Mailbox
+from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -28,106 +29,9 @@ BATCH = 64
 MARKS = 16
 #: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
 RESUME_AT = 0.8
-#: How long `quiesce` waits for a callback in progress. It covers the moment between a worker's decision to call and
-#: the callback's first line; a callback that runs longer has plainly begun before.
-QUIESCE_SECONDS = 0.1
-
-
-class _Loss:
-    """What an overflow lost, from the first event to the last; becomes one announcement."""
-
-    __slots__ = ("count", "first", "last")
-
-    def __init__(self, at: datetime) -> None:
-        self.count = 0
-        self.first = self.last = at
-
-
-class Mailbox:
-    """
-    What waits for one Channel.
-
-    Args:
-        owner: whose it is, for who decides about an overflow.
-        run: called on a worker with each item; None for a mailbox that is read with `Dispatcher.take`.
-        limit: items it holds; what is essential comes on top.
-        overflow: see `PoolOptions.overflow`.
-        announce_loss: makes the item that tells of lost ones, from the first and last time of loss and their number.
-        hold: gives what must live as long as something essential waits: the callbacks it is for.
-
-    Thread-safety: every attribute belongs to the dispatcher's lock; the counters may be read anywhere.
-    """
-
-    __slots__ = (
-        "announce_loss",
-        "appended",
-        "blocked",
-        "delivered",
-        "dropped",
-        "ended",
-        "generation",
-        "hand",
-        "hold",
-        "holder",
-        "interrupted",
-        "items",
-        "limit",
-        "loss",
-        "marks",
-        "ordinary",
-        "overflow",
-        "overflowed",
-        "owner",
-        "received",
-        "removed",
-        "run",
-        "running",
-        "runs",
-        "scheduled",
-        "spare",
-    )
-
-    def __init__(
-        self,
-        owner: Any,
-        run: Callable[[Any], None] | None,
-        *,
-        limit: int,
-        overflow: str,
-        announce_loss: Callable[[datetime, datetime, int], Any],
-        hold: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.owner = owner
-        self.hold = hold
-        self.run = run
-        self.limit = limit
-        self.overflow = overflow
-        self.announce_loss = announce_loss
-        self.items: deque[Any] = deque()
-        self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
-        # Ordinary items put in and taken out since it was opened, and when some of them came: (how many had, when).
-        self.appended = self.removed = 0
-        self.marks: deque[tuple[int, datetime]] = deque()
-        self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
-        self.hand: list[Any] = []  # a worker's, from when it took them until it is through with all of them
-        self.loss: _Loss | None = None
-        self.scheduled = False
-        self.running: int | None = None  # the worker's thread id
-        self.runs = 0
-        self.interrupted = False
-        self.blocked = False
-        self.ended = True  # closed to ordinary items until its Channel is attached
-        self.overflowed = 0  # the number of the subscription that fell behind
-        self.holder = 0  # the number of the subscription it is, or was last, open for
-        self.generation = 0  # of the subscription; a worker drops what an earlier one left in its hands
-        self.received = 0
-        self.delivered = 0
-        self.dropped = 0
-
-    @property
-    def queued(self) -> int:
-        """Ordinary items that wait, or that a worker has in its hands."""
-        return self.received - self.delivered - self.dropped
+#: How long `quiesce` waits for a callback in progress to return; and, where it has not even begun, for it to begin: on
+#: a machine that is busy a thread may stand still between the decision to call and the first line.
+QUIESCE_SECONDS, BEGIN_SECONDS = 0.1, 2.0
 
 
 class _Essential(NamedTuple):
@@ -336,15 +240,18 @@ class Dispatcher:
 
         Called on a worker it does not wait: two callbacks could otherwise wait for each other.
         """
-        deadline = time.monotonic() + QUIESCE_SECONDS
+        deadline = time.monotonic() + BEGIN_SECONDS
         with self._lock:
-            if mailbox.running is None or threading.current_thread() in self._threads:
+            worker = mailbox.running
+            if worker is None or threading.current_thread() in self._threads:
                 return
             mailbox.interrupted = True
             seen = mailbox.runs
-            self._changed.wait_for(
-                lambda: mailbox.running is None or mailbox.runs != seen, timeout=deadline - time.monotonic()
-            )
+            while not self._changed.wait_for(
+                lambda: mailbox.running is None or mailbox.runs != seen, timeout=QUIESCE_SECONDS
+            ):
+                if is_in_user_code(worker) or time.monotonic() >= deadline:
+                    return
 
     def take(self, mailbox: Mailbox, timeout: float | None) -> Any:
         """
@@ -359,13 +266,14 @@ class Dispatcher:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
+            ear = Bell.ear()
             with self._lock:
                 if not self._forked and (mailbox.items or mailbox.loss is not None):
                     loss, item, drained = self._take(mailbox)
                     break
                 if mailbox.ended or self._stopping:
                     raise EOFError
-                ear = self._news.ear()
+                self._news.listen(ear)
             try:
                 remaining = SLICE_SECONDS if deadline is None else deadline - time.monotonic()
                 if remaining <= 0:
@@ -380,7 +288,7 @@ class Dispatcher:
             self._on_drained(mailbox)
         return item
 
-    def _take(self, mailbox: Mailbox) -> tuple[_Loss | None, Any, bool]:
+    def _take(self, mailbox: Mailbox) -> tuple[Loss | None, Any, bool]:
         assert self._lock.locked()
         loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
         if loss is not None:
@@ -442,7 +350,7 @@ class Dispatcher:
             return False
         now = self._wall()
         oldest = self._came_at(mailbox, mailbox.removed) if policy == "drop_oldest" else now
-        loss = mailbox.loss = mailbox.loss or _Loss(oldest)
+        loss = mailbox.loss = mailbox.loss or Loss(oldest)
         loss.count += 1
         loss.last = now
         if policy == "drop_newest":
@@ -501,7 +409,7 @@ class Dispatcher:
             return True
         return False
 
-    def _next_batch(self, mailbox: Mailbox) -> tuple[list[Any], _Loss | None]:
+    def _next_batch(self, mailbox: Mailbox) -> tuple[list[Any], Loss | None]:
         assert self._lock.locked()
         batch: list[Any] = []
         while mailbox.spare:
@@ -607,7 +515,7 @@ class Dispatcher:
                 self._ready.notify()
         self._changed.notify_all()
 
-    def _announce(self, mailbox: Mailbox, loss: _Loss) -> None:
+    def _announce(self, mailbox: Mailbox, loss: Loss) -> None:
         assert mailbox.run is not None  # who reads by himself is told by `take`
         self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
 

@@ -27,7 +27,7 @@ from rtpool.engine.logs import logger_for
 from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.patches import pass_on
 from rtpool.engine.streams import prepare
-from rtpool.engine.threads import closing
+from rtpool.engine.threads import closing, enter_user_code
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Heartbeat, StatusChange
 from rtpool.options import PoolOptions
@@ -66,7 +66,24 @@ def _stop_at_exit() -> None:
             sys.excepthook(*sys.exc_info())
 
 
+def _stop_with_worker() -> None:
+    """
+    Have processes of `multiprocessing` say goodbye as well: it ends them without the interpreter's own ending. It drops
+    what was registered before they began, so this is said to it where they begin.
+    """
+    global _registered
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not _registered:
+        _registered = True
+        util.register_after_fork(_engines, lambda _: util.Finalize(None, _stop_at_exit, exitpriority=0))
+
+
+_registered = False
+_stop_with_worker()  # in one that is spawned
+
+
 def _leave_to_parent() -> None:
+    _stop_with_worker()
     with contextlib.ExitStack() as steps:  # the rest is done even if one of them fails
         steps.callback(close_inherited)
         for engine in list(_engines):
@@ -319,7 +336,7 @@ class Engine:
         if self.forked:  # a callback of the same event forked, and returned in the child
             return False
         try:
-            callback(value)
+            enter_user_code(callback, value)
         except BaseException as error:  # a callback that calls sys.exit() must not take a worker along
             with self._lock:
                 self.callback_errors += 1

@@ -151,6 +151,7 @@ class SendBudget:
         """
         subscriber, size = outgoing.subscriber, outgoing.size
         while True:
+            ear = Bell.ear()
             with self._lock:
                 if not joined and subscriber.unsettled >= self._limit:
                     raise SendBufferFull(
@@ -163,7 +164,7 @@ class SendBudget:
                     self._outstanding += size
                     subscriber.unsettled += 1
                     return
-                ear = self._room.ear()
+                self._room.listen(ear)
             try:
                 remaining = outgoing.deadline - time.monotonic()
                 if remaining <= 0:

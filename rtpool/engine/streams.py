@@ -14,6 +14,7 @@ import selectors
 import socket
 import ssl
 import threading
+import traceback
 from collections.abc import Callable
 from http.client import BadStatusLine, LineTooLong
 from typing import NamedTuple
@@ -115,11 +116,12 @@ class Cancelled:
 
     def watch(self, sock: socket.socket | None) -> None:
         """The socket to shut down; raises `PoolClosed` when it is too late already."""
+        number = None
         if sock is not None:
             descriptors.note(sock)
+            number = _identity(sock.fileno())  # of a user's class, perhaps
         with self._lock:
-            self._sock = sock
-            self._number = None if sock is None else _identity(sock.fileno())
+            self._sock, self._number = sock, number
         self.check()
 
     def check(self) -> None:
@@ -195,7 +197,7 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
                     "waits: make it afterwards",
                     action=Action.FATAL,
                 )
-            sock = context.wrap_socket(sock, server_hostname=address.host, do_handshake_on_connect=False)
+            sock = _wrapped(context, sock, address.host)
             cancelled.watch(sock)
             sock.settimeout(seconds_left(deadline))
             sock.do_handshake()
@@ -203,6 +205,18 @@ def open_stream(address: Address, options: PoolOptions, deadline: float, cancell
     except BaseException:
         if sock is not None:
             descriptors.close(sock)
+        raise
+
+
+def _wrapped(context: ssl.SSLContext, sock: socket.socket, host: str) -> ssl.SSLSocket:
+    try:
+        return context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    except BaseException as error:
+        # When the connection is reset by now, `ssl.SSLSocket._create` has taken the descriptor, and leaves it open.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            made = frame.f_locals.get("self")
+            if isinstance(made, ssl.SSLSocket):
+                made.close()
         raise
 
 

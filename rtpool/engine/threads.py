@@ -1,12 +1,13 @@
 """
 A pool's threads, which are started in spite of Ctrl-C, and waiting: for threads to end, for a future's outcome; never
-longer than told, never deaf to Ctrl-C.
+longer than told, never deaf to Ctrl-C. Where user code begins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,17 @@ from typing import TypeVar
 from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
 
-__all__ = ["Bell", "PoolThread", "SLICE_SECONDS", "closing", "join_all", "outcome_of", "start_thread"]
+__all__ = [
+    "Bell",
+    "PoolThread",
+    "SLICE_SECONDS",
+    "closing",
+    "enter_user_code",
+    "is_in_user_code",
+    "join_all",
+    "outcome_of",
+    "start_thread",
+]
 
 Lock = threading.Lock
 
@@ -99,18 +110,22 @@ class Bell:
     A signal handler may fork while its thread waits. In the child that thread wakes up, and a condition would want its
     lock back: one that a thread may have held which is not there.
 
-    Thread-safety: the lock that guards what is waited for is to be held for every method.
+    Thread-safety: the lock that guards what is waited for is to be held for every method but `ear`.
     """
 
     def __init__(self) -> None:
         self._ears: list[threading.Lock] = []
 
-    def ear(self) -> threading.Lock:
-        """What can be acquired once the bell rang; to be dropped then, or else given back with `forget`."""
+    @staticmethod
+    def ear() -> threading.Lock:
+        """To `listen` with, once; it can be acquired as soon as the bell rang."""
         ear = threading.Lock()
         ear.acquire()
-        self._ears.append(ear)
         return ear
+
+    def listen(self, ear: threading.Lock) -> None:
+        """Hear the bell with it, until it rings or `forget`."""
+        self._ears.append(ear)
 
     def forget(self, ear: threading.Lock) -> None:
         """Nobody listens with it any longer."""
@@ -190,3 +205,26 @@ def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:
         if thread.is_alive():
             alive.append(thread.name)
     return alive
+
+
+def enter_user_code(callback: Callable[[T], object], value: T) -> None:
+    """
+    Call a user's callback. By this frame on a thread's stack `is_in_user_code` knows that it has begun.
+    """
+    callback(value)
+
+
+def is_in_user_code(ident: int) -> bool:
+    """
+    Whether the thread of this number has begun a user's callback, and is in it: whether something that
+    `enter_user_code` called has a frame. One without frames, written in C, is not seen. Of a thread that the
+    interpreter does not know, a greenlet, nothing can be seen, and it is taken to be.
+    """
+    frame = sys._current_frames().get(ident)
+    if frame is None:
+        return True
+    while (caller := frame.f_back) is not None:
+        if caller.f_code is enter_user_code.__code__:
+            return True
+        frame = caller
+    return False

@@ -106,17 +106,25 @@ def loads(data: bytes, *, exact: bool = False) -> Any:
         ProtocolError: the bytes are no JSON text.
     """
     try:
-        if orjson is not None and not exact and _LARGE_NUMBER not in data.translate(_DIGITS_TO_ZERO):
+        if orjson is None or exact or _LARGE_NUMBER in data.translate(_DIGITS_TO_ZERO):
+            return _plain(data, exact)
+        try:
             return orjson.loads(data)
-        endless = len(data) > MAX_DIGITS and b"0" * (MAX_DIGITS + 1) in data.translate(_DIGITS_TO_ZERO)
-        value = json.loads(
-            data.decode("utf-8"),
-            parse_constant=_refuse_constant,
-            parse_float=NumberText if exact else None,
-            parse_int=_integer if endless else None,
-        )
-        if b"\\ud" in data or b"\\uD" in data:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails at half a character, as orjson does
-        return value
+        except ValueError:  # it refuses numbers beyond a float's range, which Python reads as infinite
+            return _plain(data, exact)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a frame of {len(data)} bytes holds no JSON: {error}") from error
+
+
+def _plain(data: bytes, exact: bool) -> Any:
+    """What Python's own decoder reads."""
+    endless = len(data) > MAX_DIGITS and b"0" * (MAX_DIGITS + 1) in data.translate(_DIGITS_TO_ZERO)
+    value = json.loads(
+        data.decode("utf-8"),
+        parse_constant=_refuse_constant,
+        parse_float=NumberText if exact else None,
+        parse_int=_integer if endless else None,
+    )
+    if b"\\ud" in data or b"\\uD" in data:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails at half a character, as orjson does
+    return value

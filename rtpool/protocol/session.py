@@ -512,7 +512,7 @@ class Session:
             self._send_joins()
 
     def _join_done(self, ref: str, now: float) -> None:
-        self._joins_in_flight.pop(ref, None)
+        del self._joins_in_flight[ref]
         self._time_oldest_join(now)
 
     def _time_oldest_join(self, now: float) -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -19,6 +21,17 @@ __all__ = ["Runner"]
 Lock = threading.Lock
 
 T = TypeVar("T")
+
+_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for runner in list(_runners):
+        runner.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Runner:
@@ -45,6 +58,8 @@ class Runner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._forked = False
+        _runners.add(self)
 
     async def main(self, listening: Callable[[], None], stop: asyncio.Event) -> None:
         """What the thread runs: calls `listening` once it listens, and ends some time after `stop` is set."""
@@ -52,6 +67,7 @@ class Runner:
 
     def start_thread(self) -> None:
         """Run until `stop_thread`; returns once it listens. Idempotent. Raises what listening raises."""
+        self._refuse_forked()
         if self._thread is not None:
             return
         started = threading.Event()
@@ -104,6 +120,7 @@ class Runner:
 
     def call(self, function: Callable[[], T]) -> T:
         """Run on the server's loop and return what it returns; directly when called there or when it has ended."""
+        self._refuse_forked()
         future: Future[T] = Future()
         with self._calls_lock:
             loop = self._loop
@@ -115,6 +132,30 @@ class Runner:
         with contextlib.suppress(RuntimeError):  # the loop has just closed; close() runs what is left
             loop.call_soon_threadsafe(self._run_calls)  # type: ignore[union-attr]
         return future.result()
+
+    def descriptors(self) -> Iterable[int]:
+        """Those that connections depend on."""
+        return ()
+
+    def after_fork(self) -> None:
+        """
+        In a forked child: the server is the parent's. What the child has of its sockets is closed, or else no client
+        would see that the parent closed them.
+        """
+        self._forked = True
+        self._changed, self._calls_lock = threading.Condition(Lock()), Lock()
+        self._calls.clear()
+        self._open, self._thread, self._loop = False, None, None
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in list(self.descriptors()):
+            # Not closed: the event loop's objects will do that, when another file may have the number.
+            with contextlib.suppress(OSError):
+                os.dup2(null, number, inheritable=False)
+        os.close(null)
+
+    def _refuse_forked(self) -> None:
+        if self._forked:
+            raise RuntimeError("the server runs in the parent of this process and can be asked only there")
 
     def _run_calls(self) -> None:
         while True:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -366,6 +366,15 @@ class RealtimeServer(Controls):
         for stream in list(self._streams):  # also those that have not shaken hands
             stream.transport.abort()
         await port.wait_closed()
+
+    def descriptors(self) -> Iterator[int]:
+        """Of the port and of every connection."""
+        if hasattr(self, "listening_port"):
+            yield from self.listening_port.descriptors()
+        for stream in self._streams:
+            sock = stream.transport.get_extra_info("socket")
+            if sock is not None:
+                yield sock.fileno()
 
     async def _listen(self, listener: socket.socket) -> Server:
         server: Server = await serve(

@@ -11,11 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import pytest
 
+from rtpool.engine import dispatcher as dispatcher_module
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
+from rtpool.engine.threads import enter_user_code
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP, wait_until
 
@@ -38,7 +41,8 @@ def dispatcher(drained: Recorder) -> Iterator[Dispatcher]:
 
 
 def mailbox(run: Callable[[Any], None] | None, *, limit: int = 1_000, overflow: str = "drop_oldest") -> Mailbox:
-    return Mailbox("owner", run, limit=limit, overflow=overflow, announce_loss=lambda first, last, n: ("lost", n))
+    entered = None if run is None else partial(enter_user_code, run)
+    return Mailbox("owner", entered, limit=limit, overflow=overflow, announce_loss=lambda first, last, n: ("lost", n))
 
 
 def fill(dispatcher: Dispatcher, box: Mailbox, items: range) -> list[Mailbox]:
@@ -493,6 +497,34 @@ def test_since_when_items_wait_is_told_by_when_the_oldest_of_them_came() -> None
     assert dispatcher.waiting_since(box) == now + timedelta(seconds=10 + 200 - 64)
 
 
+def test_what_waits_is_told_with_what_a_worker_has_in_its_hands_and_since_when(dispatcher: Dispatcher) -> None:
+    started, go = threading.Event(), threading.Event()
+    box = mailbox(lambda _: (started.set(), go.wait(CAP)), limit=2)
+    dispatcher.start()
+    dispatcher.open(box)
+    assert dispatcher.waiting(box) == (None, [])
+    fill(dispatcher, box, range(1))
+    assert started.wait(CAP)
+    fill(dispatcher, box, range(1, 6))
+    dispatcher.deliver_essential(box, lambda _: None, "essential")
+    waiting = dispatcher.waiting(box)
+    assert waiting.items == [0, 4, 5, "essential"]
+    assert waiting.since is not None
+    assert box.loss is not None
+    assert waiting.since <= box.loss.first
+    go.set()
+    wait_until(lambda: dispatcher.waiting(box) == (None, []))
+
+
+def test_a_reader_of_before_a_fork_gets_nothing_in_the_child(dispatcher: Dispatcher) -> None:
+    box = mailbox(None)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(1))
+    dispatcher.after_fork()  # as if this were the child
+    with pytest.raises(EOFError):
+        dispatcher.take(box, CAP)
+
+
 def failing_from(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """No thread from this one on."""
     start, started = threading.Thread.start, [0]
@@ -533,3 +565,26 @@ def test_where_no_worker_can_be_started_that_is_said_and_tried_again(
     dispatcher.start()
     fill(dispatcher, box, range(3))
     assert got.wait(3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_call_that_never_begins_is_waited_for_longer_and_not_for_ever(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "QUIESCE_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher_module, "BEGIN_SECONDS", CAP if begins else 0.05)
+    inside, release, removed = threading.Event(), threading.Event(), threading.Event()
+
+    def run(item: Any) -> None:
+        inside.set()
+        release.wait(CAP)
+
+    box = mailbox(run)
+    box.run = box.run if begins else run  # which nobody sees to be user code
+    dispatcher.start()
+    dispatcher.open(box)
+    dispatcher.deliver([(box, 1)])
+    assert inside.wait(CAP)
+    threading.Thread(target=lambda: (dispatcher.quiesce(box), removed.set())).start()
+    assert removed.wait(CAP / 2)
+    release.set()

@@ -15,7 +15,7 @@ import pytest
 
 import rtpool
 from rtpool.engine import threads
-from rtpool.engine.threads import PoolThread, closing, join_all, outcome_of
+from rtpool.engine.threads import Bell, PoolThread, closing, join_all, outcome_of
 from rtpool.errors import PushTimeout
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
@@ -229,3 +229,40 @@ before = descriptors(), handlers(), _thread._count()
     )
     assert (ended.code, ended.err) == (0, ""), ended
     assert server.connections_total == 0
+
+
+def test_a_bell_wakes_who_listens_and_nobody_else() -> None:
+    bell, heard, forgotten, late = Bell(), Bell.ear(), Bell.ear(), Bell.ear()
+    bell.listen(heard)
+    bell.listen(forgotten)
+    bell.forget(forgotten)
+    bell.ring()
+    bell.listen(late)
+    assert heard.acquire(timeout=CAP)
+    assert forgotten.locked()
+    assert late.locked()
+    bell.forget(heard)  # it heard the bell: nothing is left to forget
+
+
+def test_user_code_has_begun_when_it_has_a_frame_and_not_a_moment_earlier() -> None:
+    inside, release = threading.Event(), threading.Event()
+
+    def callback(_value: object) -> None:
+        inside.set()
+        release.wait(CAP)
+
+    def run() -> None:
+        release.wait(CAP)  # decided on, and not begun
+        release.clear()
+        threads.enter_user_code(callback, None)
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    assert worker.ident is not None
+    assert not threads.is_in_user_code(worker.ident)
+    release.set()
+    assert inside.wait(CAP)
+    assert threads.is_in_user_code(worker.ident)
+    release.set()
+    worker.join(CAP)
+    assert threads.is_in_user_code(-1)  # a greenlet: nothing is known, and nobody waits for it

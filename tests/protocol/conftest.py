@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import strategies as st
 
 from tests.support.guard import watched
 from tests.support.replay import replay
 
 
+@pytest.fixture(autouse=True, scope="session")
+def characters() -> None:
+    """Lets hypothesis look at every character there is, once and unwatched: watched, that would take half a minute."""
+    st.text().validate()
+
+
 @pytest.fixture(autouse=True)
-def nothing_but_arguments() -> Iterator[None]:
+def nothing_but_arguments(characters: None) -> Iterator[None]:
     """Fails a test that opens a socket, starts a thread, reads a clock, sleeps or draws an unseeded random number."""
     with watched() as found:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import types
@@ -25,6 +26,7 @@ def with_orjson() -> types.ModuleType:
     return json_engine
 
 
+@functools.cache
 def without_orjson() -> types.ModuleType:
     """The module as it is where the extra is not installed."""
     spec = importlib.util.spec_from_file_location("plain_json_engine", json_engine.__file__)
@@ -144,3 +146,12 @@ def test_half_a_character_is_no_json(monkeypatch: pytest.MonkeyPatch, orjson: bo
     assert loads(rb'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", "\\ud800"]
     with pytest.raises(ProtocolError):
         loads(text)
+
+
+@pytest.mark.parametrize("orjson", [pytest.param(True, id="orjson"), pytest.param(False, id="plain")])
+def test_a_number_no_float_can_hold_costs_no_frame(monkeypatch: pytest.MonkeyPatch, orjson: bool) -> None:
+    if orjson:
+        pytest.importorskip("orjson")
+    else:
+        monkeypatch.setattr(json_engine, "orjson", None)
+    assert loads(b"[1e999, -1e999, 1e-999]") == [float("inf"), float("-inf"), 0.0]

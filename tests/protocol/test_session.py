@@ -300,8 +300,11 @@ def test_an_unmatched_topic_means_the_channel_is_gone(driver: Driver) -> None:
     driver.push()
     (push,) = driver.sent()
     driver.server(None, push[1], TOPIC, "phx_reply", {"status": "error", "response": {"reason": "unmatched topic"}})
-    kinds = [type(e) for e in driver.session.events()]
-    assert kinds == [PushSettled, ChannelLost]
+    response = {"reason": "unmatched topic"}
+    assert driver.session.events() == [
+        PushSettled("token", "reply", "error", response, True),
+        ChannelLost(TOPIC, "unmatched topic", response),
+    ]
     assert driver.session.state(TOPIC) is ChannelState.ERRORED
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from rtpool.events import ChannelState
+from rtpool.protocol.messages import BinaryBody, JsonBody, WireMessage
+from rtpool.protocol.serializer import SerializerV2
+from rtpool.protocol.session import Session
 from rtpool.protocol.session_events import (
     ChannelLost,
     HeartbeatLost,
@@ -16,6 +19,7 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
+    Received,
 )
 from tests.support.driver import BODY, TOPIC, Driver
 
@@ -99,7 +103,52 @@ def test_the_end_of_a_join_gives_the_next_its_turn_however_it_ends() -> None:
         assert [frame[2] for frame in driver.sent() if frame[3] == "phx_join"] == [TOPIC]
 
 
+def test_a_join_that_was_left_before_its_turn_costs_the_next_none() -> None:
+    driver = Driver(max_joins_in_flight=1)
+    for topic in ("realtime:first", "realtime:left", TOPIC):
+        driver.session.join(topic, BODY, 0.0)
+    (first,) = driver.sent()
+    driver.session.leave("realtime:left", 0.0)
+    driver.reply(first)
+    assert [frame[2] for frame in driver.sent()] == [TOPIC]
+
+
+def test_a_session_that_was_never_connected_sends_nothing() -> None:
+    session = Session(
+        SerializerV2(), heartbeat_interval=25.0, heartbeat_timeout=10.0, join_timeout=10.0, max_joins_in_flight=5
+    )
+    session.join(TOPIC, BODY, 0.0)
+    assert (session.frames_to_send(), session.joins_available, session.next_deadline()) == ([], 0, None)
+
+
+# Frames
+
+
+def test_a_frame_says_whether_it_is_binary_and_what_it_is_without_its_payload() -> None:
+    driver = Driver()
+    driver.joined()
+    for body in (JsonBody(b"{}"), BinaryBody(b"secret")):
+        driver.session.push(TOPIC, "e", body, token=1, wants_reply=True, deadline=9.0, now=0.0)
+    text, binary = driver.session.frames_to_send()
+    assert (text.is_binary, text.ref, text.what) == (False, "2", f"{TOPIC} e")
+    assert (binary.is_binary, binary.ref, binary.what) == (True, "3", f"{TOPIC} e")
+
+
+def test_a_binary_frame_is_heard() -> None:
+    driver = Driver()
+    driver.joined()
+    driver.session.receive(bytes((2, len(TOPIC), 1)) + TOPIC.encode() + b"e" + b"bytes", True, 0.0)
+    assert driver.session.events() == [Received(TOPIC, WireMessage(None, None, TOPIC, "e", b"bytes"))]
+
+
 # Replies and ends that mean nothing
+
+
+def test_a_reply_on_a_topic_answers_no_heartbeat(driver: Driver) -> None:
+    driver.advance(25.0)
+    (beat,) = driver.sent()
+    driver.server(None, beat[1], TOPIC, "phx_reply", {"status": "ok", "response": {}})
+    assert (driver.session.events(), driver.session.dropped) == ([HeartbeatSent()], 1)
 
 
 def test_everything_that_is_dropped_is_counted_once(driver: Driver) -> None:
@@ -159,6 +208,36 @@ def test_only_an_error_that_says_so_means_that_the_channel_is_gone(driver: Drive
 
 
 # Times
+
+
+def test_a_leave_may_take_its_time_from_the_moment_it_is_written(driver: Driver) -> None:
+    driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent(written=False)
+    driver.now = 7.0
+    driver.session.frame_written(leave[1], driver.now)
+    assert driver.session.next_deadline() == 17.0
+    driver.advance(9.9)
+    assert driver.session.events() == []
+    driver.advance(0.1)
+    assert driver.session.events() == [Left(TOPIC, True)]
+
+
+def test_however_many_pushes_are_answered_the_deadline_of_the_one_that_is_not_stays() -> None:
+    driver = Driver()
+    driver.joined("realtime:other")
+    driver.joined()
+    driver.push(token="unanswered", deadline=5.0)
+    driver.sent()
+    driver.session.leave("realtime:other", 0.0)
+    driver.sent(written=False)  # so that it has no deadline yet
+    for _ in range(300):
+        driver.push(deadline=1_000.0)
+        driver.reply(driver.sent()[0])
+    driver.session.events()
+    assert driver.session.next_deadline() == 5.0
+    driver.advance(5.0)
+    assert driver.session.events() == [PushSettled("unanswered", "timeout", "ok", None, True)]
 
 
 def test_a_fence_that_does_not_come_back_is_no_lost_heartbeat(driver: Driver) -> None:

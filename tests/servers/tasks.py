@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import os
 import pathlib
+import time
 
-from celery import Celery
+from celery.signals import worker_process_shutdown
 
 from tests.servers import guest
+from tests.servers.broker import make_app
 
-folder = pathlib.Path(os.environ["GUEST_FOLDER"])
-for name in ("queue", "control", "results"):
-    (folder / name).mkdir(exist_ok=True)
-app = Celery("tests.servers.tasks", broker="filesystem://", backend=f"file://{folder}/results")
-app.conf.update(
-    broker_transport_options={
-        "data_folder_in": f"{folder}/queue",
-        "data_folder_out": f"{folder}/queue",
-        "control_folder": f"{folder}/control",
-        "store_processed": False,
-    },
-    worker_hijack_root_logger=False,
-)
+app = make_app(pathlib.Path(os.environ["GUEST_FOLDER"]))
 if os.environ.get("GUEST_AT_IMPORT"):
     guest.channel.subscribe()
 
 
+@worker_process_shutdown.connect
+def close(**_: object) -> None:
+    """Say goodbye: prefork's children end without the interpreter's own ending."""
+    guest.pool.close()
+
+
 @app.task
 def subscribe() -> int:
-    """Have the process's guest in the room."""
+    """Have the process's guest in the room; long enough for the other process to take such a task as well."""
     guest.channel.subscribe()
+    time.sleep(0.5)
     return os.getpid()
 
 
 @app.task
 def say(number: int) -> int:
-    """Broadcast a word by the process's own connection, acknowledged."""
-    channel = guest.pool.channel("room", ack=True)
-    with channel:
+    """Broadcast a word by the process's own connection."""
+    with guest.pool.channel("room") as channel:
         channel.send_broadcast("word", {"number": number}).result(10)
     return os.getpid()

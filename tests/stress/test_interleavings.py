@@ -73,6 +73,7 @@ class Seat:
         self.channel = channel
         self.faults = faults
         self.open = False
+        self.took = 0.0  # seconds of the last call that ended something
         self.listeners: list[Listener] = []
         self.inside = threading.Lock()
 
@@ -83,7 +84,9 @@ class Seat:
 
     def stop_listening(self, chance: random.Random) -> None:
         listener = self.listeners.pop(chance.randrange(len(self.listeners)))
+        began = time.monotonic()
         self.channel.off(listener)
+        self.took = time.monotonic() - began
         listener.over = True
 
     def subscribe(self, *, wait: bool) -> None:
@@ -98,7 +101,9 @@ class Seat:
             raise
 
     def unsubscribe(self) -> None:
+        began = time.monotonic()
         self.channel.unsubscribe(timeout=3)
+        self.took = time.monotonic() - began
         self.open = False
 
 
@@ -113,7 +118,8 @@ class Listener:
     def __call__(self, message: rtpool.Broadcast) -> None:
         seat, number = self.seat, message.payload["n"]
         if self.over or not seat.open:
-            seat.faults.append(f"{message} came after {'off' if self.over else 'unsubscribe'}() had returned")
+            call = "off" if self.over else "unsubscribe"
+            seat.faults.append(f"{message} came after {call}() had returned, which took {seat.took:.3f} s")
         if not seat.inside.acquire(blocking=False):
             seat.faults.append(f"{message} came while another callback of the Channel ran")
             return

@@ -21,6 +21,7 @@ from types import BuiltinFunctionType, CodeType, FrameType, ModuleType
 from typing import Any
 
 import rtpool
+from rtpool.engine.threads import Bell
 
 __all__ = ["WATCHES_CALLS", "CheckingLock", "install", "take_violations"]
 
@@ -143,8 +144,10 @@ def install() -> None:
         for name, value in list(vars(module).items()):
             if value is threading.Lock:
                 setattr(module, name, CheckingLock)
-            elif isinstance(value, real):
+            elif isinstance(value, real) and name != "making":  # which is for system calls, and is held over a fork
                 setattr(module, name, CheckingLock())
+            elif isinstance(value, threading.Condition):
+                setattr(module, name, threading.Condition(CheckingLock()))
     gc.callbacks.append(_collecting)
 
 
@@ -198,6 +201,8 @@ def _watch(frame: FrameType, event: str, function: Any) -> None:
         if not harmless and not _is_own_condition(frame, here.lock) and not _is_clock(frame):
             _tell(f"calls {frame.f_code.co_name}() of {frame.f_code.co_filename}", frame)
     elif event == "c_call" and _may_wait(function) and frame.f_code.co_filename not in _PLUMBING:
+        if frame.f_code is Bell.ear.__code__:  # takes what it has just made
+            return
         _tell(f"calls {getattr(function, '__qualname__', function)}()", frame)
 
 

@@ -68,10 +68,10 @@ def _blame(frame: types.FrameType | None) -> str | None:
 def watched() -> Iterator[list[str]]:
     """What the code within did that it may not, in words, each once; nothing is prevented. Of this thread only."""
     found: dict[str, None] = {}
-    caller: types.FrameType | None
     lookup, lookup_code, seed = _BUILTINS.get, _CODES.get, random.Random.seed.__code__
 
     def profile(frame: types.FrameType, event: str, arg: Any) -> None:
+        caller: types.FrameType | None
         if event == "c_call":
             does = lookup(arg)
             if does is None:

@@ -30,13 +30,16 @@ def ready():
 
 def waiting(*functions, main=threading.get_ident()):
     def watch():
+        at, since = None, 0
         while True:
             frame, names = sys._current_frames()[main], set()
-            inner = frame.f_code.co_name
+            now, since = (id(frame), frame.f_lasti), since + 1 if at == (id(frame), frame.f_lasti) else 0
+            at = now
             while frame is not None:
                 names.add(frame.f_code.co_name)
                 frame = frame.f_back
-            if names & set(functions) and inner in ("wait", "join", "_wait_for_tstate_lock", "readinto"):
+            # Not while it starts a thread of the pool, where Python waits as well.
+            if since > 10 and names & set(functions) and "start_thread" not in names:
                 return ready()
             time.sleep(0.001)
     threading.Thread(target=watch, daemon=True, name="watch").start()
@@ -104,7 +107,7 @@ def run_script(
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        hangs = threading.Timer(CAP, process.kill)
+        hangs = threading.Timer(4 * CAP, process.kill)
         hangs.start()
         began, out = None, ""
         for line in process.stdout:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from websockets.asyncio.server import Server
 
@@ -52,6 +52,14 @@ class Port:
     def is_open(self) -> bool:
         """Whether it has not been closed; it may be deaf."""
         return not self._closed
+
+    def descriptors(self) -> Iterator[int]:
+        """Of all that hold the port."""
+        for sock in (self._socket, *self._fillers):
+            yield sock.fileno()
+        for server in self._servers:
+            for listener in server.sockets:
+                yield listener.fileno()
 
     async def open(self) -> None:
         """Accept; also again after `deafen`, once for each. Nothing when closed."""
