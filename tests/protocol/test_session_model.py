@@ -671,4 +671,4 @@ def has_ref(frame: Frame) -> bool:
 
 
 TestSessionModel = SessionModel.TestCase
-TestSessionModel.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestSessionModel.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
