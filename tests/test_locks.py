@@ -223,7 +223,10 @@ def test_a_callback_that_is_called_with_a_lock_held_is_found_on_its_worker(
     assert "careless" in found[0]
 
 
-def test_a_test_fails_for_what_a_thread_in_its_background_did(pytester: pytest.Pytester) -> None:
+def test_a_test_fails_for_what_a_thread_in_its_background_did(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent.parent))
     pytester.makeconftest("from tests.conftest import locks_are_held_well")
     pytester.makepyfile(
         """
