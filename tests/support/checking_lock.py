@@ -63,6 +63,7 @@ class _Here(threading.local):
     taken: tuple[FrameType, int] | None = None
     told = False
     collects = False
+    profile: Any = None  # what watched before, and goes on watching
 
 
 _here = _Here()
@@ -102,6 +103,7 @@ class CheckingLock:
                 frame = frame.f_back
             here.lock, here.taken = self, (frame, frame.f_lineno)
             if WATCHES_CALLS:
+                here.profile = sys.getprofile()
                 sys.setprofile(_watch)
         return True
 
@@ -110,7 +112,7 @@ class CheckingLock:
         mine = here.lock is self
         if mine:
             if WATCHES_CALLS:
-                sys.setprofile(None)
+                sys.setprofile(here.profile)
             here.lock, here.taken, here.told = None, None, False
         self._owner = None
         self._lock.release()
@@ -191,6 +193,8 @@ def _stack(frame: FrameType | None, line: int) -> str:
 
 
 def _watch(frame: FrameType, event: str, function: Any) -> None:
+    if _here.profile is not None:
+        _here.profile(frame, event, function)
     here = _here
     if here.told or here.collects or here.lock is None:
         return
