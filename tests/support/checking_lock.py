@@ -73,6 +73,8 @@ class _Here(threading.local):
     told = False
     passes = 0
     collects = False
+    watches = False
+    profile: Any = None  # what watched before, and goes on watching
 
 
 _here = _Here()
@@ -117,6 +119,7 @@ class CheckingLock:
                 seen = _seen.get(place, 0)
                 if seen < ALWAYS or here.passes % SOMETIMES == 0:
                     _seen[place] = seen + 1
+                    here.profile, here.watches = sys.getprofile(), True
                     sys.setprofile(_watch)
         return True
 
@@ -126,8 +129,9 @@ class CheckingLock:
         here = _here
         mine = here.lock is self
         if mine:
-            if WATCHES_CALLS:
-                sys.setprofile(None)
+            if here.watches:
+                sys.setprofile(here.profile)
+                here.profile, here.watches = None, False
             here.lock, here.frame, here.told = None, None, False
         self._owner = None
         self._lock.release()
@@ -206,6 +210,8 @@ def _stack(frame: FrameType | None, line: int) -> str:
 
 
 def _watch(frame: FrameType, event: str, function: Any) -> None:
+    if _here.profile is not None:
+        _here.profile(frame, event, function)
     if event == "c_call":
         if type(getattr(function, "__self__", None)) in _PLAIN:  # most are these, and they are many
             return
