@@ -184,6 +184,7 @@ class Engine:
         # Guards: _state, Hooks, callback_errors, overflow_gaps, _heartbeats_waiting
         self._lock = Lock()
         self._state = "new"  # new running stopping
+        self._process = os.getpid()
         _engines.add(self)
 
     @property
@@ -204,12 +205,14 @@ class Engine:
             PoolClosed: it was stopped.
             ConnectionFailed: the system has no thread or descriptor left for it; it can be called again.
             MonkeyPatchConflict: gevent has patched the process in part, or after the threads were started.
+            PoolForked: as `post`.
         """
+        self._check_process()
         self.loop.check()
         with self._lock:
             state = self._state
             if state == "new":
-                self._state = "running"
+                self._state, self._process = "running", os.getpid()
         if state == "stopping":
             raise self._gone()
         if state == "new":
@@ -239,9 +242,18 @@ class Engine:
 
         Raises:
             PoolClosed: the loop has ended.
+            PoolForked: this process was forked behind Python's back.
         """
+        self._check_process()
         if not self.loop.post(call, *args):
             raise self._gone()
+
+    def _check_process(self) -> None:
+        if self._state != "new" and self._process != os.getpid():
+            raise PoolForked(
+                f"the threads of pool {self.name} are process {self._process}'s, and this one was forked without "
+                "telling Python: start pools after the fork (uWSGI: with lazy-apps, or in uwsgidecorators.postfork)"
+            )
 
     def _gone(self) -> RtpoolError:
         if self.forked and not self.was_closed:  # in the middle of the call

@@ -363,6 +363,8 @@ SUITE = """
 from gevent import monkey; monkey.patch_all()
 import sys
 import pytest
+from tests.support import checking_lock
+checking_lock.WATCHES_CALLS = False  # gevent's own are Python, and called with a lock held
 sys.exit(pytest.main(sys.argv[1:]))
 """
 #: What sees most of threads, timers and sockets, and runs no event loop of its own beside the server's.

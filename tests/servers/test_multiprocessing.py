@@ -143,3 +143,43 @@ def test_workers_of_a_server_like_uwsgi_have_connections_of_their_own(
     goodbyes = Goodbyes(server)
     program.ends(signal.SIGTERM)
     assert goodbyes.all_said()
+
+
+BEHIND = """
+import ctypes, os, sys
+import rtpool
+from tests.servers import guest
+
+if len(sys.argv) > 1:
+    guest.channel.subscribe()
+pid = ctypes.PyDLL(None).fork()  # as uWSGI does; no hook of Python's is called
+if pid == 0:
+    if len(sys.argv) > 1:
+        for call in (guest.channel.subscribe, guest.pool.connect, lambda: guest.channel.send_broadcast("word", {})):
+            try:
+                call()
+            except rtpool.PoolForked as error:
+                print(error, flush=True)
+        os._exit(0)
+    guest.channel.subscribe()
+    guest.wait_until(lambda: guest.heard)
+    guest.pool.close()
+    os._exit(0)
+code = os.waitpid(pid, 0)[1]
+guest.pool.close()
+sys.exit(code)
+"""
+
+
+def test_a_fork_behind_pythons_back_is_told_where_it_would_be_silence(server: RealtimeServer, run: Run) -> None:
+    program = run("subscribed", script=BEHIND)
+    program.ends()
+    assert program.out().count("was forked without telling Python") == 3
+    assert server.connections_total == 1
+
+
+def test_a_pool_that_was_not_used_before_does_not_mind_a_fork_behind_pythons_back(guests: Guests, run: Run) -> None:
+    program = run(script=BEHIND)
+    guests.call(1)
+    guests.say(1)
+    program.ends()
