@@ -26,6 +26,7 @@ ERRORS: dict[str, Action] = {
     "JoinTimeout": BO,
     "MailboxOverflow": FATAL,
     "MessageTooBig": FATAL,
+    "MonkeyPatchConflict": FATAL,
     "NotSubscribed": FATAL,
     "PoolClosed": FATAL,
     "PoolExhausted": BO,

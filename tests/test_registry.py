@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -219,6 +220,24 @@ def test_who_was_refused_waits_anew_and_who_still_waits_or_was_let_in_does_not(r
     assert attachment.ready is anew
 
 
+def test_two_threads_that_ask_again_at_once_wait_for_the_same(registry: Registry) -> None:
+    one = member()
+    attachment = attached(registry, one)
+    anew: Future[None] = Future()
+
+    class Overtaken(Future[None]):
+        """While it is looked at, the other thread has replaced it."""
+
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            attachment.ready = anew
+            return super().exception(timeout)
+
+    attachment.ready = Overtaken()
+    attachment.ready.set_exception(ConfigConflict("refused"))
+    assert registry.ask_again(one) is attachment
+    assert attachment.ready is anew
+
+
 # Callbacks
 
 
@@ -284,6 +303,51 @@ WIRE = WireMessage(None, None, "realtime:room", "broadcast", {})
 )
 def test_a_callback_gets_what_it_was_registered_for(wanted: Binding, delivery: Delivery, is_for_it: bool) -> None:
     assert wanted.wants(delivery) is is_for_it
+
+
+def test_callbacks_live_as_long_as_a_handle_or_the_pool_of_an_attached_channel_holds_them(registry: Registry) -> None:
+    one, kept = member(), registry.entrust()
+    registry.bind(one, binding("system"))
+    handle = one.entrust()
+    attached(registry, one)
+    assert kept == {handle}
+    del handle
+    assert len(one.bindings) == 1, "the pool holds them"
+    registry.detach(one)
+    assert (kept, one.bindings, one.held()) == (set(), (), None)
+    attached(registry, one)
+    registry.bind(one, binding("system"))
+    assert (kept, one.bindings) == (set(), ()), "there is nothing any more to hold them"
+    registry.detach(one)
+
+
+def test_a_channel_may_come_and_go_when_its_pool_is_gone(registry: Registry) -> None:
+    one = member()
+    registry.entrust()  # and nobody holds it
+    registry.bind(one, binding("system"))
+    attachment = attached(registry, one)
+    assert registry.detach(one) is attachment
+    attached(registry, one)
+    assert len(registry.clear()) == 1
+    assert len(one.bindings) == 1
+
+
+# In a forked child
+
+
+def test_a_forked_child_begins_anew_with_the_callbacks_it_had_and_mailboxes_of_its_own(registry: Registry) -> None:
+    one = member()
+    registry.bind(one, binding("system"))
+    parents = attached(registry, one)
+    one.unsettled, one.leaving = 3, True
+    lock = registry._lock
+    registry.after_fork()
+    assert registry._lock is not lock, "whoever held it is not here"
+    assert one.inherit("mailbox", "stream") is parents
+    assert (one.attachment, one.unsettled, one.leaving) == (None, 0, False)
+    assert one.sinks == ("mailbox", "stream")
+    assert registry.clear() == [], "it is attached no more"
+    assert attached(registry, one) is not parents
 
 
 # What a join asks for

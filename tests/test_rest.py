@@ -265,13 +265,14 @@ class Unhappy(Exception):
 @pytest.mark.parametrize(
     ("outcome", "words", "cause"),
     [
-        (Unhappy(SECRET), "no access token: Unhappy", Unhappy),
+        (Unhappy("in words of its own"), "no access token: Unhappy", Unhappy),
         (None, "must be a str or a callable that returns one, not NoneType", rtpool.InvalidType),
         ("", "access_token is empty", rtpool.InvalidValue),
         (b"jwt", "not bytes", rtpool.InvalidType),
         (f"{SECRET}\r\nInjected: 1", "characters no token has", rtpool.InvalidValue),
         (f"{SECRET} ü", "characters no token has", rtpool.InvalidValue),
     ],
+    ids=["an exception", "none", "empty", "bytes", "a header smuggled in", "no ASCII"],
 )
 def test_a_token_callable_that_raises_or_returns_rubbish_is_told_and_nothing_is_sent(
     server: RealtimeServer, make_pool: MakePool, outcome: Any, words: str, cause: type[Exception]
@@ -287,6 +288,7 @@ def test_a_token_callable_that_raises_or_returns_rubbish_is_told_and_nothing_is_
     assert (caught.value.status, caught.value.retryable) == (0, True)
     assert isinstance(caught.value.__cause__, cause)
     assert SECRET not in str(caught.value)
+    assert "words of its own" not in str(caught.value)
     assert server.requests == []
 
 

@@ -588,3 +588,42 @@ def test_a_call_that_never_begins_is_waited_for_longer_and_not_for_ever(
     threading.Thread(target=lambda: (dispatcher.quiesce(box), removed.set())).start()
     assert removed.wait(CAP / 2)
     release.set()
+
+
+def test_a_callback_that_returns_meanwhile_is_waited_for(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "QUIESCE_SECONDS", CAP)
+    gate, removed = Gate(), threading.Event()
+    box = mailbox(gate)
+    dispatcher.start()
+    dispatcher.open(box)
+    fill(dispatcher, box, range(1))
+    assert gate.begun.wait(CAP)
+    threading.Thread(target=lambda: (dispatcher.quiesce(box), removed.set())).start()
+    wait_until(lambda: box.interrupted)
+    assert not removed.is_set()
+    gate.release.set()
+    assert removed.wait(CAP / 2)
+
+
+def test_in_a_forked_child_the_callback_that_forked_is_the_last_to_run() -> None:
+    dispatcher, got, workers = Dispatcher("test", 1, on_drained=print), Recorder(), []
+
+    def run(item: Any) -> None:
+        dispatcher.after_fork()  # as a child is left by `os.fork` in a callback: this thread is the only one
+        workers.append(threading.current_thread())
+        got(item)
+
+    box = mailbox(run)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(2))
+    dispatcher.start()
+    assert got.wait(1) == [0]
+    workers[0].join(CAP)
+    assert not workers[0].is_alive()
+    assert not dispatcher.deliver_essential(box, got, "late")
+    fill(dispatcher, box, range(1))
+    dispatcher.start()  # never again
+    assert got.events == [0]
+    assert (box.delivered, box.dropped) == (1, 2)

@@ -49,6 +49,10 @@ def test_bodies_of_other_kinds_are_told_apart_by_their_type() -> None:
     assert len(frames) == 3
 
 
+def test_what_may_hold_a_token_is_not_shown() -> None:
+    assert repr(JsonBody(b'{"access_token":"secret"}')) == "<JsonBody of 25 bytes>"
+
+
 def test_a_broadcast_is_bytes_without_metadata_unless_it_says_otherwise() -> None:
     assert UserBroadcast("e", b"x") == UserBroadcast("e", b"x", is_json=False, metadata=b"")
 

@@ -12,6 +12,7 @@ from rtpool.protocol.serializer import SerializerV2
 from rtpool.protocol.session import Session
 from rtpool.protocol.session_events import (
     ChannelLost,
+    Fenced,
     HeartbeatLost,
     HeartbeatReplied,
     HeartbeatSent,
@@ -303,3 +304,83 @@ def test_a_join_that_is_written_lets_a_late_heartbeat_wait_until_its_answer_is_d
     assert driver.session.events() == [HeartbeatSent()]
     driver.advance(0.1)
     assert driver.session.events() == [JoinFailed(TOPIC, None, True), HeartbeatLost(30.0)]
+
+
+def test_after_a_loss_nothing_is_unheard_for_it_was_told_as_lost(driver: Driver) -> None:
+    driver.joined()
+    driver.push()
+    driver.session.disconnected()
+    assert not driver.session.unheard
+    driver.session.connected(driver.now)
+    driver.joined()
+    driver.push()
+    assert driver.session.unheard
+
+
+def test_a_leave_that_only_a_close_answered_does_not_time_out_for_the_next_channel(driver: Driver) -> None:
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    driver.sent()
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    driver.joined()
+    driver.advance(10.0)
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.JOINED
+
+
+def test_a_fence_is_a_heartbeat_of_its_own(driver: Driver) -> None:
+    driver.joined()
+    first, second = driver.session.fence(driver.now), driver.session.fence(driver.now)
+    frames = driver.sent()
+    assert frames == [[None, ref, "phoenix", "heartbeat", {}] for ref in (first, second)]
+    driver.advance(25.0)
+    (heartbeat,) = driver.sent()
+    driver.server(None, None, TOPIC, "broadcast", {})
+    for frame in (frames[0], heartbeat, frames[1]):
+        driver.reply(frame)
+    told = [event for event in driver.session.events() if not isinstance(event, HeartbeatSent)]
+    assert [type(event) for event in told] == [Received, Fenced, HeartbeatReplied, Fenced]
+    assert told[1::2] == [Fenced(first), Fenced(second)]
+
+
+def test_refs_are_not_used_twice_over_a_reconnect(driver: Driver) -> None:
+    old = driver.joined()
+    driver.session.disconnected()
+    driver.session.connected(driver.now)
+    new = driver.joined()
+    assert int(new[1]) > int(old[1])
+
+
+def test_joins_in_flight_are_limited_and_go_out_in_order() -> None:
+    driver = Driver(max_joins_in_flight=2)
+    for index in range(4):
+        driver.session.join(f"realtime:{index}", BODY, 0.0)
+    first, second = driver.sent()
+    assert driver.session.joins_available == -2
+    driver.reply(second)
+    (third,) = driver.sent()
+    driver.reply(first, "error")
+    (fourth,) = driver.sent()
+    assert [f[2] for f in (first, second, third, fourth)] == [f"realtime:{i}" for i in range(4)]
+
+
+def test_an_unanswered_heartbeat_is_told_once(driver: Driver) -> None:
+    driver.advance(25.0)
+    driver.sent()
+    driver.advance(9.9)
+    assert driver.session.events() == [HeartbeatSent()]
+    driver.advance(0.1)
+    assert driver.session.events() == [HeartbeatLost(10.0)]
+    driver.advance(100.0)
+    assert driver.session.events() == []
+
+
+def test_what_ends_the_leave_of_an_earlier_channel_does_not_end_the_present_one(driver: Driver) -> None:
+    join = driver.joined()
+    driver.session.leave(TOPIC, 0.0)
+    (leave,) = driver.sent()
+    driver.server(join[1], join[1], TOPIC, "phx_close", {})
+    driver.joined()
+    driver.reply(leave)
+    assert driver.session.events() == []
+    assert driver.session.state(TOPIC) is ChannelState.JOINED

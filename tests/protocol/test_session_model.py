@@ -146,7 +146,9 @@ class SessionModel(RuleBasedStateMachine):
         self.queue.clear()
         for things in (self.joins, self.leaves, self.fences, self.kernel):
             things.clear()  # type: ignore[attr-defined]
-        self.stale.extend(f for f in (*self.line, *self.server.said, *self.delivered) if has_ref(f))
+        # A made-up answer to a ref that is yet to be given would be taken for a right one later.
+        said = (f for f in (*self.line, *self.server.said, *self.delivered) if has_ref(f))
+        self.stale.extend(f for f in said if not str(f.ref).isdecimal() or int(f.ref) <= self.last_ref)
         self.line.clear()
         self.delivered.clear()
         self.online, self.beat = False, None

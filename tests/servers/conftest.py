@@ -155,6 +155,9 @@ def guests(server: RealtimeServer) -> Guests:
     return Guests(server)
 
 
+#: From 3.12 on Python warns of a fork with threads; the servers have some of their own, and a pool's are known to it.
+WARNINGS = "default,ignore:This process (pid="
+
 Run = Callable[..., Program]
 
 
@@ -168,7 +171,7 @@ def run(server: RealtimeServer, tmp_path: pathlib.Path) -> Iterator[Run]:
             (tmp_path / "program.py").write_text(script)
             arguments = (sys.executable, str(tmp_path / "program.py"), *arguments)
         known = {"GUEST_URL": server.url, "GUEST_KEY": server.api_key, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-        environment = {**os.environ, "PYTHONWARNINGS": "default", **known, **environment}
+        environment = {**os.environ, "PYTHONWARNINGS": WARNINGS, **known, **environment}
         program = Program(list(arguments), environment, tmp_path)
         programs.append(program)
         return program

@@ -3,8 +3,9 @@ A lock that watches its holder, in place of every lock of rtpool while the tests
 
 Whoever holds one must take no other, enter no user code, wait for nothing and write no log: a `logging.Handler` is user
 code. Between `acquire` and `release` every call the holder makes is looked at, Python's and C's, by a profile function,
-so that no place can be forgotten. From Python 3.12 on a profile function that comes and goes makes the interpreter
-instrument the whole program anew; there only a second lock is found, and the rest is left to older ones.
+so that no place can be forgotten; of a place that is passed hundreds of times in one test, a part of the passages. From
+Python 3.12 on a profile function that comes and goes makes the interpreter instrument the whole program anew: there
+only second locks are found, and the rest is left to older ones.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pkgutil
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FrameType, ModuleType
 from typing import Any
@@ -53,16 +55,26 @@ _WAITING = {
     "time": {"sleep"},
 }
 
+#: Passages of a place, in a test, that are watched without exception; of more every so manieth is.
+ALWAYS, SOMETIMES = 200, 16
+
 _violations: list[str] = []
+#: How often each place that takes a lock was watched in this test, by id() of its code.
+_seen: dict[int, int] = {}
+_get_ident = threading.get_ident
 
 
 class _Here(threading.local):
     """What this thread holds, where it took it, and whether it is told of already."""
 
     lock: CheckingLock | None = None
-    taken: tuple[FrameType, int] | None = None
+    frame: FrameType | None = None
+    line = 0
     told = False
+    passes = 0
     collects = False
+    watches = False
+    profile: Any = None  # what watched before, and goes on watching
 
 
 _here = _Here()
@@ -95,27 +107,39 @@ class CheckingLock:
             CheckingLock.pause()
         if not self._lock.acquire(blocking, timeout):
             return False
-        self._owner = threading.get_ident()
+        self._owner = _get_ident()
         if held is None:
             frame = sys._getframe(1)
             while frame.f_code.co_filename in _PLUMBING and frame.f_back is not None:
                 frame = frame.f_back
-            here.lock, here.taken = self, (frame, frame.f_lineno)
+            here.lock, here.frame, here.line = self, frame, frame.f_lineno
             if WATCHES_CALLS:
-                sys.setprofile(_watch)
+                here.passes += 1
+                place = id(frame.f_code)
+                seen = _seen.get(place, 0)
+                if seen < ALWAYS or here.passes % SOMETIMES == 0:
+                    _seen[place] = seen + 1
+                    here.profile, here.watches = sys.getprofile(), True
+                    sys.setprofile(_watch)
         return True
+
+    __enter__ = acquire
 
     def release(self) -> None:
         here = _here
         mine = here.lock is self
         if mine:
-            if WATCHES_CALLS:
-                sys.setprofile(None)
-            here.lock, here.taken, here.told = None, None, False
+            if here.watches:
+                sys.setprofile(here.profile)
+                here.profile, here.watches = None, False
+            here.lock, here.frame, here.told = None, None, False
         self._owner = None
         self._lock.release()
         if mine and CheckingLock.pause is not None:
             CheckingLock.pause()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def locked(self) -> bool:
         """Whether this thread holds it: rtpool asks in assertions alone, and means that."""
@@ -123,12 +147,6 @@ class CheckingLock:
 
     def _is_owned(self) -> bool:  # for threading.Condition
         return self._owner == threading.get_ident()
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
     def __repr__(self) -> str:
         return f"<the lock made at {self.made_at[0].removeprefix(_OURS)}:{self.made_at[1]}>"
@@ -158,6 +176,7 @@ def _modules() -> list[ModuleType]:
 
 def take_violations() -> list[str]:
     """What was found since the last call, each with both stacks."""
+    _seen.clear()
     taken = list(_violations)
     del _violations[: len(taken)]
     return taken
@@ -171,12 +190,12 @@ def _collecting(phase: str, _info: object) -> None:
 
 def _tell(what: str, frame: FrameType | None) -> None:
     here = _here
-    if here.told or here.lock is None or here.taken is None:
+    if here.told or here.lock is None:
         return
     here.told = True
     _violations.append(
         f"thread {threading.current_thread().name} {what} while it holds {here.lock!r}, taken at\n"
-        f"{_stack(*here.taken)}and now at\n{_stack(frame, frame.f_lineno if frame else 0)}"
+        f"{_stack(here.frame, here.line)}and now at\n{_stack(frame, frame.f_lineno if frame else 0)}"
     )
 
 
@@ -191,22 +210,30 @@ def _stack(frame: FrameType | None, line: int) -> str:
 
 
 def _watch(frame: FrameType, event: str, function: Any) -> None:
+    if _here.profile is not None:
+        _here.profile(frame, event, function)
+    if event == "c_call":
+        if type(getattr(function, "__self__", None)) in _PLAIN:  # most are these, and they are many
+            return
+    elif event != "call":
+        return
     here = _here
     if here.told or here.collects or here.lock is None:
         return
+    code = frame.f_code
     if event == "call":
-        harmless = _harmless.get(frame.f_code)
+        harmless = _harmless.get(id(code))
         if harmless is None:
-            harmless = _harmless[frame.f_code] = _is_harmless(frame.f_code)
-        if not harmless and not _is_own_condition(frame, here.lock) and not _is_clock(frame):
-            _tell(f"calls {frame.f_code.co_name}() of {frame.f_code.co_filename}", frame)
-    elif event == "c_call" and _may_wait(function) and frame.f_code.co_filename not in _PLUMBING:
-        if frame.f_code is Bell.ear.__code__:  # takes what it has just made
-            return
+            harmless = _harmless[id(code)] = (code, _is_harmless(code))  # the code is kept, and so is its id
+        if not harmless[1] and not _is_own_condition(frame, here.lock) and not _is_clock(frame):
+            _tell(f"calls {code.co_name}() of {code.co_filename}", frame)
+    elif _may_wait(function) and code.co_filename not in _PLUMBING and code is not Bell.ear.__code__:
+        # An ear is taken by who has just made it.
         _tell(f"calls {getattr(function, '__qualname__', function)}()", frame)
 
 
-_harmless: dict[CodeType, bool] = {}
+_harmless: dict[int, tuple[CodeType, bool]] = {}
+_PLAIN = {deque, dict, list, set, str, tuple}
 
 
 def _is_harmless(code: CodeType) -> bool:
