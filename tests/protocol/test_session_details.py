@@ -306,6 +306,15 @@ def test_a_join_that_is_written_lets_a_late_heartbeat_wait_until_its_answer_is_d
     assert driver.session.events() == [JoinFailed(TOPIC, None, True), HeartbeatLost(30.0)]
 
 
+def test_after_a_loss_nothing_is_unheard_where_nothing_was_ever_answered(driver: Driver) -> None:
+    driver.session.join(TOPIC, BODY, 0.0)
+    driver.session.leave(TOPIC, 0.0)
+    driver.sent()
+    assert driver.session.unheard
+    driver.session.disconnected()
+    assert not driver.session.unheard
+
+
 def test_after_a_loss_nothing_is_unheard_for_it_was_told_as_lost(driver: Driver) -> None:
     driver.joined()
     driver.push()
