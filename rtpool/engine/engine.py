@@ -423,7 +423,8 @@ class Engine:
         assert self._told_to_stop is not None
         why, deadline = self._told_to_stop
         if why:
-            self._log.warning("- pool %s is closed: %s", self.name, why)
+            tell = self._log.warning if self.warn_at_exit else self._log.info  # as of pools that are meant to stay
+            tell("- pool %s is closed: %s", self.name, why)
             self._told_to_stop = "", deadline
         self.budget.close()
         self._stop_dialling()

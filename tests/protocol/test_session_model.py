@@ -672,5 +672,5 @@ def has_ref(frame: Frame) -> bool:
     return frame.join_ref is not None or frame.ref is not None
 
 
-TestSessionModel = SessionModel.TestCase
+TestSessionModel = pytest.mark.timeout(600)(SessionModel.TestCase)  # hypothesis takes its time on a busy machine
 TestSessionModel.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)
