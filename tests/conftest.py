@@ -24,7 +24,9 @@ from tests.support.wait import wait_until
 checking_lock.install()
 secrets_watch.install()
 
-hypothesis.settings.register_profile("default", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile(  # a busy machine is no failure
+    "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.register_profile("examples", deadline=None, phases=[hypothesis.Phase.explicit])
 hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None, max_examples=30)
 hypothesis.settings.load_profile("default")

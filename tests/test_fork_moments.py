@@ -465,6 +465,7 @@ def test_a_child_made_within_subscribe_is_told_that_the_subscription_is_the_pare
     server: RealtimeServer, pool: rtpool.RealtimePool
 ) -> None:
     pool.connect()
+    server.wait_for(lambda s: s.connections)
     server.connections[0].freeze()
     channel = pool.channel("room")
 

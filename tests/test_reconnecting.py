@@ -100,7 +100,7 @@ def test_retry_after_is_obeyed_to_the_second_even_by_connect_and_by_other_connec
     door, seen = Door(server, Refusal(429, headers={"Retry-After": "3"})), Recorder()
     pool = make_pool(max_channels_per_connection=1, **QUICK).on_status(seen)
     pool.channel("a").subscribe(wait=False)
-    change = seen.wait_for(lambda events: events and events[-1].status == "reconnecting")[-1]
+    change = seen.first(lambda change: change.status == "reconnecting")
     assert change.error.retry_after == 3
     door.refusal = None
     with pytest.raises(rtpool.ConnectionFailed, match=r"within 0\.05 s"):
@@ -429,7 +429,7 @@ def test_a_strategy_that_is_of_no_use_is_done_without_and_the_loss_is_told(
     channel = pool.channel("room").subscribe()
     server.connections[0].abort()
     try:
-        change = seen.wait_for(lambda events: events[-1].status == "reconnecting")[-1]
+        change = seen.first(lambda change: change.status == "reconnecting")
         assert 0 <= change.delay <= 0.05  # by base_delay, as without a strategy
         server.wait_for(lambda s: s.connections_total == 2 and s.members("room") == 1)
         wait_until(lambda: channel.is_subscribed)
@@ -442,7 +442,7 @@ def test_a_loss_names_the_connection_and_the_server(server: RealtimeServer, pool
     seen = Recorder()
     pool.on_status(seen).channel("room").subscribe()
     server.connections[0].abort()
-    error = seen.wait_for(lambda events: events[-1].error is not None)[-1].error
+    error = seen.first(lambda change: change.error is not None).error
     assert type(error) is rtpool.ConnectionFailed
     assert f"connection 1 to ws://127.0.0.1:{server.port}/" in str(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import pathlib
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -223,7 +224,10 @@ def test_a_warning_is_looked_at(leaks: Callable[[], list[str]]) -> None:
     assert "a warning shows a secret" in leaks()[0]
 
 
-def test_a_test_fails_for_what_it_logs_or_prints_in_the_background(pytester: pytest.Pytester) -> None:
+def test_a_test_fails_for_what_it_logs_or_prints_in_the_background(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parent.parent))
     pytester.makeconftest("from tests.conftest import pytest_runtest_makereport, secrets_stay_secret")
     pytester.makepyfile(
         """

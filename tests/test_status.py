@@ -63,7 +63,7 @@ def test_a_channel_is_told_of_a_refusal_in_the_servers_words_and_of_its_return(
     seen, answers = Recorder(), [JoinRefusal("QueryCanceled: slow"), NO_REPLY]
     server.on_join = lambda *_: answers.pop(0) if answers else None
     pool.channel("room").on_status(seen).subscribe(wait=False)
-    refused = seen.wait_for(lambda events: events and events[-1].status == "refused")[-1].error
+    refused = seen.first(lambda change: change.status == "refused").error
     assert isinstance(refused, rtpool.JoinRefused)
     assert (refused.code, refused.reason, refused.retryable) == ("QueryCanceled", "slow", True)
 

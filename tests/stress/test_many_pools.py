@@ -17,7 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import clear_cache
 
 import pytest
 
@@ -44,7 +44,7 @@ class Count(NamedTuple):
 
 
 def count() -> Count:
-    urlsplit.cache_clear()  # it keeps the last 128 URLs of whoever asked
+    clear_cache()  # of the last 128 URLs of whoever asked
     for _ in range(3):  # what finalizers let go of
         gc.collect()
     return Count(threading.active_count(), len(os.listdir("/proc/self/fd")), tracemalloc.get_traced_memory()[0])

@@ -30,6 +30,10 @@ class Recorder:
     def wait(self, count: int, cap: float = CAP) -> list[Any]:
         return self.wait_for(lambda events: len(events) >= count, cap)
 
+    def first(self, wanted: Callable[[Any], object]) -> Any:
+        """The first event that is `wanted`, however many came after it."""
+        return next(filter(wanted, self.wait_for(lambda events: any(map(wanted, events)))))
+
     @property
     def numbers(self) -> list[int]:
         """The ``n`` of each payload."""
