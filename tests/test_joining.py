@@ -130,7 +130,7 @@ def test_changes_that_never_flow_are_told_and_asked_for_anew(
     channel = pool.channel("room").on_postgres_changes("*", print, table="cars").on_status(seen).subscribe(wait=False)
     lost.wait()
     wait_until(lambda: channel.is_subscribed)
-    (late,) = [change for change in seen.events if change.status == "timed_out"]
+    late = seen.first(lambda change: change.status == "timed_out")
     assert "changes of 'room' do not flow" in str(late.error)
     assert len(server.joins("room")) == 2
 
