@@ -52,6 +52,9 @@ Token = str | Callable[[], str]
 #: Seconds `close` may take when nobody says otherwise.
 CLOSE_TIMEOUT = 5.0
 
+#: Why a pool is closed that nobody closed.
+FORGOTTEN = "nobody refers to it any more, and nobody closed it"
+
 _numbers = itertools.count(1)
 
 
@@ -62,8 +65,11 @@ _alive: weakref.WeakSet[RealtimePool] = weakref.WeakSet()
 def _forgotten(engine: Engine) -> None:
     # Runs wherever the collector strikes, perhaps within one of our own critical sections: it takes no lock.
     if engine.started and not engine.closed:
-        engine.abandon("nobody refers to it any more, and nobody closed it")
-        engine.warn_forgotten("never closed")
+        try:
+            engine.abandon(FORGOTTEN)
+            engine.warn_forgotten("never closed")
+        except KeyboardInterrupt:  # Python drops what is raised here
+            engine.abandon(FORGOTTEN, interrupt=True)
 
 
 class RealtimePool(RestBroadcasts):

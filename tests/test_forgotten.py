@@ -412,3 +412,26 @@ def test_a_channel_nobody_holds_is_still_told_how_it_ends(
     gc.collect()
     release.set()
     assert heard.wait_for(lambda seen: seen[-1].status == "closed")
+
+
+def test_ctrl_c_that_strikes_as_a_pool_is_closed_by_the_collector_is_heard(
+    server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = rtpool.RealtimePool(server.url, api_key=server.api_key)
+    pool.channel("room").subscribe()
+    engine, struck = pool._engine, threading.Event()
+    interrupt = engine.loop.interrupt
+
+    def strike() -> None:
+        if not struck.is_set():
+            struck.set()
+            raise KeyboardInterrupt
+        interrupt()
+
+    monkeypatch.setattr(engine.loop, "interrupt", strike)
+    with pytest.raises(KeyboardInterrupt):
+        del pool
+        gc.collect()
+        assert struck.wait(CAP)
+        wait_until(lambda: False, "the program goes on")
+    assert engine.ended.wait(CAP)

@@ -4,6 +4,7 @@ The parts of a running pool as one thing: started at first use, stopped once. It
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import os
@@ -153,6 +154,7 @@ class Engine:
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
         self._told_to_stop: tuple[str, float] | None = None  # why, if nobody called close(), and the deadline
+        self._owes_interrupt = False
         self._launched = threading.Event()
         #: Set when everything has ended.
         self.ended = threading.Event()
@@ -302,9 +304,15 @@ class Engine:
             self._log.warning("- thread %s did not stop within %.1f s", name, timeout)
         return not alive
 
-    def abandon(self, why: str, seconds: float = ABANDON_SECONDS) -> None:
-        """Stop within `seconds`, without waiting and without a lock: for the garbage collector and signal handlers."""
+    def abandon(self, why: str, seconds: float = ABANDON_SECONDS, *, interrupt: bool = False) -> None:
+        """
+        Stop within `seconds`, without waiting and without a lock: for the garbage collector and signal handlers.
+
+        Args:
+            interrupt: whether the main thread is owed the Ctrl-C that struck the caller.
+        """
         self._state = "stopping"
+        self._owes_interrupt = interrupt
         self._told_to_stop = why, time.monotonic() + seconds
         self.loop.interrupt()
 
@@ -422,6 +430,9 @@ class Engine:
     def _interrupted(self) -> None:
         assert self._told_to_stop is not None
         why, deadline = self._told_to_stop
+        if self._owes_interrupt:
+            _thread.interrupt_main()
+            self._owes_interrupt = False
         if why:
             tell = self._log.warning if self.warn_at_exit else self._log.info  # as of pools that are meant to stay
             tell("- pool %s is closed: %s", self.name, why)

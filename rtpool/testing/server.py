@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import socket
 import ssl
@@ -56,6 +57,11 @@ __all__ = ["RealtimeServer"]
 
 #: Seconds after which a channel that waits for the replication connection is shut down.
 REPLICATION_TIMEOUT = 60.0
+
+
+#: Of the library underneath, which at DEBUG shows all that clients send, keys included.
+_log = logging.getLogger("websockets.server.rtpool")
+_log.addFilter(lambda record: record.levelno >= logging.INFO)
 
 
 class RealtimeServer(Controls):
@@ -390,6 +396,7 @@ class RealtimeServer(Controls):
             max_size=self.options.max_frame_size,
             max_queue=None,
             server_header=None,
+            logger=_log,
         )
         return server
 
