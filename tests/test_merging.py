@@ -289,7 +289,7 @@ def test_nothing_is_moved_while_a_socket_is_young_or_away(
     monkeypatch.setattr(mover, "CALM_SECONDS", 0.0)
     server.on_connect = lambda request: Refusal(503)
     server.connections[0].abort()
-    wait_until(lambda: pool.stats().active_connections == 2)
+    wait_until(lambda: pool.stats().active_connections == len(server.connections) == 2)
     assert stays(server, pool, 2)
     server.on_connect = None
     merge_until_one_is_left(server, pool)
