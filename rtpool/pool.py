@@ -472,10 +472,11 @@ class RealtimePool(RestBroadcasts):
         self._finalizer.detach()
         kept = self._kept  # holds the callbacks of Channels that nobody holds
         self._take_engine(old.name, self._rest.token)
-        self._engine.warn_at_exit = old.warn_at_exit
+        again = self.options.after_fork == "resubscribe"
+        self._engine.warn_at_exit = old.warn_at_exit and not again  # nobody opened it here
         if old.was_closed:
             self._engine.stop(0.0)
-        inherit(old, self._engine, subscribers, resubscribe=self.options.after_fork == "resubscribe")
+        inherit(old, self._engine, subscribers, resubscribe=again)
         kept.clear()
 
     def __enter__(self) -> RealtimePool:

@@ -270,6 +270,16 @@ class Engine:
             True when every thread has ended. A calling callback's own thread ends when it returns, and counts so, as do
             those of other callbacks that stop a pool at the time.
         """
+        try:
+            return self._stop(timeout)
+        except (
+            KeyboardInterrupt
+        ):  # who breaks off the wait leaves a pool that ends behind its back, whatever was reached
+            if self._state != "new":
+                self.abandon("", timeout)
+            raise
+
+    def _stop(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         # This may be a handler of a signal, in the middle of a thread that holds one of our locks and goes on only when
         # this returns. So no lock is waited for longer than that, and whatever needs others is the I/O thread's.

@@ -290,7 +290,12 @@ class IoLoop:
         assert selector is not None
         self.check()
         self._update_interest(selector)
-        ready = selector.select(self._timeout())
+        try:
+            ready = selector.select(self._timeout())
+        except KeyboardInterrupt as error:  # it struck a greenlet, which waits on as soon as the program knows
+            if not pass_on(error):
+                raise
+            ready = []
         self.now = self.clock()
         for key, events in ready:
             if key.data is None:
