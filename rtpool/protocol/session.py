@@ -216,7 +216,7 @@ class Session:
             if entry.kind == "push":
                 self._settle(entry, "lost")
         for topic, channel in list(self._topics.items()):
-            channel.queued = False
+            channel.queued, channel.join_ref = False, ""  # the next connection knows of no join yet
             was_leaving = channel.state is ChannelState.LEAVING
             self._advance(channel, ChannelInput.DISCONNECTED)
             if was_leaving:

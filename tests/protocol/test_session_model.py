@@ -137,7 +137,7 @@ class SessionModel(RuleBasedStateMachine):
     def lose_the_connection(self) -> None:
         expected = [self.end(token, "lost") for token, push in self.pushes.items() if not push.is_over]
         for topic, belief in list(self.beliefs.items()):
-            belief.waiting = False
+            belief.waiting, belief.ref = False, ""
             if belief.state is ChannelState.LEAVING:
                 del self.beliefs[topic]
                 expected.append(Left(topic, False))

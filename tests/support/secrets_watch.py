@@ -174,7 +174,7 @@ class SecretsWatch(logging.Handler):
                     self._look_at_frame(f"{place}, at {code.co_filename}:{line}", frame, given)
 
     def _look_at_frame(self, place: str, frame: types.FrameType, given: set[str]) -> None:
-        for variable, value in frame.f_locals.items():
+        for variable, value in list(frame.f_locals.items()):  # other threads may look at the same frame
             if variable not in given:
                 self.look(f"{place}, the variable {variable}", _shown(value))
 
