@@ -20,10 +20,10 @@ except ImportError:  # the `speedups` extra is not installed
 
 __all__ = ["NumberText", "canonical", "dumps", "json_object", "loader_for", "loads"]
 
-#: An integer of twenty digits is the shortest that orjson may not read exactly. Every digit is made a zero, and zeros
-#: are searched for, which takes a tenth of a regular expression's time. Twenty bytes in a row cover four of every fifth
-#: byte, so those are looked at first, and hardly ever all.
-_DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for code in range(256))
+#: The shortest integers that orjson does not read exactly have twenty characters, a sign included. Each such character
+#: is made a zero, and zeros are searched for, which takes a tenth of a regular expression's time. Twenty bytes in a row
+#: cover four of every fifth byte, so those are looked at first, and hardly ever all.
+_DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "-0123456789" else ord(" ") for code in range(256))
 _LONG_NUMBER = b"0" * 20
 _SAMPLES, _LONG_SAMPLE = slice(None, None, 5), b"0" * 4
 #: Digits of an integer that Python reads (`sys.set_int_max_str_digits`); PostgreSQL's numeric has up to 131,072.
