@@ -12,7 +12,6 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import attrs
 
 from rtpool.errors import ConfigConflict, RtpoolError
 from rtpool.events import ChannelState, Event
+from rtpool.outcome import Outcome
 from rtpool.protocol.json_engine import canonical, loads
 from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.postgres import ChangeBinding
@@ -178,7 +178,7 @@ class Attachment:
         number: later attachments have higher ones.
         opened: whether its mailboxes take events; until then none are for it.
         ready: done when events really flow, or with the error that says why they never will.
-        left: done when the server forgot the channel, or need not because others are on it.
+        left: done when the server forgot the channel, or need not because others are on it; made when it is detached.
         caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
         flowing: whether events flow to it in the present join; confined to the I/O thread, read anywhere.
         flowing_since: when they first flowed, None before; likewise.
@@ -190,8 +190,8 @@ class Attachment:
     share: Share
     number: int = attrs.field(factory=itertools.count(1).__next__)
     opened: bool = False
-    ready: Future[None] = attrs.field(factory=Future)
-    left: Future[None] = attrs.field(factory=Future)
+    ready: Outcome[None] = attrs.field(factory=Outcome)
+    left: Outcome[None] = attrs.field(init=False)
     caught_up: bool = False
     flowing: bool = False
     flowing_since: datetime | None = None
@@ -225,6 +225,25 @@ class Subscriber:
 
     Thread-safety: `bindings` and `attachment` are written under the registry's lock and read anywhere.
     """
+
+    __slots__ = (
+        "_bindings",
+        "_own_bindings",
+        "_receive_own",
+        "ack",
+        "attachment",
+        "detached",
+        "forked",
+        "key",
+        "leaving",
+        "mailbox",
+        "replay",
+        "stream",
+        "stream_claimed",
+        "token",
+        "topic",
+        "unsettled",
+    )
 
     def __init__(
         self,
@@ -390,6 +409,7 @@ class Registry:
             share = self._shares.get(subscriber.key)
             if share is None:
                 share = self._shares[subscriber.key] = Share(subscriber.key)
+            subscriber.key = share.key  # an equal one, which need not be kept twice
             share.subscribers += (subscriber,)
             subscriber.leaving = subscriber.forked = False
             subscriber.attachment = attachment = Attachment(share)
@@ -400,15 +420,11 @@ class Registry:
 
     def ask_again(self, subscriber: Subscriber) -> Attachment | None:
         """Let a Channel whose subscription was refused wait for it anew; its attachment, None when it has none."""
-        attachment = subscriber.attachment
-        if attachment is None:
-            return None
-        ready = attachment.ready
-        if ready.done() and ready.exception() is not None:  # futures have locks of their own
-            with self._lock:
-                if attachment.ready is ready:
-                    attachment.ready = Future()
-        return attachment
+        with self._lock:
+            attachment = subscriber.attachment
+            if attachment is not None and attachment.ready.error is not None:
+                attachment.ready = Outcome()
+            return attachment
 
     def detach(self, subscriber: Subscriber, *, only: Attachment | None = None) -> Attachment | None:
         """
@@ -430,6 +446,7 @@ class Registry:
             self._stop_tracking(share, subscriber)
             subscriber.attachment, subscriber.detached = None, attachment.number
             subscriber.leaving = True
+            attachment.left = Outcome()
             if bindings is not None and kept is not None:
                 kept.discard(bindings)
             if not share.subscribers and self._shares.get(share.key) is share:
