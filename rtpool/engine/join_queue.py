@@ -32,6 +32,8 @@ __all__ = ["JoinQueue"]
 TOO_MANY_JOINS = "Too many joins per second"
 #: Seconds after which one that failed before goes before newcomers, and how many of these go between two such.
 LONGEST_WAIT, NEWCOMERS = 5.0, 4
+#: Joins awaiting an answer below this number are not looked through for those that were left meanwhile.
+MIN_SWEEP = 16
 #: After a join that failed in so many seconds, the socket has this many times as long to itself.
 REST = 4.0
 
@@ -53,6 +55,7 @@ class _Line:
         in_doubt: a join failed, and none has succeeded since.
         newcomers: of `first`, sent since the last of `again`.
         failed_at, busy: when the last failed, and how long that had kept the socket.
+        sweep_at: as many of `sent` are looked through.
     """
 
     connection: Connection
@@ -65,16 +68,24 @@ class _Line:
     newcomers: int = 0
     failed_at: float = -math.inf
     busy: float = 0.0
+    sweep_at: int = MIN_SWEEP
 
-    def look(self) -> None:
-        """Forget what was of an earlier socket, and whose answer will not be told: it was left meanwhile."""
+    def look(self, *, closely: bool = False) -> None:
+        """
+        Forget what was of an earlier socket, and whose answer will not be told: it was left meanwhile.
+
+        Args:
+            closely: whether it matters just now if any is under way; else it is enough not to gather them.
+        """
         connection = self.connection
         if self.epoch != connection.epoch:
             self.epoch, self.sent = connection.epoch, {}
             self.answered_at, self.in_doubt, self.failed_at = -math.inf, False, -math.inf
-        for join in list(self.sent):
-            if connection.session.state(join.topic) in (ChannelState.CLOSED, ChannelState.LEAVING):
-                del self.sent[join]
+        if closely or self.in_doubt or self.again or len(self.sent) >= self.sweep_at:
+            for join in list(self.sent):
+                if connection.session.state(join.topic) in (ChannelState.CLOSED, ChannelState.LEAVING):
+                    del self.sent[join]
+            self.sweep_at = 2 * len(self.sent) + MIN_SWEEP
 
     def head(self, now: float) -> tuple[_Rank, Join] | None:
         """Which may go now, and its rank among those of other lines."""
@@ -221,7 +232,7 @@ class JoinQueue:
     def spare(self, connection: Connection) -> bool:
         """Whether a join that can wait may go out on `connection` now, since no other wants to; if so it counts."""
         for line in self._lines.values():
-            line.look()
+            line.look(closely=True)
         if self._stopped or any(line.first or line.again or line.sent for line in self._lines.values()):
             return False
         return connection.session.joins_available > 0 and self._pace.grant(self._loop.now)
