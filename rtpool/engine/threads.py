@@ -134,6 +134,8 @@ class Bell:
 
     def ring(self) -> None:
         """Wake everybody who listens now."""
+        if not self._ears:
+            return
         ears, self._ears = self._ears, []
         for ear in ears:
             ear.release()
