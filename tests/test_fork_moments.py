@@ -457,7 +457,7 @@ def test_a_child_made_within_result_is_told_that_the_push_is_the_parents(
     channel = pool.channel("room", ack=True).subscribe()
     server.connections[0].freeze()
     push = channel.send_broadcast("x", {})
-    result = fork_within(push.result, lambda: waited_for(push._outgoing.future), server.connections[0].thaw)
+    result = fork_within(push.result, lambda: push._outgoing.listeners, server.connections[0].thaw)
     assert result == ({}, 7)
 
 

@@ -150,7 +150,7 @@ class Pushes:
 
     def _expire_at_deadline(self, outgoing: Outgoing, expire: Callable[[], None]) -> None:
         timer = self._loop.call_at(outgoing.deadline, expire)
-        outgoing.future.add_done_callback(lambda _: timer.cancel())
+        self._budget.when_settled(outgoing, timer.cancel)
 
     def _expire(self, join: Join, outgoing: Outgoing) -> None:
         if outgoing in join.buffer:
@@ -213,6 +213,6 @@ class Pushes:
         self.say_presence(join)
 
     def _expire_presence(self, join: Join, outgoing: Outgoing) -> None:
-        if not outgoing.future.done():
+        if outgoing.outcome is None:
             self._budget.settle(outgoing, None, outgoing.timed_out(written=outgoing in join.presence_calling))
             join.presence_pushes.pop(outgoing, None)
