@@ -299,9 +299,10 @@ class Coordinator:
     def opened(self, connection: Connection) -> None:
         """Join all that live there."""
         self.joining.find_homes()
-        for join in list(connection.joins.values()):
-            if join.blocked is None and join.retry is None and not join.leaving:
-                self.joining.request(join)
+        with self.joining.queue.together():
+            for join in list(connection.joins.values()):
+                if join.blocked is None and join.retry is None and not join.leaving:
+                    self.joining.request(join)
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
