@@ -230,7 +230,7 @@ class Router:
         broadcast = outgoing.broadcast
         if broadcast is not None and join.config.receive_own:
             content = content_of(broadcast.data if broadcast.is_binary else loads(broadcast.data))
-            join.echoes.append(Echo(outgoing, content, self._wall().timestamp()))
+            join.await_echo(Echo(outgoing, content, self._wall().timestamp()))
 
     def loop_back(self, join: Join, outgoing: Outgoing) -> None:
         """Siblings hear a broadcast that the server does not send back to the socket it came from."""
