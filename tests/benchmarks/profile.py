@@ -18,18 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tests.benchmarks.clients.floor import exhaust, reads
 from tests.benchmarks.peers import receiver
 from tests.benchmarks.processes import module, run, server
 from tests.benchmarks.traffic import Plan
 
 MESSAGES = {50: 50_000, 250: 50_000, 2_000: 20_000, 100_000: 1_000}
-READ_SIZE = 65_536
 REPEATS = 5
-
-
-def exhaust(items: Iterable[object]) -> None:
-    """Make every item and keep none."""
-    deque(items, maxlen=0)
 
 
 class Layers:
@@ -57,10 +52,8 @@ class Layers:
     def _take(self) -> None:
         coordinator = self._engine.coordinator
         (connection,) = coordinator.connections.all
-        stream = b"".join(self._plan.frames("2.0.0", 0))
-        chunks = [stream[at : at + READ_SIZE] for at in range(0, len(stream), READ_SIZE)]
-        reads = self._frames(chunks)
-        flat = [message for messages in reads for message in messages]
+        cut = self._frames(reads(self._plan))
+        flat = [message for messages in cut for message in messages]
         serializer = connection.session._serializer
         self._time("decode", lambda: exhaust(serializer.decode(m.data, m.opcode == 2) for m in flat))
         decoded = deque(serializer.decode(m.data, m.opcode == 2) for m in flat)
@@ -76,8 +69,8 @@ class Layers:
             return events
 
         connection.session._serializer = _Stub(decode=replay)
-        self._time("session", lambda: exhaust(map(session, reads)))
-        said = [session(messages) for messages in reads]
+        self._time("session", lambda: exhaust(map(session, cut)))
+        said = [session(messages) for messages in cut]
         connection.session._serializer = serializer
         batches: list[list[Any]] = []
 

@@ -41,7 +41,8 @@ class Counted:
         came, expected = self.numbers, range(self.expected)
         if len(came) == len(expected) and all(a == b for a, b in zip(came, expected, strict=True)):
             return
-        at = next((i for i, (a, b) in enumerate(zip(came, expected, strict=False)) if a != b), len(came))
+        at = next((i for i, (a, b) in enumerate(zip(came, expected, strict=False)) if a != b), None)
+        at = min(len(came), len(expected)) if at is None else at
         raise SystemExit(
             f"{len(came)} of {self.expected} messages came; the first wrong one is at {at}: {came[at:][:3]}"
         )

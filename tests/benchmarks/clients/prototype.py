@@ -115,6 +115,7 @@ def main() -> None:
     go = {"type": "broadcast", "event": "go", "payload": {"messages": told["messages"]}}
     ws.send(json.dumps(["1", "2", "realtime:bench-0", "broadcast", go]))
     assert over.wait(100), f"{len(counter.numbers)} messages came"
+    assert ws.sock is not None
     ws.sock.shutdown(socket.SHUT_RDWR)  # its end is what the reading thread waits for
     with mailbox.ready:
         mailbox.over = True
