@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -166,9 +167,26 @@ def test_a_message_lost_doubled_or_out_of_order_fails_its_client(numbers: list[i
 
 def test_a_process_that_fails_says_why() -> None:
     with pytest.raises(Failed, match="what went wrong"):
-        run([sys.executable, "-c", "raise SystemExit('what went wrong')"], {})
+        run([sys.executable, "-c", "print('{}'); raise SystemExit('what went wrong')"], {})
     with pytest.raises(Failed, match="did not end within"):
         run([sys.executable, "-c", "import time; time.sleep(60)"], {}, timeout=0.5)
+
+
+def test_a_server_that_has_something_to_say_fails_its_row() -> None:
+    @contextlib.contextmanager
+    def serve() -> Iterator[None]:
+        yield
+        raise Failed("a client left before it had all")
+
+    case = Case("made", "a made case", lambda settings: [Row("a row", [made("rtpool", 1)], serve)])
+    assert measure([case], Settings(rounds=1), lambda line: None).failures == [
+        "made, a row, its server: a client left before it had all"
+    ]
+
+
+def test_what_a_server_writes_to_its_stderr_is_told() -> None:
+    with pytest.raises(Failed, match="No module named"), server("nonsense", {}):
+        pass
 
 
 def tiny(name: str, told: Mapping[str, Any], **plan: Any) -> Mapping[str, float]:

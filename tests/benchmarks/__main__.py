@@ -16,7 +16,7 @@ from tests.benchmarks.cases import all_cases
 from tests.benchmarks.model import Settings
 from tests.benchmarks.runner import measure
 
-ROUNDS, QUICK_ROUNDS, QUICK_SCALE = 5, 2, 0.25
+ROUNDS, QUICK_ROUNDS, QUICK_SCALE = 5, 1, 0.25
 
 
 def main() -> int:

@@ -41,14 +41,17 @@ def _measure_row(case: str, row: Row, settings: Settings, results: Results) -> N
             there.append(participant)
     if not there:
         return
-    with row.server() as served:
-        for _ in range(settings.rounds):
-            for participant in list(there):
-                try:
-                    results.add(case, row.variant, participant.name, participant.measure(served))
-                except Failed as error:
-                    results.fail(case, row.variant, participant.name, str(error))
-                    there.remove(participant)
+    try:
+        with row.server() as served:
+            for _ in range(settings.rounds):
+                for participant in list(there):
+                    try:
+                        results.add(case, row.variant, participant.name, participant.measure(served))
+                    except Failed as error:
+                        results.fail(case, row.variant, participant.name, str(error))
+                        there.remove(participant)
+    except Failed as error:
+        results.failures.append(f"{case}, {row.variant}, its server: {error}")
 
 
 def number(value: float) -> str:

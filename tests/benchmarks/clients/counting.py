@@ -8,7 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Counted", "arguments", "rate", "say"]
+__all__ = ["PATIENCE", "Counted", "arguments", "rate", "say"]
+
+#: Seconds a client waits for the last message; less than `processes.PATIENCE`, so that it says itself what is missing.
+PATIENCE = 40
 
 
 class Counted:
