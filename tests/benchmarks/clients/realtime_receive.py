@@ -1,0 +1,49 @@
+"""
+Supabase's official Python client receives.
+
+It runs in a venv of its own, so of this package nothing is imported but `counting`, which lies beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import sys
+from typing import Any
+
+from realtime import AsyncRealtimeClient
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from counting import Counted, arguments, rate, say  # type: ignore[import-not-found]
+
+
+async def main() -> None:
+    """Receive what is asked for and say the rate."""
+    told = arguments()
+    topics = told.get("topics", 1)
+    counted = [Counted(told["messages"] // topics) for _ in range(topics)]
+    over, joined = asyncio.Semaphore(0), asyncio.Semaphore(0)
+    client = AsyncRealtimeClient(f"ws://127.0.0.1:{told['port']}/realtime/v1", "k")
+    await client.connect()
+
+    def callback(counter: Any) -> Any:
+        def receive(message: Any) -> None:
+            if counter.take(message["payload"]["n"]):
+                over.release()
+
+        return receive
+
+    channels = [client.channel(f"bench-{index}") for index in range(topics)]
+    for channel, counter in zip(channels, counted, strict=True):
+        channel.on_broadcast("x", callback(counter))
+        await channel.subscribe(lambda status, error: joined.release())
+    for _ in channels:
+        await asyncio.wait_for(joined.acquire(), 30)
+    await channels[0].send_broadcast("go", {"messages": told["messages"]})
+    for _ in channels:
+        await asyncio.wait_for(over.acquire(), 100)
+    say({"messages/s": rate(counted)})
+    await client.close()
+
+
+asyncio.run(main())

@@ -1,0 +1,128 @@
+"""
+What a case is made of, and what came out of it.
+
+A case has rows, one for each variant (a payload size, a number of Channels); a row has participants, and each
+participant is measured in a process of its own, once a round, in turn with the others of its row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import attrs
+
+__all__ = ["Case", "Figures", "Key", "Participant", "Results", "Row", "Settings", "Summary", "nothing"]
+
+#: What one participant measured in one round. A figure's name is its unit, as it is printed: ``"messages/s"``.
+Figures = Mapping[str, float]
+
+
+@attrs.frozen
+class Settings:
+    """How much is measured. `scale` is 1, and less for a quick run: messages are multiplied by it."""
+
+    rounds: int = 5
+    scale: float = 1.0
+
+    def messages(self, count: float) -> int:
+        """So many messages, at this scale."""
+        return max(1, round(count * self.scale))
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[None]:
+    """The server of a row that needs none."""
+    yield None
+
+
+@attrs.frozen
+class Participant:
+    """
+    Who is measured.
+
+    Attributes:
+        name: ``"rtpool"``, ``"realtime"``…
+        measure: one round in a process of its own; it is given what the row's `server` yields, and raises when
+            something is wrong, a message that is lost or out of order included.
+        missing: what is to be done to have it here; None when it is here. It is then named in the table, not measured.
+    """
+
+    name: str
+    measure: Callable[[Any], Figures]
+    missing: str | None = None
+
+
+@attrs.frozen
+class Row:
+    """One variant of a case. `server` is entered once, before the first round; a process of its own, too."""
+
+    variant: str
+    participants: Sequence[Participant]
+    server: Callable[[], AbstractContextManager[Any]] = nothing
+
+
+@attrs.frozen
+class Case:
+    """A case: its name on the command line, one line of what it does, and its rows."""
+
+    name: str
+    about: str
+    rows: Callable[[Settings], Sequence[Row]]
+
+
+@attrs.frozen
+class Key:
+    """Where a figure belongs."""
+
+    case: str
+    variant: str
+    participant: str
+    figure: str
+
+
+@attrs.frozen
+class Summary:
+    """The values of one figure, a value a round."""
+
+    values: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        """The middle value."""
+        return statistics.median(self.values)
+
+    @property
+    def low(self) -> float:
+        """The lowest value."""
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        """The highest value."""
+        return max(self.values)
+
+
+@attrs.define
+class Results:
+    """What a run measured, in the order in which it was measured, and who was missing, and why."""
+
+    values: dict[Key, list[float]] = attrs.field(factory=dict)
+    missing: dict[tuple[str, str, str], str] = attrs.field(factory=dict)
+
+    def add(self, case: str, variant: str, participant: str, figures: Figures) -> None:
+        """Note one round of a participant."""
+        for figure, value in figures.items():
+            self.values.setdefault(Key(case, variant, participant, figure), []).append(value)
+
+    def summary(self, key: Key) -> Summary | None:
+        """What came out, None where nothing did."""
+        values = self.values.get(key)
+        return Summary(values) if values else None
+
+    def figures(self, case: str, variant: str) -> list[str]:
+        """The figures of a row, in order."""
+        return list(dict.fromkeys(key.figure for key in self.values if (key.case, key.variant) == (case, variant)))

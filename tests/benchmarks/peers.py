@@ -1,0 +1,62 @@
+"""Who receives beside rtpool: how each is started, what is missing to start it, and in which version it is here."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from tests.benchmarks.model import Figures, Participant
+from tests.benchmarks.processes import module, run
+from tests.interop import install
+
+__all__ = ["PEERS", "receiver", "versions"]
+
+CLIENTS = install.JS.parent.parent / "benchmarks" / "clients"
+RTPOOL = module("clients.rtpool_receive")
+LOOP = module("clients.loops")
+
+#: The command of each, and what it is told beside the numbers.
+PEERS: Mapping[str, tuple[list[str], Mapping[str, Any]]] = {
+    "rtpool": (RTPOOL, {}),
+    "rtpool, no orjson": (RTPOOL, {"orjson": False}),
+    "realtime": ([str(install.PYTHON), "-I", str(CLIENTS / "realtime_receive.py")], {}),
+    "realtime-js": (["node", str(CLIENTS / "realtime_receive.js")], {}),
+    "websocket-client": (LOOP, {"with": "websocket-client"}),
+    "websocket-client, no UTF-8 check": (LOOP, {"with": "websocket-client", "trusting": True}),
+    "websockets": (LOOP, {"with": "websockets"}),
+    "floor": (module("clients.prototype"), {}),
+}
+
+OFFICIAL = {"realtime": "py", "realtime-js": "js"}
+
+
+def receiver(name: str, **told: Any) -> Participant:
+    """A participant of a row that receives what `traffic` sends, told the number of messages and what else there is."""
+    command, own = PEERS[name]
+
+    def measure(served: Mapping[str, Any]) -> Figures:
+        env = {**os.environ, "NODE_EXTRA_CA_CERTS": served["ca"]} if served["ca"] else None
+        return run(command, {**served, **own, **told}, env=env)
+
+    return Participant(name, measure, install.missing(OFFICIAL[name]) if name in OFFICIAL else None)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the official clients and of what runs them, where they are here."""
+    found = {}
+    if shutil.which("node"):
+        told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+        found["node"] = told.stdout.strip().lstrip("v")
+    if install.missing("js") is None:
+        found["realtime-js"] = json.loads((install.JS / "package.json").read_text())["dependencies"][
+            "@supabase/realtime-js"
+        ]
+    if install.missing("py") is None:
+        found["realtime"] = install.REQUIREMENTS.read_text().splitlines()[-1].partition("==")[2]
+    return found
