@@ -16,7 +16,7 @@ from rtpool.checks import check_name, check_timeout
 from rtpool.engine.dispatcher import Mailbox
 from rtpool.engine.engine import Engine
 from rtpool.engine.fork import forked
-from rtpool.engine.mailboxes import make_mailbox
+from rtpool.engine.mailboxes import ChannelMailbox
 from rtpool.engine.outgoing import Outgoing, SentBroadcast
 from rtpool.engine.threads import outcome_of
 from rtpool.errors import (
@@ -121,7 +121,7 @@ class Channel(Callbacks):
         engine, subscriber = self._engine, self._subscriber
         engine.start()
         if not subscriber.bindings and subscriber.stream is None:
-            subscriber.stream = self._make_mailbox(run=None)
+            subscriber.stream = ChannelMailbox(engine, subscriber, pulled=True)
         fresh = engine.registry.attach(subscriber)
         attachment = fresh or engine.registry.ask_again(subscriber)
         if attachment is not None:
@@ -438,14 +438,11 @@ class Channel(Callbacks):
         subscriber.stream_claimed = True
         stream: Mailbox | None = subscriber.stream
         if stream is None:
-            subscriber.stream = stream = self._make_mailbox(run=None, limit=maxsize)
+            subscriber.stream = stream = ChannelMailbox(self._engine, subscriber, limit=maxsize, pulled=True)
             attachment = subscriber.attachment
             if attachment is not None:
                 self._engine.dispatcher.open(stream, attachment.number)
         return stream
-
-    def _make_mailbox(self, run: Callable[[Delivery], None] | None, limit: int | None = None) -> Mailbox:
-        return make_mailbox(self._engine, self._subscriber, run, limit)
 
     def __repr__(self) -> str:
         return f"<rtpool.Channel {self.topic!r} {self.state}>"

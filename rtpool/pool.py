@@ -27,7 +27,7 @@ from rtpool.engine.engine import Engine
 from rtpool.engine.fork import inherit
 from rtpool.engine.health import health_of
 from rtpool.engine.hooks import Hooks
-from rtpool.engine.mailboxes import make_subscriber_mailbox
+from rtpool.engine.mailboxes import ChannelMailbox
 from rtpool.engine.signals import sigterm_calls
 from rtpool.engine.snapshot import stats_of
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
@@ -215,7 +215,7 @@ class RealtimePool(RestBroadcasts):
             replay=wanted,
             token=access_token,
         )
-        subscriber.mailbox = make_subscriber_mailbox(engine, subscriber)
+        subscriber.mailbox = ChannelMailbox(engine, subscriber)
         return self._handle(subscriber)
 
     def _handle(self, subscriber: Subscriber) -> Channel:

@@ -164,8 +164,7 @@ class Connection:
                 messages = self.transport.receive()
                 if self.transport.bytes_received != received_before:
                     self.proof_of_life = self._clock()
-                for message in messages:
-                    self._receive(message, now)
+                self._receive(messages, now)
             self._pump(now)
         except (TransportClosed, ProtocolError, MessageTooBig, ConnectionFailed) as error:
             self._broke(error, now)
@@ -317,21 +316,27 @@ class Connection:
     def _patience(self) -> float:
         return self._options.heartbeat_interval + self._options.heartbeat_timeout
 
-    def _receive(self, message: WsMessage, now: float) -> None:
-        if message.opcode in (OP_TEXT, OP_BINARY):
+    def _receive(self, messages: list[WsMessage], now: float) -> None:
+        receive = self.session.receive
+        for opcode, data in messages:
+            if opcode != OP_TEXT and opcode != OP_BINARY:
+                self._control(opcode, data)
+                continue
             self.messages_received += 1
             if self._options.debug:
-                self._log.debug("< %d %d bytes %r", self.connection_id, len(message.data), message.data[:LOGGED_BYTES])
+                self._log.debug("< %d %d bytes %r", self.connection_id, len(data), data[:LOGGED_BYTES])
             try:
-                self.session.receive(message.data, message.opcode == OP_BINARY, now)
+                receive(data, opcode == OP_BINARY, now)
             except ProtocolError as error:
                 # A real server relays broken JSON of other clients; dropping the frame harms nobody.
                 self._unreadable += 1
                 self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
-        elif message.opcode == OP_PING and self.transport is not None and self.transport.queued < PONG_LIMIT:
-            self.transport.send(OP_PONG, message.data)
-        elif message.opcode == OP_CLOSE:
-            code = close_code(message.data)
+
+    def _control(self, opcode: int, data: bytes) -> None:
+        if opcode == OP_PING and self.transport is not None and self.transport.queued < PONG_LIMIT:
+            self.transport.send(OP_PONG, data)
+        elif opcode == OP_CLOSE:
+            code = close_code(data)
             raise ConnectionFailed(
                 f"the server closed connection {self.connection_id} with code {code}",
                 close_code=code,

@@ -34,6 +34,7 @@ from rtpool.errors import (
 )
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
+from rtpool.protocol.messages import SYSTEM, WireMessage
 from rtpool.protocol.session_events import (
     ChannelEvent,
     HeartbeatLost,
@@ -43,7 +44,6 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
     SessionEvent,
 )
 from rtpool.registry import Attachment, Registry, ShareKey, Subscriber
@@ -338,13 +338,14 @@ class Coordinator:
         """Act on what a session said, in order."""
         unsent: list[tuple[Join, Outgoing]] = []
         may_join = False
+        # Behind a mailbox that is full, a connection is read at its end for answers alone.
+        joins = {} if connection.state == "closing" and connection.paused_by else connection.joins
         for event in events:
-            if self.mover.active and self.mover.heard(connection, event):
+            if self.mover.move is not None and self.mover.heard(connection, event):
                 continue
-            if isinstance(event, Received):
-                join = connection.joins.get(event.topic)
-                # Behind a mailbox that is full, a connection is read at its end for answers alone.
-                if join is not None and not (connection.state == "closing" and connection.paused_by):
+            if isinstance(event, WireMessage):
+                join = joins.get(event.topic)
+                if join is not None:
                     self._received(join, event)
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)
@@ -373,15 +374,17 @@ class Coordinator:
                 self.router.announce_cut(join)
             self.readiness.flow(join)
 
-    def _received(self, join: Join, event: Received) -> None:
+    def _received(self, join: Join, message: WireMessage) -> None:
         join.heard_at = self._loop.now
-        flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
         try:
-            self.router.route(join, event.message)
+            if message.event == SYSTEM:
+                flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
+                self.router.route(join, message)
+                self.readiness.feed_spoke(join, flowed, alive_at, self._loop.now)
+            else:
+                self.router.route(join, message)
         except Exception:  # whatever a server sends: one frame costs one frame, never the pool
-            self._log.exception("! a message %r on %r could not be understood", event.message.event, join.name)
-            return
-        self.readiness.feed_spoke(join, flowed, alive_at, self._loop.now)
+            self._log.exception("! a message %r on %r could not be understood", message.event, join.name)
 
     def _channel_event(self, join: Join, event: ChannelEvent) -> None:
         if isinstance(event, Left):

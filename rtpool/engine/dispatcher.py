@@ -7,11 +7,12 @@ server's order, while different Channels run in parallel.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ class Dispatcher:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
-        # Guards: _runnable, _stopping, _idle, _threads, received, delivered, dropped and every Mailbox
+        # Guards: _runnable, _stopping, _idle, _quiescing, _in_hand, _threads, the counters and every Mailbox
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
@@ -97,7 +98,9 @@ class Dispatcher:
         self._runnable: deque[Mailbox] = deque()
         self._stopping = False
         self._forked = False
-        self._idle = 0
+        self._idle = 0  # workers that wait
+        self._quiescing = 0  # threads that wait for a callback in progress
+        self._in_hand: set[Mailbox] = set()
         self._threads: list[PoolThread] = []  # replaced whole
 
     def start(self) -> KeyboardInterrupt | None:
@@ -141,12 +144,11 @@ class Dispatcher:
             if holder <= mailbox.holder:
                 return
             mailbox.holder = holder
-            mailbox.ended = False
+            mailbox.ended, mailbox.interrupted = False, True
             mailbox.generation += 1
             self._discard(mailbox)
             mailbox.appended = mailbox.removed = 0
-            mailbox.marks.clear()
-            mailbox.marks.append((0, self._wall()))
+            mailbox.marks = None
             drained = self._has_drained(mailbox)
             mailbox.blocked = False
         if drained:
@@ -162,34 +164,42 @@ class Dispatcher:
         with self._lock:
             times = [self._came_at(mailbox, mailbox.removed - BATCH)] if mailbox.queued else []
             times += [mailbox.loss.first] if mailbox.loss is not None else []
-            items = (*mailbox.hand, *mailbox.spare, *mailbox.items)
+            items = (*mailbox.hand, *(mailbox.spare or ()), *(mailbox.items or ()))
             return Waiting(
                 min(times, default=None), [item.item if isinstance(item, _Essential) else item for item in items]
             )
 
-    def deliver(self, batch: Iterable[tuple[Mailbox, Any]]) -> list[Mailbox]:
+    def deliver(self, batch: Iterable[tuple[Mailbox, Sequence[Any]]]) -> list[Mailbox]:
         """
         Put items into mailboxes, in order, under one lock.
+
+        Args:
+            batch: mailboxes and what each gets; the items may be the same object for many.
 
         Returns:
             The mailboxes that reached their limit and whose policy, ``block`` or ``close``, the I/O thread carries out.
         """
         overflowed: list[Mailbox] = []
         with self._lock:
-            for mailbox, item in batch:
-                mailbox.received += 1
-                self.received += 1
+            now = self._wall()
+            for mailbox, items in batch:
+                count = len(items)
+                mailbox.received += count
+                self.received += count
                 if mailbox.ended or self._stopping:
-                    self._drop(mailbox, 1)
+                    self._drop(mailbox, count)
                     continue
-                if mailbox.ordinary >= mailbox.limit and not self._make_room(mailbox, overflowed):
-                    continue
-                if not mailbox.ordinary or mailbox.appended - mailbox.marks[-1][0] >= mailbox.limit / MARKS:
-                    self._mark(mailbox)
-                mailbox.items.append(item)
-                mailbox.ordinary += 1
-                mailbox.appended += 1
-                self._schedule(mailbox)
+                if mailbox.ordinary + count > mailbox.limit:
+                    items = self._squeeze(mailbox, items, overflowed, now)
+                    count = len(items)
+                marks = mailbox.marks
+                if not mailbox.ordinary or not marks or mailbox.appended - marks[-1][0] >= mailbox.limit / MARKS:
+                    self._mark(mailbox, now)
+                mailbox.queue().extend(items)
+                mailbox.ordinary += count
+                mailbox.appended += count
+                if not mailbox.scheduled:
+                    self._schedule(mailbox)
         return overflowed
 
     def deliver_essential(self, mailbox: Mailbox, run: Callable[[Any], None], item: Any) -> bool:
@@ -204,7 +214,8 @@ class Dispatcher:
                 return False
             essential = _Essential(run, item, mailbox.hold())
             # A reader of a pull mailbox sees data only; its essentials run on a worker.
-            (mailbox.items if mailbox.run is not None and not mailbox.ended else mailbox.spare).append(essential)
+            aside = mailbox.pulled or mailbox.ended
+            (mailbox.essentials() if aside else mailbox.queue()).append(essential)
             self._schedule(mailbox, always=True)
         return True
 
@@ -222,7 +233,7 @@ class Dispatcher:
             if holder is not None and holder < mailbox.holder:
                 return
             mailbox.holder = mailbox.holder if holder is None else holder
-            mailbox.ended = True
+            mailbox.ended = mailbox.interrupted = True
             mailbox.generation += 1
             self._discard(mailbox)
             drained = self._has_drained(mailbox)
@@ -247,11 +258,15 @@ class Dispatcher:
                 return
             mailbox.interrupted = True
             seen = mailbox.runs
-            while not self._changed.wait_for(
-                lambda: mailbox.running is None or mailbox.runs != seen, timeout=QUIESCE_SECONDS
-            ):
-                if is_in_user_code(worker) or time.monotonic() >= deadline:
-                    return
+            self._quiescing += 1
+            try:
+                while not self._changed.wait_for(
+                    lambda: mailbox.running is None or mailbox.runs != seen, timeout=QUIESCE_SECONDS
+                ):
+                    if is_in_user_code(worker) or time.monotonic() >= deadline:
+                        return
+            finally:
+                self._quiescing -= 1
 
     def take(self, mailbox: Mailbox, timeout: float | None) -> Any:
         """
@@ -296,7 +311,7 @@ class Dispatcher:
             return loss, None, False
         mailbox.delivered += 1
         self.delivered += 1
-        item = mailbox.items.popleft()
+        item = mailbox.queue().popleft()
         mailbox.ordinary -= 1
         mailbox.removed += 1
         return None, item, self._has_drained(mailbox)
@@ -305,6 +320,7 @@ class Dispatcher:
         """Drop ordinary items, let essential ones run, then end the workers. Does not wait."""
         with self._lock:
             self._stopping = True
+            self._interrupt_all()
             self._ready.notify_all()
             self._changed.notify_all()
             self._news.ring()
@@ -328,50 +344,72 @@ class Dispatcher:
         self._changed = threading.Condition(self._lock)
         self._news = Bell()
         self._forked = self._stopping = True
+        self._interrupt_all()
         self._runnable.clear()
         self._threads = []
 
     # The caller holds self._lock in what follows, up to _work.
 
-    def _make_room(self, mailbox: Mailbox, overflowed: list[Mailbox]) -> bool:
+    def _interrupt_all(self) -> None:
+        for mailbox in self._in_hand:
+            mailbox.interrupted = True
+
+    def _squeeze(
+        self, mailbox: Mailbox, items: Sequence[Any], overflowed: list[Mailbox], now: datetime
+    ) -> Sequence[Any]:
+        """Make a mailbox that has not room for all of `items` take them, as its policy says; those that go in."""
         assert self._lock.locked()
-        policy = mailbox.overflow
+        policy, room = mailbox.overflow, max(0, mailbox.limit - mailbox.ordinary)
+        lost = len(items) - room
         if policy == "block":
             # Over its limit by at most what one read had; the socket is read no further. Said every time, because a
             # reconnect may have brought another socket meanwhile.
             mailbox.blocked = True
             overflowed.append(mailbox)
-            return True
-        self._drop(mailbox, 1)
+            return items
+        self._drop(mailbox, lost)
         if policy == "close":
             if not mailbox.blocked:
                 mailbox.blocked, mailbox.overflowed = True, mailbox.holder
                 overflowed.append(mailbox)
-            return False
-        now = self._wall()
+            return items[:room]
         oldest = self._came_at(mailbox, mailbox.removed) if policy == "drop_oldest" else now
         loss = mailbox.loss = mailbox.loss or Loss(oldest)
-        loss.count += 1
+        loss.count += lost
         loss.last = now
         if policy == "drop_newest":
-            return False
-        del mailbox.items[next(i for i, item in enumerate(mailbox.items) if not isinstance(item, _Essential))]
-        mailbox.ordinary -= 1
-        mailbox.removed += 1
-        return True
+            return items[:room]
+        of_old = min(lost, mailbox.ordinary)
+        self._remove_oldest(mailbox, of_old)
+        mailbox.appended += lost - of_old  # came, and went at once
+        mailbox.removed += lost
+        return items[lost - of_old :]
 
-    def _mark(self, mailbox: Mailbox) -> None:
+    def _remove_oldest(self, mailbox: Mailbox, count: int) -> None:
         assert self._lock.locked()
-        marks = mailbox.marks
-        marks.append((mailbox.appended, self._wall()))
+        queue = mailbox.queue()
+        essentials = []
+        mailbox.ordinary -= count
+        while count:
+            item = queue.popleft()
+            if isinstance(item, _Essential):
+                essentials.append(item)
+            else:
+                count -= 1
+        queue.extendleft(reversed(essentials))
+
+    def _mark(self, mailbox: Mailbox, now: datetime) -> None:
+        assert self._lock.locked()
+        marks = mailbox.marks = mailbox.marks or []
+        marks.append((mailbox.appended, now))
         while len(marks) > 1 and marks[1][0] <= mailbox.removed - BATCH:
-            marks.popleft()
+            del marks[0]
 
     def _came_at(self, mailbox: Mailbox, index: int) -> datetime:
         """When the item of this number came, or some time before."""
         assert self._lock.locked()
         came = self._wall()
-        for count, at in reversed(mailbox.marks):
+        for count, at in reversed(mailbox.marks or ()):
             came = at
             if count <= index:
                 break
@@ -384,7 +422,7 @@ class Dispatcher:
 
     def _schedule(self, mailbox: Mailbox, *, always: bool = False) -> None:
         assert self._lock.locked()
-        if mailbox.run is None and not always:
+        if mailbox.pulled and not always:
             self._news.ring()
             return
         if not mailbox.scheduled:
@@ -395,12 +433,13 @@ class Dispatcher:
 
     def _discard(self, mailbox: Mailbox) -> None:
         assert self._lock.locked()
-        kept = [item for item in mailbox.items if isinstance(item, _Essential)]
-        self._drop(mailbox, len(mailbox.items) - len(kept))
-        mailbox.items.clear()
+        items, mailbox.items = mailbox.items or (), None
+        kept = [item for item in items if isinstance(item, _Essential)]
+        self._drop(mailbox, len(items) - len(kept))
         mailbox.ordinary = 0
-        mailbox.spare.extend(kept)
         mailbox.loss = None
+        if kept:
+            mailbox.essentials().extend(kept)
 
     def _has_drained(self, mailbox: Mailbox) -> bool:
         assert self._lock.locked()
@@ -409,22 +448,34 @@ class Dispatcher:
             return True
         return False
 
-    def _next_batch(self, mailbox: Mailbox) -> tuple[list[Any], Loss | None]:
+    def _next_batch(self, mailbox: Mailbox) -> tuple[Sequence[Any], Loss | None]:
+        """Items that are all essential, or all ordinary; and what was lost before or after them."""
         assert self._lock.locked()
-        batch: list[Any] = []
-        while mailbox.spare:
-            batch.append(mailbox.spare.popleft())
+        if mailbox.spare:
+            batch: Sequence[Any] = tuple(mailbox.spare)
+            mailbox.spare = None
+            return batch, None
+        items = mailbox.items
+        if mailbox.pulled or not items:
+            batch = ()
+        elif mailbox.ordinary < len(items):
+            essential = isinstance(items[0], _Essential)
+            same = itertools.takewhile(lambda item: isinstance(item, _Essential) is essential, items)
+            batch = tuple(itertools.islice(same, BATCH))
+        else:
+            batch = tuple(itertools.islice(items, BATCH))
+        if items is not None:
+            if len(batch) == len(items):
+                items = mailbox.items = None
+            else:
+                for _ in batch:
+                    items.popleft()
+        if batch and not isinstance(batch[0], _Essential):
+            mailbox.ordinary -= len(batch)
+            mailbox.removed += len(batch)
         loss = None
-        if mailbox.run is not None:
-            items = mailbox.items
-            while items and len(batch) < BATCH:
-                item = items.popleft()
-                if not isinstance(item, _Essential):
-                    mailbox.ordinary -= 1
-                    mailbox.removed += 1
-                batch.append(item)
-            if mailbox.loss is not None and (mailbox.overflow == "drop_oldest" or not items):
-                loss, mailbox.loss = mailbox.loss, None
+        if mailbox.loss is not None and not mailbox.pulled and (mailbox.overflow == "drop_oldest" or not items):
+            loss, mailbox.loss = mailbox.loss, None
         return batch, loss
 
     def _work(self) -> None:
@@ -450,23 +501,27 @@ class Dispatcher:
             mailbox.running = threading.get_ident()
             mailbox.interrupted = False
             generation = mailbox.generation
-        done = ordinary = 0
+            self._in_hand.add(mailbox)
+        done = 0
+        ordinary = bool(batch) and not isinstance(batch[0], _Essential)
         # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
         loss_first = loss is not None and mailbox.overflow == "drop_oldest"
         try:
             if loss is not None and loss_first:
                 self._announce(mailbox, loss)
-            done, ordinary = self._run(mailbox, batch, generation)
+            done = self._run(mailbox, batch, generation) if ordinary else self._run_essentials(mailbox, batch)
             if loss is not None and not loss_first and done == len(batch):
                 self._announce(mailbox, loss)
                 loss = None
         finally:
             with self._lock:
-                mailbox.delivered += ordinary
-                self.delivered += ordinary
+                self._in_hand.discard(mailbox)
+                if ordinary:
+                    mailbox.delivered += done
+                    self.delivered += done
                 if loss is not None and not loss_first and generation == mailbox.generation:
                     mailbox.loss = mailbox.loss or loss
-                self._put_back(mailbox, batch[done:], generation)
+                self._put_back(mailbox, batch[done:] if done < len(batch) else (), generation)
                 drained = self._has_drained(mailbox)
         if self._forked:
             return False
@@ -474,54 +529,64 @@ class Dispatcher:
             self._on_drained(mailbox)
         return True
 
-    def _run(self, mailbox: Mailbox, batch: list[Any], generation: int) -> tuple[int, int]:
-        """Run a batch outside the lock; return how many items are used up, and how many of those were ordinary."""
-        run, done, ordinary = mailbox.run, 0, 0
-        for item in batch:
+    def _run(self, mailbox: Mailbox, batch: Sequence[Any], generation: int) -> int:
+        """Run ordinary items, outside the lock; return how many are used up."""
+        done = 0
+        while done < len(batch):
+            if mailbox.interrupted and (done or self._stopping or mailbox.generation != generation):
+                break
+            mailbox.done = 0
+            try:
+                mailbox.run_each(batch[done:] if done else batch)
+            except Exception:
+                self._report()
+                mailbox.done += 1
+            done += mailbox.done
+        return done
+
+    def _run_essentials(self, mailbox: Mailbox, batch: Sequence[_Essential]) -> int:
+        done = 0
+        for essential in batch:
             if self._forked or (mailbox.interrupted and done):
                 break
-            if isinstance(item, _Essential):
-                self._call(item.run, item.item)
-            elif mailbox.generation != generation or self._stopping or run is None:
-                break
-            else:
-                self._call(run, item)
-                ordinary += 1
+            self._call(essential.run, essential.item)
             done += 1
-        return done, ordinary
+        return done
 
-    def _put_back(self, mailbox: Mailbox, rest: list[Any], generation: int) -> None:
+    def _put_back(self, mailbox: Mailbox, rest: Sequence[Any], generation: int) -> None:
         assert self._lock.locked()
         mailbox.runs += 1
         mailbox.running = None
-        mailbox.hand = []
-        current = generation == mailbox.generation and not self._stopping
-        for item in reversed(rest):
-            if current:
-                mailbox.items.appendleft(item)
-                if not isinstance(item, _Essential):
-                    mailbox.ordinary += 1
-                    mailbox.removed -= 1
-            elif isinstance(item, _Essential):
-                mailbox.spare.appendleft(item)
+        mailbox.hand = ()
+        if rest:
+            if isinstance(rest[0], _Essential):
+                aside = generation != mailbox.generation or self._stopping
+                (mailbox.essentials() if aside else mailbox.queue()).extendleft(reversed(rest))
+            elif generation == mailbox.generation and not self._stopping:
+                mailbox.queue().extendleft(reversed(rest))
+                mailbox.ordinary += len(rest)
+                mailbox.removed -= len(rest)
             else:
-                self._drop(mailbox, 1)
+                self._drop(mailbox, len(rest))
         if self._stopping:
             self._discard(mailbox)
-        mailbox.scheduled = bool(mailbox.spare or (mailbox.items and mailbox.run is not None))
+        mailbox.scheduled = bool(mailbox.spare or (mailbox.items and not mailbox.pulled))
         if mailbox.scheduled:
             self._runnable.append(mailbox)
             if self._idle:
                 self._ready.notify()
-        self._changed.notify_all()
+        if self._quiescing:
+            self._changed.notify_all()
 
     def _announce(self, mailbox: Mailbox, loss: Loss) -> None:
-        assert mailbox.run is not None  # who reads by himself is told by `take`
         self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))
 
     def _call(self, run: Callable[[Any], None], item: Any) -> None:
         try:
             run(item)
         except Exception:
-            # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
-            self._log.exception("! a worker of pool %s failed outside a callback", self._name)
+            self._report()
+
+    def _report(self) -> None:
+        # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
+        self._log.exception("! a worker of pool %s failed outside a callback", self._name)

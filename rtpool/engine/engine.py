@@ -14,7 +14,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 from rtpool.engine.clocks import boot_clock
@@ -97,6 +96,16 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+class _PoolMailbox(Mailbox):
+    """What waits for the pool's own listeners: only what is essential."""
+
+    __slots__ = ()
+
+    def hold(self) -> object:
+        """The listeners."""
+        return self.owner._hooks_now()
+
+
 class Engine:
     """
     Registry, I/O loop, dialer, workers and coordinator of one pool.
@@ -160,14 +169,7 @@ class Engine:
         self.ended = threading.Event()
         #: Whether it is the parent's, and this process a forked child. `was_closed`: whether it was closed before.
         self.forked = self.was_closed = False
-        self._pool_mailbox = Mailbox(
-            self,
-            self._run_listeners,
-            limit=1,
-            overflow="drop_newest",
-            announce_loss=_no_announcement,
-            hold=self._hooks,
-        )
+        self._pool_mailbox = _PoolMailbox(self, limit=1, overflow="drop_newest")
         self.coordinator = Coordinator(
             name,
             endpoint,
@@ -356,31 +358,28 @@ class Engine:
             source=self.endpoint,  # made with the pool, and without a __dict__: Python 3.11 finds no others
         )
 
-    def run_user_code(self, callback: Callback, value: Any, where: str) -> bool:
-        """
-        Call user code on a worker; what it raises is logged and counted, and harms nothing else.
-
-        Returns:
-            False when it raised.
-        """
+    def run_user_code(self, callback: Callback, value: Any, where: str) -> None:
+        """Call user code on a worker; what it raises is logged and counted, and harms nothing else."""
         if self.forked:  # a callback of the same event forked, and returned in the child
-            return False
+            return
         try:
             enter_user_code(callback, value)
         except BaseException as error:  # a callback that calls sys.exit() must not take a worker along
-            with self._lock:
-                self.callback_errors += 1
-            self._log.exception("! callback %r of %s raised", _name(callback), where)
-            hook = self._hooks_now().error
-            if hook is not None:
-                try:
-                    hook(error, callback, value)
-                except BaseException:  # likewise
-                    self._log.exception("! on_callback_error itself raised")
-            if isinstance(error, KeyboardInterrupt):
-                pass_on(error)
-            return False
-        return True
+            self.callback_failed(error, callback, value, where)
+
+    def callback_failed(self, error: BaseException, callback: Callback, value: Any, where: str) -> None:
+        """User code raised: log and count it, and tell who wants to know."""
+        with self._lock:
+            self.callback_errors += 1
+        self._log.exception("! callback %r of %s raised", _name(callback), where)
+        hook = self._hooks_now().error
+        if hook is not None:
+            try:
+                hook(error, callback, value)
+            except BaseException:  # likewise
+                self._log.exception("! on_callback_error itself raised")
+        if isinstance(error, KeyboardInterrupt):
+            pass_on(error)
 
     def listen(self, callback: Callback) -> None:
         """Add a listener for the pool's status."""
@@ -471,7 +470,3 @@ class Engine:
 
 def _name(callback: Callback) -> str:
     return getattr(callback, "__qualname__", type(callback).__name__)
-
-
-def _no_announcement(first: datetime, last: datetime, count: int) -> Any:
-    raise AssertionError(f"the pool's own mailbox lost {count} items from {first} to {last}")

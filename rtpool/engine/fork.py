@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.engine.engine import Engine
 from rtpool.engine.joins import Outage
-from rtpool.engine.mailboxes import make_mailbox, make_subscriber_mailbox
+from rtpool.engine.mailboxes import ChannelMailbox
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked
 from rtpool.events import Gap, StatusChange
 from rtpool.registry import Attachment, Delivery, Subscriber
@@ -43,8 +43,8 @@ def inherit(old: Engine, new: Engine, subscribers: Iterable[Subscriber], *, resu
     for subscriber in subscribers:
         outage = _outage(old, subscriber) if resubscribe else None
         before = subscriber.inherit(
-            make_subscriber_mailbox(new, subscriber),
-            stream=None if subscriber.stream is None else make_mailbox(new, subscriber, None, subscriber.stream.limit),
+            ChannelMailbox(new, subscriber),
+            stream=subscriber.stream and ChannelMailbox(new, subscriber, limit=subscriber.stream.limit, pulled=True),
         )
         # By an earlier fork, and not subscribed since: a daemon is a child of a child.
         subscriber.forked = not new.closed and (before is not None or subscriber.forked)

@@ -5,7 +5,7 @@ What waits for one Channel; the dispatcher fills and empties it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -24,29 +24,27 @@ class Loss:
 
 class Mailbox:
     """
-    What waits for one Channel.
+    What waits for one Channel. A kind of mailbox says in `run` what becomes of an item, on a worker.
 
     Args:
         owner: whose it is, for who decides about an overflow.
-        run: called on a worker with each item; None for a mailbox that is read with `Dispatcher.take`.
         limit: items it holds; what is essential comes on top.
         overflow: see `PoolOptions.overflow`.
-        announce_loss: makes the item that tells of lost ones, from the first and last time of loss and their number.
-        hold: gives what must live as long as something essential waits: the callbacks it is for.
+        pulled: whether it is read with `Dispatcher.take`; workers run only what is essential then.
 
-    Thread-safety: every attribute belongs to the dispatcher's lock; the counters may be read anywhere.
+    Thread-safety: every attribute belongs to the dispatcher's lock, but for `done`, which is its worker's; the counters
+    and `interrupted` may be read anywhere.
     """
 
     __slots__ = (
-        "announce_loss",
         "appended",
         "blocked",
         "delivered",
+        "done",
         "dropped",
         "ended",
         "generation",
         "hand",
-        "hold",
         "holder",
         "interrupted",
         "items",
@@ -57,43 +55,34 @@ class Mailbox:
         "overflow",
         "overflowed",
         "owner",
+        "pulled",
         "received",
         "removed",
-        "run",
         "running",
         "runs",
         "scheduled",
         "spare",
     )
 
-    def __init__(
-        self,
-        owner: Any,
-        run: Callable[[Any], None] | None,
-        *,
-        limit: int,
-        overflow: str,
-        announce_loss: Callable[[datetime, datetime, int], Any],
-        hold: Callable[[], object] = lambda: None,
-    ) -> None:
+    def __init__(self, owner: Any, *, limit: int, overflow: str, pulled: bool = False) -> None:
         self.owner = owner
-        self.hold = hold
-        self.run = run
+        self.pulled = pulled
         self.limit = limit
         self.overflow = overflow
-        self.announce_loss = announce_loss
-        self.items: deque[Any] = deque()
+        # An empty deque has 760 bytes; most mailboxes wait for hours.
+        self.items: deque[Any] | None = None
         self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
         # Ordinary items put in and taken out since it was opened, and when some of them came: (how many had, when).
         self.appended = self.removed = 0
-        self.marks: deque[tuple[int, datetime]] = deque()
-        self.spare: deque[Any] = deque()  # essential: never dropped, counted neither as delivered nor as queued
-        self.hand: list[Any] = []  # a worker's, from when it took them until it is through with all of them
+        self.marks: list[tuple[int, datetime]] | None = None
+        self.spare: deque[Any] | None = None  # essential: never dropped, counted neither as delivered nor as queued
+        self.hand: Sequence[Any] = ()  # a worker's, from when it took them until it is through with all of them
         self.loss: Loss | None = None
         self.scheduled = False
         self.running: int | None = None  # the worker's thread id
         self.runs = 0
-        self.interrupted = False
+        self.interrupted = False  # the worker is to look up after the item in progress
+        self.done = 0  # items of its hand the worker is through with
         self.blocked = False
         self.ended = True  # closed to ordinary items until its Channel is attached
         self.overflowed = 0  # the number of the subscription that fell behind
@@ -103,7 +92,43 @@ class Mailbox:
         self.delivered = 0
         self.dropped = 0
 
+    # What a kind of mailbox says; called without a lock.
+
+    def run(self, item: Any) -> None:
+        """Do with an item, on a worker, what it is for."""
+        raise NotImplementedError
+
+    def run_each(self, items: Sequence[Any]) -> None:
+        """`run` with each item, counting in `done`, until the worker is to look up."""
+        for item in items:
+            self.run(item)
+            self.done += 1
+            if self.interrupted:
+                return
+
+    def announce_loss(self, first: datetime, last: datetime, count: int) -> Any:
+        """Make the item that tells of lost ones, from the first and last time of loss and their number."""
+        raise NotImplementedError
+
+    def hold(self) -> object:
+        """What must live as long as something essential waits: the callbacks it is for."""
+        return None
+
+    # Under the dispatcher's lock
+
     @property
     def queued(self) -> int:
         """Ordinary items that wait, or that a worker has in its hands."""
         return self.received - self.delivered - self.dropped
+
+    def queue(self) -> deque[Any]:
+        """The items, to add to."""
+        if self.items is None:
+            self.items = deque()
+        return self.items
+
+    def essentials(self) -> deque[Any]:
+        """The spare items, to add to."""
+        if self.spare is None:
+            self.spare = deque()
+        return self.spare

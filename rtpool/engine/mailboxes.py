@@ -4,54 +4,91 @@ A Channel's mailboxes: how an event becomes calls of its callbacks. They refer t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from rtpool.engine.connection import UNDER_WAY
-from rtpool.engine.dispatcher import Mailbox
 from rtpool.engine.engine import Engine
-from rtpool.events import Event, Gap, Message
+from rtpool.engine.mailbox import Mailbox
+from rtpool.engine.threads import enter_user_code
+from rtpool.events import Gap, Message
 from rtpool.registry import Delivery, Subscriber
 
-__all__ = ["make_mailbox", "make_subscriber_mailbox"]
+__all__ = ["ChannelMailbox"]
+
+#: The kinds of events a Channel still hears of when it has ended.
+OUTLIVES = ("status", "gap")
 
 
-def make_subscriber_mailbox(engine: Engine, subscriber: Subscriber) -> Mailbox:
-    """The mailbox of a Channel's callbacks. It refers to neither the Channel nor the pool."""
+class ChannelMailbox(Mailbox):
+    """
+    A mailbox of a Channel, announcing what it loses as a `Gap`.
 
-    def run(delivery: Delivery) -> None:
-        mailbox: Mailbox = subscriber.mailbox
-        for binding in subscriber.bindings:
-            if not binding.wants(delivery):
-                continue
-            # A callback before this one may have called off() or unsubscribe().
-            if binding not in subscriber.bindings or (mailbox.ended and delivery.kind not in ("status", "gap")):
-                continue
-            event: Event = delivery.event
-            if binding.kind == "raw" and delivery.wire is not None:
-                event = Message(subscriber.topic, delivery.wire.event, delivery.wire.payload)
-            engine.run_user_code(binding.callback, event, repr(subscriber.topic))
+    Args:
+        engine: whose workers run it.
+        subscriber: the Channel's.
+        limit: items it holds, None for the pool's `mailbox_limit`.
+        pulled: whether somebody reads it in a loop; else the callbacks are called.
+    """
 
-    return make_mailbox(engine, subscriber, run, None)
+    __slots__ = ("_engine",)
+
+    def __init__(
+        self, engine: Engine, subscriber: Subscriber, *, limit: int | None = None, pulled: bool = False
+    ) -> None:
+        options = engine.options
+        super().__init__(subscriber, limit=limit or options.mailbox_limit, overflow=options.overflow, pulled=pulled)
+        self._engine = engine
+
+    def run(self, item: Delivery) -> None:
+        """Call the callbacks that want one event."""
+        self.run_each((item,))
+
+    def run_each(self, items: Sequence[Delivery]) -> None:
+        """
+        Call the callbacks that want each event.
+
+        All of a message's way to its callback is in one loop: each call in between would cost as much as all the rest.
+        """
+        engine, subscriber = self._engine, self.owner
+        for item in items:
+            kind, name, event, _, _ = item
+            found = subscriber.held()
+            bindings = found.all if found is not None else ()
+            for binding in bindings:
+                if binding.change is not None or binding.kind != kind:
+                    if not binding.wants(item):
+                        continue
+                elif binding.name != name and binding.name != "*":
+                    continue
+                value = event if binding.kind != "raw" else _raw(subscriber, item)
+                # A callback before this one may have called off() or unsubscribe(), or forked and gone on in the child.
+                if found is not None and found.all is not bindings and binding not in found.all:
+                    continue
+                if self.ended and kind not in OUTLIVES:
+                    continue
+                if engine.forked:
+                    return
+                try:
+                    enter_user_code(binding.callback, value)
+                except BaseException as error:  # a callback that calls sys.exit() must not take a worker along
+                    engine.callback_failed(error, binding.callback, value, repr(subscriber.topic))
+            self.done += 1
+            if self.interrupted:
+                return
+
+    def announce_loss(self, first: datetime, last: datetime, count: int) -> Delivery:
+        """The `Gap` of events that were lost here."""
+        self._engine.count_overflow_gap()
+        topic, since = self.owner.topic, first - timedelta(seconds=UNDER_WAY)
+        return Delivery("gap", "overflow", Gap(topic, "overflow", since, last, certain=True))
+
+    def hold(self) -> object:
+        """The callbacks."""
+        return self.owner.held()
 
 
-def make_mailbox(
-    engine: Engine, subscriber: Subscriber, run: Callable[[Delivery], None] | None, limit: int | None
-) -> Mailbox:
-    """A mailbox of a Channel, announcing what it loses as a `Gap`."""
-
-    def announce_loss(first: Any, last: Any, count: int) -> Delivery:
-        engine.count_overflow_gap()
-        since = first - timedelta(seconds=UNDER_WAY)
-        return Delivery("gap", "overflow", Gap(subscriber.topic, "overflow", since, last, certain=True))
-
-    options = engine.options
-    return Mailbox(
-        subscriber,
-        run,
-        limit=limit or options.mailbox_limit,
-        overflow=options.overflow,
-        announce_loss=announce_loss,
-        hold=subscriber.held,
-    )
+def _raw(subscriber: Subscriber, delivery: Delivery) -> Message:
+    """The Phoenix message behind an event."""
+    assert delivery.wire is not None
+    return Message(subscriber.topic, delivery.wire.event, delivery.wire.payload)

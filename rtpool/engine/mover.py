@@ -36,7 +36,6 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
     SessionEvent,
 )
 
@@ -114,7 +113,7 @@ class Mover:
         joining: Joining,
         router: Router,
         pushes: Pushes,
-        deliver: Callable[[Join, Received], None],
+        deliver: Callable[[Join, WireMessage], None],
         flush: Callable[[], None],
         log: Log,
     ) -> None:
@@ -127,7 +126,8 @@ class Mover:
         self._deliver = deliver
         self._flush = flush
         self._log = log
-        self._move: _Move | None = None
+        #: The one that is under way, None while nothing moves; for reading only.
+        self.move: _Move | None = None
         self._source: Connection | None = None
         self._to_move: deque[tuple[str, int]] = deque()  # topics of the source, and the connections they go to
         self._failures = 0
@@ -140,7 +140,7 @@ class Mover:
 
     def merge(self) -> bool:
         """Begin to empty a connection if that can be done; whether one is being emptied."""
-        if self._source is not None or self._move is not None:
+        if self._source is not None or self.move is not None:
             return True
         if self._stopped or not self._supabase or self._loop.now < self._not_before or not self._is_calm():
             return False
@@ -162,7 +162,7 @@ class Mover:
     def _next(self) -> None:
         """Move the next join of the source, or end."""
         source = self._source
-        if source is None or self._stopped or self._move is not None:
+        if source is None or self._stopped or self.move is not None:
             return
         if not self._to_move:
             self._source = None
@@ -189,7 +189,7 @@ class Mover:
 
     def disturbed(self, join: Join) -> None:
         """A join is about to be left, joined anew, or given another token."""
-        move = self._move
+        move = self.move
         if move is None or move.join is not join:
             return
         if move.phase in _BEFORE:
@@ -199,7 +199,7 @@ class Mover:
 
     def lost(self, connection: Connection) -> None:
         """A connection is gone."""
-        move = self._move
+        move = self.move
         if move is None or connection not in (move.source, move.target):
             return
         if move.phase in _BEFORE:
@@ -212,20 +212,15 @@ class Mover:
     def stop(self) -> None:
         """The pool ends: move nothing any more, and hold nothing back."""
         self._stopped, self._source = True, None
-        move, self._move = self._move, None
+        move, self.move = self.move, None
         if move is not None:
             self._let_go(move)
 
     # What sessions say
 
-    @property
-    def active(self) -> bool:
-        """Whether `heard` wants to know what sessions say."""
-        return self._move is not None
-
     def heard(self, connection: Connection, event: SessionEvent) -> bool:
         """Heed what a session said; True when it is nobody else's business."""
-        move = self._move
+        move = self.move
         if move is None:
             return False
         if isinstance(event, Fenced):
@@ -237,16 +232,16 @@ class Mover:
                 self._give_up("a push was not answered")  # the guest may hear it all the same
             elif move.phase is _Phase.HOLDING:
                 self._loop.post(self._cut_when_answered)  # once it is seen to
-        if not isinstance(event, Received | ChannelEvent) or event.topic != move.topic:
+        if not isinstance(event, WireMessage | ChannelEvent) or event.topic != move.topic:
             return False
         if connection is move.target:
             return self._target_said(move, event)
         return connection is move.source and self._source_said(move, event)
 
-    def _source_said(self, move: _Move, event: Received | ChannelEvent) -> bool:
+    def _source_said(self, move: _Move, event: WireMessage | ChannelEvent) -> bool:
         if move.phase in _BEFORE:
-            if isinstance(event, Received):
-                move.handover.live(event.message)
+            if isinstance(event, WireMessage):
+                move.handover.live(event)
                 self._give_up_in_trouble(move)
             else:
                 self._give_up("its channel ended")
@@ -256,7 +251,7 @@ class Mover:
             return True
         return False
 
-    def _target_said(self, move: _Move, event: Received | ChannelEvent) -> bool:
+    def _target_said(self, move: _Move, event: WireMessage | ChannelEvent) -> bool:
         if move.phase is _Phase.GIVEN_UP:
             if isinstance(event, Left):
                 self._over(move)
@@ -265,13 +260,13 @@ class Mover:
             move.handover.forget()  # it was left, and what is said there is for who came since
             return False
         if move.phase not in _BEFORE:
-            return isinstance(event, Received) and self._new_channel_said(move, event)
+            return isinstance(event, WireMessage) and self._new_channel_said(move, event)
         if isinstance(event, Joined):
             move.response = event.response
             if not move.join.config.changes:
                 self._watch(move, SETTLE_SECONDS)
-        elif isinstance(event, Received):
-            self._guest_said(move, event.message)
+        elif isinstance(event, WireMessage):
+            self._guest_said(move, event)
         else:
             if isinstance(event, JoinFailed) and classify_join(event.response) is Action.OTHER_SOCKET:
                 move.target.capacity = min(move.target.capacity, len(move.target.joins))
@@ -290,17 +285,17 @@ class Mover:
         move.handover.guest(message)
         self._give_up_in_trouble(move)
 
-    def _new_channel_said(self, move: _Move, event: Received) -> bool:
-        news = move.handover.guest(event.message)
-        if news is not None and news is not event.message:
-            self._deliver(move.join, Received(event.topic, news))
-        return news is not event.message
+    def _new_channel_said(self, move: _Move, event: WireMessage) -> bool:
+        news = move.handover.guest(event)
+        if news is not None and news is not event:
+            self._deliver(move.join, news)
+        return news is not event
 
     # The steps
 
     def _begin(self, join: Join, source: Connection, target: Connection) -> None:
         deadline = self._loop.call_later(MOVE_SECONDS, lambda: self._give_up("it takes too long"))
-        move = self._move = _Move(join, join.topic, source, target, Handover(), deadline)
+        move = self.move = _Move(join, join.topic, source, target, Handover(), deadline)
         join.handover = move.handover
         target.guests.add(move.topic)
         # The guest hears from the server what we say on the old channel. All of that must be known here: so what was
@@ -351,7 +346,7 @@ class Mover:
             self._fence_in(move, MARGIN_SECONDS, move.target if of_source else move.source)
 
     def _cut_when_answered(self) -> None:
-        move = self._move
+        move = self.move
         if move is None or move.phase is not _Phase.HOLDING or move.source.session.awaits_reply(move.topic):
             return
         if move.source.session.has_events:  # it may have been answered, and nobody looked yet
@@ -380,7 +375,7 @@ class Mover:
         # In order after what was said on the old channel, but late for nobody.
         move.timer = self._loop.call_later(HOLD_SECONDS, lambda: self._release(join))
         for message in kept:
-            self._deliver(join, Received(topic, message))
+            self._deliver(join, message)
         self._flush()
         self.moved, self._failures = self.moved + 1, 0
         self._log.info(
@@ -400,7 +395,7 @@ class Mover:
     def _over(self, move: _Move) -> None:
         """The move has come to an end, or to none."""
         given_up = move.phase is _Phase.GIVEN_UP
-        self._move = None
+        self.move = None
         self._let_go(move)
         for connection in (move.source, move.target):
             if move.topic in connection.guests:
@@ -418,7 +413,7 @@ class Mover:
 
     def _give_up(self, why: str) -> None:
         """The join stays where it is."""
-        move = self._move
+        move = self.move
         if move is None or move.phase not in _BEFORE:
             return
         self._log.info("= %r stays on connection %d: %s", move.join.name, move.source.connection_id, why)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -25,12 +25,24 @@ from rtpool.protocol.messages import (
     SYSTEM,
     WireMessage,
 )
-from rtpool.protocol.postgres import index_ids, matching, parse_change
+from rtpool.protocol.postgres import ChangeBinding, index_ids, matching, parse_change
 from rtpool.protocol.presence import PresenceChange
 from rtpool.protocol.refusals import words_of
 from rtpool.registry import Attachment, Delivery, Subscriber
 
 __all__ = ["Router"]
+
+
+NO_CHANGES: frozenset[ChangeBinding] = frozenset()
+_new = tuple.__new__
+
+
+class _Run(NamedTuple):
+    """Events of a join that go to the same mailboxes, those of `members`."""
+
+    members: tuple[Subscriber, ...]
+    sinks: list[Mailbox]
+    deliveries: list[Delivery]
 
 
 class Router:
@@ -48,7 +60,11 @@ class Router:
         self._dispatcher = dispatcher
         self._wall = wall
         self._supabase = supabase
-        self._batch: list[tuple[Mailbox, Delivery]] = []
+        # What was routed and not handed over yet, in order; the last run of each join, which may be added to; who wants
+        # the changes that some of the server's bindings are for.
+        self._runs: list[_Run] = []
+        self._last: dict[Join, _Run] = {}
+        self._audiences: dict[tuple[Join, frozenset[ChangeBinding]], tuple[Subscriber, ...]] = {}
         self._full: list[Mailbox] = []
         self._handlers: dict[str, Callable[[Join, WireMessage], None]] = {
             PRESENCE_STATE: self._presence_state,
@@ -69,9 +85,11 @@ class Router:
         return full
 
     def _hand_over(self) -> None:
-        if self._batch:
-            batch, self._batch = self._batch, []
-            self._full += self._dispatcher.deliver(batch)
+        if self._runs:
+            runs, self._runs = self._runs, []
+            self._last.clear()
+            self._audiences.clear()
+            self._full += self._dispatcher.deliver([(sink, run.deliveries) for run in runs for sink in run.sinks])
 
     def route(self, join: Join, message: WireMessage) -> None:
         """Deliver one message of a join."""
@@ -85,31 +103,32 @@ class Router:
 
     def _raw(self, join: Join, message: WireMessage) -> None:
         event = Message(join.name, message.event, message.payload)
-        self._deliver(join.members, Delivery("raw", message.event, event, message))
+        self._deliver(join, join.members, Delivery("raw", message.event, event, message))
 
     def _broadcast(self, join: Join, message: WireMessage) -> None:
         payload = message.payload
-        if not isinstance(payload, dict) or not isinstance(payload.get("event"), str):
+        name = payload.get("event") if isinstance(payload, dict) else None
+        if not isinstance(name, str):
             self._raw(join, message)
             return
+        members, message_id, replayed = join.members, None, False
         meta = payload.get("meta")
-        meta = meta if isinstance(meta, dict) else {}
-        message_id = meta.get("id")
-        message_id = message_id if isinstance(message_id, str) else None
-        event = Broadcast(join.name, payload["event"], payload.get("payload"), message_id, meta.get("replayed") is True)
-        members = join.members
+        if isinstance(meta, dict):
+            message_id = meta["id"] if isinstance(meta.get("id"), str) else None
+            replayed = meta.get("replayed") is True
+        event = Broadcast(join.name, name, payload.get("payload"), message_id, replayed)
         if join.echoes and message_id is None:
-            sender = join.claim_echo(event.event, event.payload, self._wall().timestamp())
+            sender = join.claim_echo(name, event.payload, self._wall().timestamp())
             if sender is not None and not sender.receive_own:
                 members = tuple(s for s in members if s is not sender)
-        delivery = Delivery("broadcast", event.event, event, message)
+        delivery = _new(Delivery, (BROADCAST, name, event, message, NO_CHANGES))
         if join.replay is not None and message_id is not None:
-            if not join.replay.take(message_id, replayed=event.replayed):
+            if not join.replay.take(message_id, replayed=replayed):
                 return
             join.replay.remember(delivery)
-            if event.replayed:
+            if replayed:
                 members = tuple(s for s in members if s.attachment is not None and s.attachment.caught_up)
-        self._deliver(members, delivery)
+        self._deliver(join, members, delivery)
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
         change = parse_change(join.name, message.payload)
@@ -119,7 +138,11 @@ class Router:
         join.changes_alive_at = self._wall()
         changes = matching(join.ids, message.payload, change.type)
         delivery = Delivery("postgres_changes", change.type, change, message, changes)
-        self._deliver(tuple(s for s in join.members if not changes.isdisjoint(s.config.changes)), delivery)
+        audience = self._audiences.get((join, changes))
+        if audience is None:
+            audience = tuple(s for s in join.members if not changes.isdisjoint(s.config.changes))
+            self._audiences[join, changes] = audience
+        self._deliver(join, audience, delivery)
 
     def _system(self, join: Join, message: WireMessage) -> None:
         payload = message.payload if isinstance(message.payload, dict) else {}
@@ -140,7 +163,7 @@ class Router:
             join.changes_flow, join.changes_error = False, event.message
         elif event.extension == SYSTEM and event.status == "error":
             join.system_error = event.message
-        self._deliver(join.members, Delivery("system", event.status, event, message))
+        self._deliver(join, join.members, Delivery("system", event.status, event, message))
 
     def _presence_state(self, join: Join, message: WireMessage) -> None:
         self._raw_presence(join, message)
@@ -160,9 +183,9 @@ class Router:
         delivery = Delivery("raw", message.event, Message(join.name, message.event, message.payload), message)
         for subscriber in join.members:
             if any(b.kind == "raw" and b.name in ("*", message.event) for b in subscriber.bindings):
-                self._batch.append((subscriber.mailbox, delivery))
+                self._deliver_to(subscriber.mailbox, delivery)
             elif not self._supabase and not subscriber.config.presence:
-                self._deliver((subscriber,), delivery)
+                self._deliver(join, (subscriber,), delivery)
 
     def _presence_changed(self, join: Join, changes: list[PresenceChange]) -> None:
         join.share.presence = join.presence.snapshot()
@@ -191,9 +214,9 @@ class Router:
             return
         for change in changes:
             event = Presence(join.name, change.type, change.key, change.metas, change.current)
-            self._deliver(members, Delivery("presence", change.type, event))
+            self._deliver(join, members, Delivery("presence", change.type, event))
         sync = Presence(join.name, "sync", state=join.share.presence)
-        self._deliver(members, Delivery("presence", "sync", sync))
+        self._deliver(join, members, Delivery("presence", "sync", sync))
 
     # By what we do
 
@@ -223,7 +246,7 @@ class Router:
         if join.handover is not None:
             join.handover.live(wire)  # to the second channel it is a stranger's
         event = Broadcast(join.name, broadcast.event, payload)
-        self._deliver(siblings, Delivery("broadcast", broadcast.event, event, wire))
+        self._deliver(join, siblings, Delivery("broadcast", broadcast.event, event, wire))
 
     def catch_up(self, join: Join) -> None:
         """Give members that came since what was stored before; from now on they get what is replayed."""
@@ -234,12 +257,12 @@ class Router:
             attachment.caught_up = True
             for delivery in join.replay.recent:
                 event = attrs.evolve(delivery.event, replayed=True)
-                self._deliver((subscriber,), delivery._replace(event=event))
+                self._deliver(join, (subscriber,), delivery._replace(event=event))
 
     def welcome(self, join: Join, subscriber: Subscriber) -> None:
         """Give a Channel that came late what it would have been told on a join of its own."""
         if join.changes_message is not None and subscriber.config.changes:
-            self._deliver((subscriber,), Delivery("system", "ok", join.changes_message))
+            self._deliver(join, (subscriber,), Delivery("system", "ok", join.changes_message))
         self.introduce(join, (subscriber,))
 
     def announce_gap(self, join: Join, subscriber: Subscriber, outage: Outage) -> None:
@@ -292,13 +315,20 @@ class Router:
 
     # Inside
 
-    def _deliver(self, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
-        for subscriber in members:
-            for sink in subscriber.sinks:
-                self._batch.append((sink, delivery))
+    def _deliver(self, join: Join, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
+        run = self._last.get(join)
+        if run is None or run.members is not members:
+            sinks = [sink for member in members for sink in member.sinks]
+            run = self._last[join] = _Run(members, sinks, [])
+            self._runs.append(run)
+        run.deliveries.append(delivery)
+
+    def _deliver_to(self, sink: Mailbox, delivery: Delivery) -> None:
+        self._last.clear()  # what comes after it comes after it
+        self._runs.append(_Run((), [sink], [delivery]))
 
     def _essential(self, subscriber: Subscriber, delivery: Delivery) -> None:
         self._hand_over()  # keeps the order
         self._dispatcher.deliver_essential(subscriber.mailbox, subscriber.mailbox.run, delivery)
         if subscriber.stream is not None and isinstance(delivery.event, Gap):
-            self._batch.append((subscriber.stream, delivery))
+            self._deliver_to(subscriber.stream, delivery)

@@ -36,7 +36,8 @@ class Pulse:
         self._ref: str | None = None  # of the one that awaits its answer
         self._sent_at = 0.0
         self._deadline: float | None = None  # of the answer; None until the kernel has the heartbeat
-        self._heard = False  # something, since the deadline was set
+        #: Whether the peer said something since the deadline was set; to be set with each frame.
+        self.heard = False
         #: Whether the answer is late and waited for all the same.
         self.late = False
 
@@ -72,12 +73,8 @@ class Pulse:
         """The kernel has all of the frame `ref`; False when that is no heartbeat that is awaited."""
         if ref != self._ref:
             return False
-        self._deadline, self._heard = now + self._timeout, False
+        self._deadline, self.heard = now + self._timeout, False
         return True
-
-    def heard(self) -> None:
-        """The peer said something."""
-        self._heard = True
 
     def answered(self, ref: str, now: float) -> float | None:
         """An answer came: its latency in seconds, None when it is to no heartbeat that is awaited."""
@@ -108,12 +105,12 @@ class Pulse:
         """
         if self._ref is None or self._deadline is None or now < self._deadline:
             return None
-        if join_due is not None and (self._heard or not self.late):
-            self.late, self._heard = True, False
+        if join_due is not None and (self.heard or not self.late):
+            self.late, self.heard = True, False
             self._deadline = join_due if join_due > now else now + self._timeout
             return None
-        if self._heard and now - self._sent_at < self._interval + PATIENCE * self._timeout:
-            self.late, self._heard = True, False
+        if self.heard and now - self._sent_at < self._interval + PATIENCE * self._timeout:
+            self.late, self.heard = True, False
             self._deadline = now + min(self._timeout, self._interval)
             return None
         self.stop()

@@ -21,9 +21,11 @@ except ImportError:  # the `speedups` extra is not installed
 __all__ = ["NumberText", "canonical", "dumps", "json_object", "loads"]
 
 #: Nineteen digits is the shortest run that can leave the range of a signed 64-bit integer. Every digit is made a zero
-#: and searched for, which takes a tenth of a regular expression's time.
+#: and zeros are searched for, which takes a tenth of a regular expression's time. Nineteen bytes in a row cover at
+#: least four of every fourth byte, so those are looked at first, and hardly ever all.
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "0123456789" else ord(" ") for code in range(256))
 _LARGE_NUMBER = b"0" * 19
+_SAMPLED, _LARGE_SAMPLE = 4, b"0" * 4
 #: Digits of an integer that Python reads (`sys.set_int_max_str_digits`); PostgreSQL's numeric has up to 131,072.
 MAX_DIGITS = 4_000
 
@@ -110,7 +112,14 @@ def loads(data: bytes, *, exact: bool = False) -> Any:
         ProtocolError: the bytes are no JSON text.
     """
     try:
-        if orjson is None or exact or _LARGE_NUMBER in data.translate(_DIGITS_TO_ZERO):
+        if (
+            orjson is None
+            or exact
+            or (
+                _LARGE_SAMPLE in data[::_SAMPLED].translate(_DIGITS_TO_ZERO)
+                and _LARGE_NUMBER in data.translate(_DIGITS_TO_ZERO)
+            )
+        ):
             return _plain(data, exact)
         try:
             return orjson.loads(data)

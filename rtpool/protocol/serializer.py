@@ -8,7 +8,7 @@ frame, and binary frames whose first byte is the kind: 0 push, 1 reply, 2 broadc
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from rtpool.errors import InvalidValue, ProtocolError
 from rtpool.protocol.json_engine import dumps, loads
@@ -45,18 +45,20 @@ class Serializer(Protocol):
         """Return the message; raise `ProtocolError` for anything else."""
 
 
-def _checked(join_ref: Any, ref: Any, topic: Any, event: Any, payload: Any) -> WireMessage:
-    if not isinstance(topic, str) or not isinstance(event, str):
+_new = tuple.__new__
+
+
+def _check(message: WireMessage) -> None:
+    if not isinstance(message.topic, str) or not isinstance(message.event, str):
         raise ProtocolError("a message's topic and event must be strings")
-    for value in (join_ref, ref):
+    for value in (message.join_ref, message.ref):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int))):
             raise ProtocolError(f"a message's ref must be a string, an integer or null, not {type(value).__name__}")
-    return WireMessage(join_ref, ref, topic, event, payload)
 
 
-def _loses_digits(message: WireMessage, data: bytes) -> bool:
-    """Whether a float may not hold what the text of `message` says; a search, so that other frames cost nothing."""
-    return message.event == POSTGRES_CHANGES and b'numeric"' in data
+def _loses_digits(data: bytes) -> bool:
+    """Whether a float may not hold what the text of a change says; a search, so that other columns cost nothing."""
+    return b'numeric"' in data
 
 
 class SerializerV1:
@@ -80,8 +82,9 @@ class SerializerV1:
             topic, event, payload, ref = value["topic"], value["event"], value["payload"], value["ref"]
         except KeyError as error:
             raise ProtocolError(f"a 1.0.0 message lacks the key {error}") from error
-        message = _checked(value.get("join_ref"), ref, topic, event, payload)
-        if _loses_digits(message, data):
+        message = WireMessage(value.get("join_ref"), ref, topic, event, payload)
+        _check(message)
+        if event == POSTGRES_CHANGES and _loses_digits(data):
             keep_numerics(payload, loads(data, exact=True)["payload"])
         return message
 
@@ -143,9 +146,12 @@ class SerializerV2:
             raise ProtocolError(f"a 2.0.0 message must be an array, not {type(value).__name__}")
         if len(value) < 5:
             raise ProtocolError(f"a 2.0.0 message has 5 elements, not {len(value)}")
-        message = _checked(*value[:5])
-        if _loses_digits(message, data):
-            keep_numerics(message.payload, loads(data, exact=True)[4])
+        message = _new(WireMessage, value) if len(value) == 5 else WireMessage(*value[:5])
+        join_ref, ref, topic, event, payload = message
+        if type(topic) is not str or type(event) is not str or ref is not None or join_ref is not None:
+            _check(message)
+        if event == POSTGRES_CHANGES and _loses_digits(data):
+            keep_numerics(payload, loads(data, exact=True)[4])
         return message
 
     def _decode_binary(self, data: bytes) -> WireMessage:

@@ -38,13 +38,13 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
     SessionEvent,
 )
 from rtpool.protocol.states import ChannelInput, next_state
 
 __all__ = ["OutgoingFrame", "Session", "UNMATCHED_TOPIC"]
 
+ENDINGS = frozenset((PHX_CLOSE, PHX_ERROR))
 EMPTY_OBJECT = JsonBody(b"{}")
 #: The reply to a push on a topic the server has no channel for.
 UNMATCHED_TOPIC = "unmatched topic"
@@ -336,11 +336,12 @@ class Session:
         Raises:
             ProtocolError: it is no Phoenix message; the session is unharmed.
         """
-        self._pulse.heard()
+        self._pulse.heard = True
         message = self._serializer.decode(data, is_binary)
-        if message.event == PHX_REPLY:
+        event = message.event
+        if event == PHX_REPLY:
             self._reply(message, now)
-        elif message.event in (PHX_CLOSE, PHX_ERROR):
+        elif event in ENDINGS:
             self._ended(message)
         else:
             self._deliver(message)
@@ -421,15 +422,16 @@ class Session:
         self._lose(message.topic, channel, happened, message.event, message.payload)
 
     def _deliver(self, message: WireMessage) -> None:
+        join_ref = message.join_ref
         channel = self._topics.get(message.topic)
-        if channel is None or (message.join_ref not in (None, "") and str(message.join_ref) != channel.join_ref):
+        if channel is None or (join_ref is not None and join_ref != "" and str(join_ref) != channel.join_ref):
             self.dropped += 1
             return
         # While a live channel is joined anew the old one still delivers, so joining counts.
-        if channel.state not in (ChannelState.JOINED, ChannelState.JOINING):
+        if channel.state is not ChannelState.JOINED and channel.state is not ChannelState.JOINING:
             self.dropped += 1
             return
-        self._events.append(Received(message.topic, message))
+        self._events.append(message)
 
     # Inside
 

@@ -19,7 +19,6 @@ __all__ = [
     "Joined",
     "Left",
     "PushSettled",
-    "Received",
     "SessionEvent",
 ]
 
@@ -68,13 +67,6 @@ class PushSettled(NamedTuple):
     written: bool
 
 
-class Received(NamedTuple):
-    """A message for a topic's subscribers."""
-
-    topic: str
-    message: WireMessage
-
-
 class Fenced(NamedTuple):
     """All that was sent to this socket before the fence `ref` was asked for has been read."""
 
@@ -98,4 +90,5 @@ class HeartbeatLost(NamedTuple):
 
 
 ChannelEvent = Joined | JoinFailed | ChannelLost | Left
-SessionEvent = ChannelEvent | PushSettled | Received | Fenced | HeartbeatSent | HeartbeatReplied | HeartbeatLost
+#: A message for a topic's subscribers is itself what happened.
+SessionEvent = ChannelEvent | PushSettled | WireMessage | Fenced | HeartbeatSent | HeartbeatReplied | HeartbeatLost

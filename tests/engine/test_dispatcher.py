@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from functools import partial
 from typing import Any
 
 import pytest
@@ -40,15 +39,29 @@ def dispatcher(drained: Recorder) -> Iterator[Dispatcher]:
     assert dispatcher.join(time.monotonic() + CAP) == []
 
 
+class CallingMailbox(Mailbox):
+    """Calls `runner` with each item, as a Channel's calls its callbacks."""
+
+    def __init__(self, runner: Callable[[Any], None] | None, *, limit: int, overflow: str) -> None:
+        super().__init__("owner", limit=limit, overflow=overflow, pulled=runner is None)
+        self.runner = runner
+
+    def run(self, item: Any) -> None:
+        assert self.runner is not None
+        enter_user_code(self.runner, item)
+
+    def announce_loss(self, first: datetime, last: datetime, count: int) -> Any:
+        return "lost", count
+
+
 def mailbox(run: Callable[[Any], None] | None, *, limit: int = 1_000, overflow: str = "drop_oldest") -> Mailbox:
-    entered = None if run is None else partial(enter_user_code, run)
-    return Mailbox("owner", entered, limit=limit, overflow=overflow, announce_loss=lambda first, last, n: ("lost", n))
+    return CallingMailbox(run, limit=limit, overflow=overflow)
 
 
 def fill(dispatcher: Dispatcher, box: Mailbox, items: range) -> list[Mailbox]:
     full: list[Mailbox] = []
     for item in items:
-        full += dispatcher.deliver([(box, item)])
+        full += dispatcher.deliver([(box, [item])])
     return full
 
 
@@ -75,7 +88,7 @@ def test_a_mailbox_keeps_its_order_and_is_never_in_two_hands(dispatcher: Dispatc
 
         def produce(start: int) -> None:
             for number in range(500):
-                dispatcher.deliver([(box, (start, number)) for box in boxes])
+                dispatcher.deliver([(box, [(start, number)]) for box in boxes])
 
         producers = [threading.Thread(target=produce, args=(n,)) for n in range(4)]
         for producer in producers:
@@ -168,7 +181,7 @@ def test_after_end_nothing_ordinary_starts_and_what_waited_is_counted(dispatcher
     assert begun.wait(CAP)
     dispatcher.end(box)
     dispatcher.deliver_essential(box, got, "closed")
-    dispatcher.deliver([(box, 99)])
+    dispatcher.deliver([(box, [99])])
     release.set()
     assert got.wait(2) == [0, "closed"]
     wait_until(lambda: dispatcher.delivered + dispatcher.dropped == 11)
@@ -202,7 +215,7 @@ def test_one_blocked_mailbox_leaves_the_other_workers_free(dispatcher: Dispatche
     dispatcher.start()
     dispatcher.open(stuck)
     dispatcher.open(free)
-    dispatcher.deliver([(stuck, 0)])
+    dispatcher.deliver([(stuck, [0])])
     fill(dispatcher, free, range(100))
     got.wait(100)
     release.set()
@@ -250,7 +263,7 @@ def test_a_waiting_reader_is_woken_by_an_item_and_by_the_end(dispatcher: Dispatc
 
     reader = threading.Thread(target=read)
     reader.start()
-    dispatcher.deliver([(box, 1)])
+    dispatcher.deliver([(box, [1])])
     outcomes.wait(1)
     dispatcher.end(box)
     assert outcomes.wait(2) == [1, "end"]
@@ -288,7 +301,7 @@ def test_after_stop_nothing_is_accepted_and_essentials_that_waited_still_run(dra
     assert dispatcher.join(time.monotonic() + CAP) == []
     assert got.events[-1] == "status"
     assert not dispatcher.deliver_essential(box, got, "late")
-    dispatcher.deliver([(box, 9)])
+    dispatcher.deliver([(box, [9])])
     assert dispatcher.delivered + dispatcher.dropped == 4
     dispatcher.start()  # never again
     assert dispatcher.join(0) == []
@@ -370,7 +383,7 @@ def test_a_loss_begins_when_the_oldest_of_the_lost_came_or_not_long_before(limit
     for number in range(taken + limit + 10):
         now[0] += 1
         came[number] = now[0]
-        dispatcher.deliver([(box, number)])
+        dispatcher.deliver([(box, [number])])
         if number < taken:
             assert dispatcher.take(box, 0) == number
     dispatcher.take(box, 0)
@@ -491,7 +504,7 @@ def test_since_when_items_wait_is_told_by_when_the_oldest_of_them_came() -> None
     assert dispatcher.waiting_since(box) == now
     for number in range(200):
         times["now"] = now + timedelta(seconds=10 + number)
-        dispatcher.deliver([(box, number)])
+        dispatcher.deliver([(box, [number])])
         dispatcher.take(box, 0)
     # A worker may have the latest 64 in its hands; when the others came is of no more interest.
     assert dispatcher.waiting_since(box) == now + timedelta(seconds=10 + 200 - 64)
@@ -583,7 +596,7 @@ def test_a_call_that_never_begins_is_waited_for_longer_and_not_for_ever(
     box.run = box.run if begins else run  # which nobody sees to be user code
     dispatcher.start()
     dispatcher.open(box)
-    dispatcher.deliver([(box, 1)])
+    dispatcher.deliver([(box, [1])])
     assert inside.wait(CAP)
     threading.Thread(target=lambda: (dispatcher.quiesce(box), removed.set())).start()
     assert removed.wait(CAP / 2)

@@ -56,7 +56,7 @@ def read_stream(decoder: FrameDecoder, pieces: list[bytes], limit: int) -> tuple
             assert not errors, "it works on after an error"
         except (ProtocolError, MessageTooBig) as raised:
             errors.append(type(raised).__name__)
-        kept = sum(map(len, decoder._fragments)) + sum(map(len, decoder._frames.recv_buffer))
+        kept = sum(map(len, decoder._fragments)) + sum(map(len, decoder._pieces))
         assert kept <= limit + 125, "more is kept than the limit, and a control frame"
     assert decoder.failed == bool(errors)
     assert len(set(errors)) <= 1, "it fails in two ways"

@@ -59,7 +59,7 @@ def test_a_run_depends_on_its_seed_alone(name: str) -> None:
 def test_the_seeds_lead_far() -> None:
     """Recorded lives of real connections, as programs: joins, answers, pushes, ends."""
     seen = set().union(*(targets.session(data) for data in corpus.seeds("session")))  # type: ignore[arg-type]
-    assert seen >= {"Joined", "JoinFailed", "Left", "ChannelLost", "Received", "PushSettledreply", "PushSettledlost"}
+    assert seen >= {"Joined", "JoinFailed", "Left", "ChannelLost", "WireMessage", "PushSettledreply", "PushSettledlost"}
     kinds = {targets.serializer(data) for data in corpus.seeds("serializer")}
     assert len(kinds) > 30
     assert all(targets.frames(data)[1] == "" for data in corpus.seeds("frames"))  # type: ignore[index]

@@ -159,7 +159,7 @@ class FramesModel(RuleBasedStateMachine):
 
     @invariant()
     def no_more_is_kept_than_the_limit(self) -> None:
-        kept = sum(map(len, self.decoder._fragments)) + sum(map(len, self.decoder._frames.recv_buffer))
+        kept = sum(map(len, self.decoder._fragments)) + sum(map(len, self.decoder._pieces))
         assert kept <= self.limit + 125, "but for a control frame between"
 
     def teardown(self) -> None:

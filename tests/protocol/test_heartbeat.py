@@ -36,18 +36,18 @@ def test_one_is_due_an_interval_after_the_opening_and_after_each_answer(pulse: P
 
 def test_inbound_traffic_does_not_put_off_the_next_one(pulse: Pulse) -> None:
     for _ in range(24):
-        pulse.heard()
+        pulse.heard = True
     assert pulse.next_deadline == INTERVAL
     assert pulse.is_due(INTERVAL)
 
 
 def test_a_peer_that_says_everything_but_the_answer_is_waited_for_and_not_for_ever(pulse: Pulse) -> None:
     beat(pulse, 25.0)
-    pulse.heard()
+    pulse.heard = True
     now = 35.0
     while (waited := pulse.lost(now, None)) is None:
         assert pulse.late
-        pulse.heard()
+        pulse.heard = True
         assert pulse.next_deadline == now + TIMEOUT
         now += TIMEOUT
     assert waited == 60.0  # interval and three timeouts are over
@@ -55,7 +55,7 @@ def test_a_peer_that_says_everything_but_the_answer_is_waited_for_and_not_for_ev
 
 def test_a_peer_that_fell_silent_after_a_word_is_lost_a_timeout_later(pulse: Pulse) -> None:
     beat(pulse, 25.0)
-    pulse.heard()
+    pulse.heard = True
     assert pulse.lost(35.0, None) is None
     assert pulse.lost(45.0, None) == 20.0
 
@@ -103,7 +103,7 @@ def test_a_peer_that_answers_joins_one_by_one_is_waited_for(pulse: Pulse) -> Non
     beat(pulse, 25.0)
     for now in (35.0, 40.0, 45.0, 50.0):
         assert pulse.lost(now, now + 5.0) is None
-        pulse.heard()
+        pulse.heard = True
     assert pulse.lost(55.0, None) is None
     assert pulse.lost(65.0, None) == 40.0
 

@@ -16,7 +16,6 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
 )
 from tests.support.driver import BODY, TOPIC, Driver
 
@@ -177,7 +176,7 @@ def test_a_duplicate_join_is_answered_before_the_old_channel_closes(driver: Driv
     driver.session.join(TOPIC, BODY, 0.0)
     (new,) = driver.sent()
     driver.server(None, None, TOPIC, "broadcast", {"n": 1})
-    heard = Received(TOPIC, WireMessage(None, None, TOPIC, "broadcast", {"n": 1}))
+    heard = WireMessage(None, None, TOPIC, "broadcast", {"n": 1})
     assert driver.session.events() == [heard], "the old channel delivers until it is replaced"
     driver.reply(new)
     driver.server(old[1], old[1], TOPIC, "phx_close", {})

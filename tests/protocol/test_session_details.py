@@ -20,7 +20,6 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
 )
 from tests.support.driver import BODY, TOPIC, Driver
 
@@ -139,7 +138,7 @@ def test_a_binary_frame_is_heard() -> None:
     driver = Driver()
     driver.joined()
     driver.session.receive(bytes((2, len(TOPIC), 1)) + TOPIC.encode() + b"e" + b"bytes", True, 0.0)
-    assert driver.session.events() == [Received(TOPIC, WireMessage(None, None, TOPIC, "e", b"bytes"))]
+    assert driver.session.events() == [WireMessage(None, None, TOPIC, "e", b"bytes")]
 
 
 # Replies and ends that mean nothing
@@ -348,7 +347,7 @@ def test_a_fence_is_a_heartbeat_of_its_own(driver: Driver) -> None:
     for frame in (frames[0], heartbeat, frames[1]):
         driver.reply(frame)
     told = [event for event in driver.session.events() if not isinstance(event, HeartbeatSent)]
-    assert [type(event) for event in told] == [Received, Fenced, HeartbeatReplied, Fenced]
+    assert [type(event) for event in told] == [WireMessage, Fenced, HeartbeatReplied, Fenced]
     assert told[1::2] == [Fenced(first), Fenced(second)]
 
 

@@ -20,7 +20,6 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
     SessionEvent,
 )
 
@@ -32,7 +31,7 @@ EVENTS: list[Any] = [
     ChannelLost("t", "phx_close", None),
     Left("t", False),
     PushSettled("token", "reply", "ok", None, True),
-    Received("t", MESSAGE),
+    MESSAGE,
     Fenced("1"),
     HeartbeatSent(),
     HeartbeatReplied(0.5),

@@ -36,7 +36,6 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
     SessionEvent,
 )
 from tests.support.model_server import Frame, ModelServer, decode, encode
@@ -491,7 +490,7 @@ class SessionModel(RuleBasedStateMachine):
             return None
         if belief.state not in (ChannelState.JOINING, ChannelState.JOINED):
             return None
-        return [Received(frame.topic, WireMessage(*frame))]
+        return [WireMessage(*frame)]
 
     def believe_reply(self, frame: Frame) -> list[SessionEvent] | None:
         ref, topic, payload = str(frame.ref), frame.topic, frame.payload

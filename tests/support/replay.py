@@ -19,7 +19,7 @@ from rtpool.engine.joins import Join, Outage
 from rtpool.engine.routing import Router
 from rtpool.errors import ProtocolError
 from rtpool.events import Gap
-from rtpool.protocol.messages import BinaryBody, Body, JsonBody, UserBroadcast
+from rtpool.protocol.messages import BinaryBody, Body, JsonBody, UserBroadcast, WireMessage
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls
 from rtpool.protocol.serializer import serializer_for
@@ -32,7 +32,6 @@ from rtpool.protocol.session_events import (
     JoinFailed,
     Left,
     PushSettled,
-    Received,
     SessionEvent,
 )
 from rtpool.registry import Attachment, Binding, Delivery, JoinConfig, Share, ShareKey, Subscriber
@@ -97,8 +96,9 @@ class _Users:
         self.rooms: dict[str, Join] = {}
         self._heard: list[Delivery] = []
 
-    def deliver(self, batch: list[tuple[Any, Delivery]]) -> list[Any]:
-        self._heard += [delivery for _, delivery in batch]
+    def deliver(self, batch: list[tuple[Any, list[Delivery]]]) -> list[Any]:
+        for _, deliveries in batch:
+            self._heard += deliveries
         return []
 
     def deliver_essential(self, mailbox: Any, run: Any, delivery: Delivery) -> None:
@@ -151,9 +151,9 @@ class _Users:
         if isinstance(event, Joined):
             self.rooms[event.topic].answered = True
             self.router.joined(self.rooms[event.topic], event.response)
-        elif isinstance(event, Received):
+        elif isinstance(event, WireMessage):
             join = self.rooms[event.topic]
-            self.router.route(join, event.message)
+            self.router.route(join, event)
             if join.changes_restarted:
                 join.changes_restarted = False
                 self.router.announce_gap(join, join.members[0], Outage("feed restart", NOW))
@@ -394,8 +394,8 @@ def _told(event: SessionEvent) -> tuple[Any, ...]:
         return ("settled", event.token, event.outcome, event.status, event.response)
     if isinstance(event, HeartbeatReplied):
         return ("heartbeat", event.latency)
-    if isinstance(event, Received):
-        return ("received", *event.message[2:])
+    if isinstance(event, WireMessage):
+        return ("received", *event[2:])
     return ("heartbeat sent",) if isinstance(event, HeartbeatSent) else ("heartbeat lost", event.waited)
 
 

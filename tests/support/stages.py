@@ -335,7 +335,7 @@ def merging(stage: Stage) -> None:
         channel.unsubscribe()
     mover: Mover = stage.pool._engine.coordinator.mover
     stage.pool._engine.post(lambda: mover.merge() and None)
-    wait_until(lambda: mover.active, "a join is being moved")
+    wait_until(lambda: mover.move is not None, "a join is being moved")
 
 
 def waiting_for_a_token(stage: Stage) -> None:
