@@ -37,6 +37,8 @@ def main() -> int:
     if asked.list:
         for case in cases.values():
             print(f"{case.name:<10} {case.about}")
+            for goal in case.goals:
+                print(f"{'':<10} - {goal.of.variant}: {goal.text}")
         return 0
     rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
     settings = Settings(rounds, QUICK_SCALE if asked.quick else 1.0)
@@ -48,10 +50,10 @@ def main() -> int:
     except Failed as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
-    names = {case.name for case in chosen}
-    verdicts = goals.judge(results, tuple(goal for goal in goals.GOALS if goal.of.case in names))
-    print("", *goals.table(verdicts), "", sep="\n")
-    print(f"{time.monotonic() - started:.0f} s")
+    verdicts = goals.judge(results, chosen)
+    if verdicts:
+        print("", *goals.table(verdicts), sep="\n")
+    print(f"\n{time.monotonic() - started:.0f} s")
     if asked.json:
         asked.json.write_text(report.as_json(results, verdicts))
     return 1 if asked.check and any(verdict.missed for verdict in verdicts) else 0

@@ -35,12 +35,12 @@ def environment_line() -> str:
 def as_json(results: Results, verdicts: list[Verdict]) -> str:
     """Every round's figures, their medians, and what became of the goals."""
     rows = [
-        {**attrs.asdict(key), "median": Summary(values).median, "values": values}
-        for key, values in results.values.items()
+        {"case": case, **attrs.asdict(place), "median": Summary(values).median, "values": values}
+        for (case, place), values in results.values.items()
     ]
     missing = [
         {"case": case, "variant": variant, "participant": name, "missing": why}
         for (case, variant, name), why in results.missing.items()
     ]
-    goals = [{**attrs.asdict(v.goal), "measured": v.measured, "verdict": v.word} for v in verdicts]
+    goals = [{"case": v.case, **attrs.asdict(v.goal), "measured": v.measured, "verdict": v.word} for v in verdicts]
     return json.dumps({"environment": environment(), "figures": rows, "missing": missing, "goals": goals}, indent=1)

@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -43,7 +44,7 @@ def cut(buffer: bytes) -> tuple[list[bytes], bytes]:
 class Mailbox:
     """Messages between the I/O thread and the workers, in the hands of one worker at a time."""
 
-    def __init__(self, callback: Any) -> None:
+    def __init__(self, callback: Callable[[Any], object]) -> None:
         self.callback = callback
         self.items: deque[Any] = deque()
         self.ready = threading.Condition()
@@ -56,20 +57,25 @@ class Mailbox:
             if not self.busy:
                 self.ready.notify()
 
+    def work_once(self) -> bool:
+        """Wait for a batch and call back with it; False when there will be none."""
+        with self.ready:
+            while not self.over and (self.busy or not self.items):
+                self.ready.wait()
+            if self.over:
+                return False
+            self.busy = True
+            batch, self.items = self.items, deque()
+        for item in batch:
+            self.callback(item)
+        with self.ready:
+            self.busy = False
+        return True
+
     def work(self) -> None:
         """A worker's life."""
-        while True:
-            with self.ready:
-                while not self.over and (self.busy or not self.items):
-                    self.ready.wait()
-                if self.over:
-                    return
-                self.busy = True
-                batch, self.items = self.items, deque()
-            for item in batch:
-                self.callback(item)
-            with self.ready:
-                self.busy = False
+        while self.work_once():
+            continue
 
 
 def read(sock: Any, mailbox: Mailbox) -> None:
