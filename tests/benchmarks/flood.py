@@ -7,8 +7,8 @@ asked to, and beside it, at a steady pace, messages on other topics that say whe
 A client asks for things with broadcasts on any topic it has joined; what is sent goes to the socket that joined the
 topic in question last.
 
-- ``flood`` ``{"topic": …, "messages": n}``: n messages, numbered from 0; with ``null`` without an end, numbered from 0
-  again after every so many as the process was told.
+- ``flood`` ``{"topic": …, "messages": n, "rate": r}``: n messages, numbered from 0; with ``null`` without an end,
+  numbered from 0 again after every so many as the process was told. At most r a second, where a rate is given.
 - ``pace`` ``{"topic": …, "every": seconds, "messages": n}``: n messages, numbered from 0, with the sender's
   `time.monotonic` as ``at``: on Linux all processes have the same.
 - ``stop``: no more of either.
@@ -136,15 +136,18 @@ class Flood(Server):
             if messages is not None:
                 return
 
-    def _flood(self, topic: str, messages: int | None) -> None:
+    def _flood(self, topic: str, messages: int | None, rate: float | None = None) -> None:
         connection, urgent = self._home(topic), deque[bytes]()
         self._flooded = flooded = [0]
+        start = time.monotonic()
         with self.lock:
             self._urgent[connection] = urgent
         try:
             for piece, count in self._pieces(topic, messages):
                 if topic in self._left or not self._running.is_set():
                     break
+                if rate is not None and (early := start + flooded[0] / rate - time.monotonic()) > 0:
+                    time.sleep(early)
                 while urgent:
                     connection.send(urgent.popleft())
                 connection.send(piece)
