@@ -124,6 +124,7 @@ class Connection:
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
+        self._control_frames = 0  # of this transport, seen to
         self._unreadable = 0
         self._bytes_received = 0
         self._bytes_sent = 0
@@ -196,6 +197,7 @@ class Connection:
         """Take over a connected socket."""
         decoder = FrameDecoder(self._options.max_message_size)
         self.transport = Transport(sock, decoder, FrameEncoder(os.urandom))
+        self._control_frames = 0
         self.state, self.hoped = "open", False
         self.epoch += 1
         self.opened_at = self._wrote_at = now
@@ -317,20 +319,33 @@ class Connection:
         return self._options.heartbeat_interval + self._options.heartbeat_timeout
 
     def _receive(self, messages: list[WsMessage], now: float) -> None:
-        receive = self.session.receive
-        for opcode, data in messages:
-            if opcode != OP_TEXT and opcode != OP_BINARY:
-                self._control(opcode, data)
-                continue
-            self.messages_received += 1
-            if self._options.debug:
+        transport = self.transport
+        assert transport is not None
+        if transport.control_frames == self._control_frames:
+            self._take(messages, now)
+            return
+        self._control_frames = transport.control_frames
+        data: list[WsMessage] = []
+        for opcode, payload in messages:
+            if opcode < OP_CLOSE:
+                data.append((opcode, payload))
+            else:
+                self._take(data, now)
+                data = []
+                self._control(opcode, payload)
+        self._take(data, now)
+
+    def _take(self, messages: list[WsMessage], now: float) -> None:
+        if not messages:
+            return
+        self.messages_received += len(messages)
+        if self._options.debug:
+            for _, data in messages:
                 self._log.debug("< %d %d bytes %r", self.connection_id, len(data), data[:LOGGED_BYTES])
-            try:
-                receive(data, opcode == OP_BINARY, now)
-            except ProtocolError as error:
-                # A real server relays broken JSON of other clients; dropping the frame harms nobody.
-                self._unreadable += 1
-                self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
+        for error in self.session.receive_all(messages, now):
+            # A real server relays broken JSON of other clients; dropping the frame harms nobody.
+            self._unreadable += 1
+            self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
 
     def _control(self, opcode: int, data: bytes) -> None:
         if opcode == OP_PING and self.transport is not None and self.transport.queued < PONG_LIMIT:

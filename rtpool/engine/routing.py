@@ -15,7 +15,7 @@ from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.joins import Echo, Join, Outage, content_of
 from rtpool.engine.outgoing import Outgoing
 from rtpool.errors import MailboxOverflow
-from rtpool.events import Broadcast, Gap, Message, Presence, StatusChange, SystemMessage
+from rtpool.events import Broadcast, Gap, Message, Presence, StatusChange, SystemMessage, make_broadcast
 from rtpool.protocol.json_engine import loads
 from rtpool.protocol.messages import (
     BROADCAST,
@@ -93,11 +93,7 @@ class Router:
 
     def route(self, join: Join, message: WireMessage) -> None:
         """Deliver one message of a join."""
-        handler = self._handlers.get(message.event)
-        if handler is None:
-            self._raw(join, message)
-        else:
-            handler(join, message)
+        self._handlers.get(message[3], self._raw)(join, message)
 
     # By event
 
@@ -106,7 +102,7 @@ class Router:
         self._deliver(join, join.members, Delivery("raw", message.event, event, message))
 
     def _broadcast(self, join: Join, message: WireMessage) -> None:
-        payload = message.payload
+        payload = message[4]
         name = payload.get("event") if isinstance(payload, dict) else None
         if not isinstance(name, str):
             self._raw(join, message)
@@ -116,7 +112,7 @@ class Router:
         if isinstance(meta, dict):
             message_id = meta["id"] if isinstance(meta.get("id"), str) else None
             replayed = meta.get("replayed") is True
-        event = Broadcast(join.name, name, payload.get("payload"), message_id, replayed)
+        event = make_broadcast(join.name, name, payload.get("payload"), message_id, replayed)
         if join.echoes and message_id is None:
             sender = join.claim_echo(name, event.payload, self._wall().timestamp())
             if sender is not None and not sender.receive_own:

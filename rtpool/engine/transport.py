@@ -119,6 +119,11 @@ class Transport:
                 written.append(chunk.ref)
         return written
 
+    @property
+    def control_frames(self) -> int:
+        """How many came, those among the messages that `receive` returned last included."""
+        return self._decoder.control_frames
+
     def receive(self) -> list[WsMessage]:
         """
         Read what is there, within a turn's share, and return the messages it completes.
