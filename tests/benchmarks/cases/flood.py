@@ -52,7 +52,7 @@ def _row(variant: str, settings: Settings) -> Row:
 def _goals() -> Iterator[Goal]:
     for variant in VARIANTS:
         for figure, bound in (("p99 ms, own socket", IN_TIME), ("heartbeat p99 ms", 1_000.0)):
-            text = f"{figure.replace(" ms", "")}: at most {bound:,.0f} ms"
+            text = f"{figure.replace(' ms', '')}: at most {bound:,.0f} ms"
             yield Goal(text=text, of=Place(variant, RTPOOL, figure), at_most=bound)
         yield Goal(text=f"at most {FULL:.0f} MiB", of=Place(variant, RTPOOL, "MiB of memory"), at_most=FULL)
     place = Place("half the rate", RTPOOL, "p99 ms, same socket")
