@@ -131,8 +131,9 @@ class Channel(Callbacks):
                     engine.dispatcher.open(sink, attachment.number)
             attachment.opened = True
         if attachment is not None and (fresh is not None or not attachment.ready.done()):
+            attachment.share.news = True
             try:
-                engine.post(engine.coordinator.sync, subscriber.key)
+                engine.post(engine.coordinator.asked, subscriber.key)
             except PoolClosed:
                 engine.registry.detach(subscriber)
                 engine.registry.left(subscriber)

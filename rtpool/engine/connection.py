@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+#: Reads of one turn, so that one busy socket cannot starve the others.
+READS_PER_TURN = 16
 #: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
 UNDER_WAY = 1.0
 #: Bytes below which what came is no sign of more: one packet holds them.
@@ -160,12 +162,8 @@ class Connection:
         if self.transport is None:
             return
         try:
-            if (events & selectors.EVENT_READ or self.transport.read_wants_write) and self._reads:
-                received_before = self.transport.bytes_received
-                messages = self.transport.receive()
-                if self.transport.bytes_received != received_before:
-                    self.proof_of_life = self._clock()
-                self._receive(messages, now)
+            if events & selectors.EVENT_READ or self.transport.read_wants_write:
+                self._read(now)
             self._pump(now)
         except (TransportClosed, ProtocolError, MessageTooBig, ConnectionFailed) as error:
             self._broke(error, now)
@@ -317,6 +315,21 @@ class Connection:
     @property
     def _patience(self) -> float:
         return self._options.heartbeat_interval + self._options.heartbeat_timeout
+
+    def _read(self, now: float) -> None:
+        """Read what is there, within a turn's share; what one read brings is handed over before the next."""
+        for _ in range(READS_PER_TURN):
+            transport = self.transport
+            if transport is None or not self._reads:
+                return
+            received_before = transport.bytes_received
+            messages = transport.receive()
+            if transport.bytes_received != received_before:
+                self.proof_of_life = self._clock()
+            self._receive(messages, now)
+            if not transport.has_more:
+                return
+            self._pump(now)
 
     def _receive(self, messages: list[WsMessage], now: float) -> None:
         transport = self.transport

@@ -38,11 +38,12 @@ _new = tuple.__new__
 
 
 class _Run(NamedTuple):
-    """Events of a join that go to the same mailboxes, those of `members`."""
+    """Events of a join that go to the same mailboxes, those of `members`; whether one of them hears raw messages."""
 
     members: tuple[Subscriber, ...]
     sinks: list[Mailbox]
     deliveries: list[Delivery]
+    hears_raw: bool
 
 
 class Router:
@@ -117,14 +118,18 @@ class Router:
             sender = join.claim_echo(name, event.payload, self._wall().timestamp())
             if sender is not None and not sender.receive_own:
                 members = tuple(s for s in members if s is not sender)
-        delivery = _new(Delivery, (BROADCAST, name, event, message, NO_CHANGES))
         if join.replay is not None and message_id is not None:
             if not join.replay.take(message_id, replayed=replayed):
                 return
-            join.replay.remember(delivery)
+            join.replay.remember(Delivery(BROADCAST, name, event, message))
             if replayed:
                 members = tuple(s for s in members if s.attachment is not None and s.attachment.caught_up)
-        self._deliver(join, members, delivery)
+        run = self._last.get(join)
+        if run is None or run.members is not members:
+            run = self._begin_run(join, members)
+        # What nobody asks for is not kept: the collector looks at all that waits, again and again.
+        wire = message if run.hears_raw else None
+        run.deliveries.append(_new(Delivery, (BROADCAST, name, event, wire, NO_CHANGES)))
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
         change = parse_change(join.name, message.payload)
@@ -225,7 +230,7 @@ class Router:
         broadcast = outgoing.broadcast
         if broadcast is not None and join.config.receive_own:
             content = content_of(broadcast.data if broadcast.is_binary else loads(broadcast.data))
-            join.echoes.append(Echo(outgoing, content, self._wall().timestamp()))
+            join.await_echo(Echo(outgoing, content, self._wall().timestamp()))
 
     def loop_back(self, join: Join, outgoing: Outgoing) -> None:
         """Siblings hear a broadcast that the server does not send back to the socket it came from."""
@@ -314,14 +319,18 @@ class Router:
     def _deliver(self, join: Join, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
         run = self._last.get(join)
         if run is None or run.members is not members:
-            sinks = [sink for member in members for sink in member.sinks]
-            run = self._last[join] = _Run(members, sinks, [])
-            self._runs.append(run)
+            run = self._begin_run(join, members)
         run.deliveries.append(delivery)
+
+    def _begin_run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
+        sinks = [sink for member in members for sink in member.sinks]
+        run = self._last[join] = _Run(members, sinks, [], any(member.hears_raw for member in members))
+        self._runs.append(run)
+        return run
 
     def _deliver_to(self, sink: Mailbox, delivery: Delivery) -> None:
         self._last.clear()  # what comes after it comes after it
-        self._runs.append(_Run((), [sink], [delivery]))
+        self._runs.append(_Run((), [sink], [delivery], True))
 
     def _essential(self, subscriber: Subscriber, delivery: Delivery) -> None:
         self._hand_over()  # keeps the order

@@ -11,7 +11,6 @@ import selectors
 import socket
 import ssl
 from collections import deque
-from typing import NamedTuple
 
 from rtpool.engine.descriptors import close
 from rtpool.errors import ConnectionFailed
@@ -19,19 +18,15 @@ from rtpool.protocol.frames import FrameDecoder, FrameEncoder, WsMessage
 
 __all__ = ["Transport", "TransportClosed"]
 
-#: Bytes asked of one recv call.
+#: Bytes asked of one recv call: some 200 messages, few enough to be handled while they are in the processor's cache.
 READ_SIZE = 64 * 1024
-#: Reads of one turn, so that one busy socket cannot starve the others.
-READS_PER_TURN = 16
+#: Bytes of small frames that are given to the kernel in one call. It says how many it took; TLS does not before it has
+#: all of them, so they are no more than one of its records: a peer that reads slowly is seen to read.
+WRITE_SIZE, TLS_WRITE_SIZE = 64 * 1024, 16 * 1024
 
 
 class TransportClosed(ConnectionFailed):
     """The stream ended or broke; the cause is chained."""
-
-
-class _Chunk(NamedTuple):
-    view: memoryview
-    ref: str | None  # told back once the kernel has all of it
 
 
 class Transport:
@@ -53,7 +48,10 @@ class Transport:
         self._send = sock.write if isinstance(sock, ssl.SSLSocket) else sock.send
         self._decoder = decoder
         self._encoder = encoder
-        self._chunks: deque[_Chunk] = deque()
+        self._write_size = TLS_WRITE_SIZE if self._tls else WRITE_SIZE
+        self._frames: deque[bytes] = deque()
+        self._block: bytes | memoryview = b""  # of frames that were taken from there: what the kernel is offered
+        self._ends: deque[tuple[int, str]] = deque()  # the `bytes_sent` at which the kernel has all of the frame `ref`
         #: TLS wants to write before it can read on.
         self.read_wants_write = False
         self._write_wants_read = False
@@ -73,15 +71,17 @@ class Transport:
         self._queue(self._encoder.encode_close(code), None)
 
     def _queue(self, frame: bytes, ref: str | None) -> None:
-        self._chunks.append(_Chunk(memoryview(frame), ref))
+        self._frames.append(frame)
         self.queued += len(frame)
+        if ref is not None:
+            self._ends.append((self.bytes_sent + self.queued, ref))
 
     def interest(self, *, reading: bool) -> int:
         """The selector events this transport waits for; `reading` False leaves what arrives to the kernel."""
         events = 0
         if reading or self._write_wants_read:
             events |= selectors.EVENT_READ
-        if self.read_wants_write or (self._chunks and not self._write_wants_read):
+        if self.read_wants_write or (self.queued and not self._write_wants_read):
             events |= selectors.EVENT_WRITE
         return events
 
@@ -93,30 +93,29 @@ class Transport:
             The refs of the frames it has all of.
 
         Raises:
-            TransportClosed: the stream is broken.
+            TransportClosed: the stream is broken. What the kernel had before was returned by earlier calls.
         """
         written: list[str] = []
         self._write_wants_read = False
-        while self._chunks:
-            chunk = self._chunks[0]
+        while self.queued:
+            block = self._block = self._block or self._next_block()
             try:
-                sent = self._send(chunk.view)
+                sent = self._send(block)
             except ssl.SSLWantReadError:
-                # The very same bytes must be offered again: the chunk stays at the head.
+                # The very same bytes must be offered again: the block stays.
                 self._write_wants_read = True
                 break
             except (BlockingIOError, ssl.SSLWantWriteError, InterruptedError):
                 break
             except (OSError, ValueError) as error:  # ValueError: the socket object was closed under us
+                if written:
+                    break  # the next call meets the trouble again and raises
                 raise TransportClosed(f"the connection broke while sending: {error}") from error
             self.bytes_sent += sent
             self.queued -= sent
-            if sent < len(chunk.view):
-                self._chunks[0] = _Chunk(chunk.view[sent:], chunk.ref)
-                continue
-            self._chunks.popleft()
-            if chunk.ref is not None:
-                written.append(chunk.ref)
+            self._block = memoryview(block)[sent:] if sent < len(block) else b""
+            while self._ends and self._ends[0][0] <= self.bytes_sent:
+                written.append(self._ends.popleft()[1])
         return written
 
     @property
@@ -124,52 +123,48 @@ class Transport:
         """How many came, those among the messages that `receive` returned last included."""
         return self._decoder.control_frames
 
+    def _next_block(self) -> bytes:
+        """The next frame, and those after it that go into one call with it."""
+        frames, block = self._frames, [self._frames.popleft()]
+        room = self._write_size - len(block[0])
+        while frames and (room := room - len(frames[0])) >= 0:
+            block.append(frames.popleft())
+        return b"".join(block) if len(block) > 1 else block[0]
+
     def receive(self) -> list[WsMessage]:
         """
-        Read what is there, within a turn's share, and return the messages it completes.
+        Read once, and return the messages that completes. `has_more` says whether to read on.
 
         Raises:
-            TransportClosed: the stream ended or broke. What came before it was returned by earlier calls.
-            ProtocolError, MessageTooBig: the peer broke the WebSocket protocol or the size limit.
+            TransportClosed: the stream ended or broke.
+            ProtocolError, MessageTooBig: the peer broke the WebSocket protocol or the size limit. What came before was
+                returned by earlier calls.
         """
-        messages: list[WsMessage] = []
-        self.read_wants_write = False
+        self.read_wants_write = self.has_more = False
         if self._decoder.failed:
             self._decoder.receive(b"")
-        for _ in range(READS_PER_TURN):
-            try:
-                data = self.sock.recv(READ_SIZE)
-            except ssl.SSLWantWriteError:
-                self.read_wants_write = True
-                self.has_more = False
-                return messages
-            except (BlockingIOError, ssl.SSLWantReadError, InterruptedError):
-                self.has_more = False
-                return messages
-            except (OSError, ValueError) as error:
-                return self._ended(messages, TransportClosed(f"the connection broke while receiving: {error}"), error)
-            if not data:
-                return self._ended(messages, TransportClosed("the server ended the stream without a close frame"), None)
-            self.bytes_received += len(data)
-            messages += self._decoder.receive(data)
-            if self._decoder.failed:
-                self.has_more = True  # the next call raises
-                return messages
-            if len(data) < READ_SIZE and not self._tls:
-                self.has_more = False
-                return messages
-        self.has_more = True
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except ssl.SSLWantWriteError:
+            self.read_wants_write = True
+            return []
+        except (BlockingIOError, ssl.SSLWantReadError, InterruptedError):
+            return []
+        except (OSError, ValueError) as error:
+            raise TransportClosed(f"the connection broke while receiving: {error}") from error
+        if not data:
+            raise TransportClosed("the server ended the stream without a close frame")
+        self.bytes_received += len(data)
+        messages = self._decoder.receive(data)
+        # Of a record that was decrypted in part no selector knows; nor of an error that the next call raises.
+        self.has_more = self._tls or len(data) == READ_SIZE or self._decoder.failed
         return messages
-
-    def _ended(self, messages: list[WsMessage], error: TransportClosed, cause: Exception | None) -> list[WsMessage]:
-        if messages:
-            self.has_more = True  # the next call meets the end again and raises
-            return messages
-        raise error from cause
 
     def close(self) -> None:
         """Close the socket without a word; queued bytes are dropped."""
-        self._chunks.clear()
+        self._frames.clear()
+        self._block = b""
+        self._ends.clear()
         self.queued = 0
         # A process that was forked in the middle of the user's dial, or without Python's hooks, has a copy of it.
         with contextlib.suppress(OSError):

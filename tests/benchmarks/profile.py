@@ -14,22 +14,16 @@ import gc
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.benchmarks.clients.floor import exhaust, reads
 from tests.benchmarks.peers import receiver
 from tests.benchmarks.processes import module, run, server
 from tests.benchmarks.traffic import Plan
 
 MESSAGES = {50: 50_000, 250: 50_000, 2_000: 20_000, 100_000: 1_000}
-READ_SIZE = 65_536
 REPEATS = 5
-
-
-def exhaust(items: Iterable[object]) -> None:
-    """Make every item and keep none."""
-    deque(items, maxlen=0)
 
 
 class Layers:
@@ -57,64 +51,54 @@ class Layers:
     def _take(self) -> None:
         coordinator = self._engine.coordinator
         (connection,) = coordinator.connections.all
-        stream = b"".join(self._plan.frames("2.0.0", 0))
-        chunks = [stream[at : at + READ_SIZE] for at in range(0, len(stream), READ_SIZE)]
-        reads = self._frames(chunks)
-        flat = [message for messages in reads for message in messages]
-        serializer = connection.session._serializer
-        self._time("decode", lambda: exhaust(serializer.decode(m.data, m.opcode == 2) for m in flat))
-        decoded = deque(serializer.decode(m.data, m.opcode == 2) for m in flat)
+        cut = self._frames(reads(self._plan))
+        session, router = connection.session, coordinator.router
+        serializer, dispatcher = session._serializer, router._dispatcher
+        self._time("decode", lambda: exhaust(exhaust(serializer.decode_all(messages)) for messages in cut))
+        decoded = {id(messages): list(serializer.decode_all(messages)) for messages in cut}
 
-        def replay(data: bytes, is_binary: bool) -> Any:
-            decoded.rotate(-1)
-            return decoded[-1]
+        def hear(messages: Sequence[Any]) -> Any:
+            session.receive_all(messages, 0.0)
+            return session.events()
 
-        def session(messages: Sequence[Any]) -> list[Any]:
-            for message in messages:
-                connection.session.receive(message.data, message.opcode == 2, 0.0)
-            events: list[Any] = connection.session.events()
-            return events
-
-        connection.session._serializer = _Stub(decode=replay)
-        self._time("session", lambda: exhaust(map(session, reads)))
-        said = [session(messages) for messages in reads]
-        connection.session._serializer = serializer
+        session._serializer = _Stub(decode_all=lambda messages: decoded[id(messages)])
+        self._time("session", lambda: exhaust(map(hear, cut)))
+        heard = list(map(hear, cut))
+        session._serializer = serializer
         batches: list[list[Any]] = []
-
-        def note(batch: Iterable[Any]) -> list[Any]:
-            batches.append(list(batch))
-            return []
-
-        dispatcher = coordinator.router._dispatcher
-        coordinator.router._dispatcher = _Stub(deliver=note)
-        for events in said:
-            coordinator.heard(connection, events)
-        coordinator.router._dispatcher = _Stub(deliver=lambda batch: [])
-        self._time("coordinator, router", lambda: exhaust(coordinator.heard(connection, events) for events in said))
-        coordinator.router._dispatcher = dispatcher
+        router._dispatcher = _Stub(deliver=lambda batch: batches.append(list(batch)) or [])
+        exhaust(coordinator.heard(connection, events) for events in heard)
+        router._dispatcher = _Stub(deliver=lambda batch: [])
+        self._time("coordinator, router", lambda: exhaust(coordinator.heard(connection, events) for events in heard))
+        router._dispatcher = dispatcher
         self._hand_over(batches)
-        deliveries = [delivery for batch in batches for _, delivery in batch]
-        self._time("callback", lambda: exhaust(map(self._subscriber.mailbox.run, deliveries)))
+        deliveries = [items for batch in batches for _, items in batch]
+        self._subscriber.mailbox.interrupted = False  # as a worker says before it begins
+        self._time("callback", lambda: exhaust(map(self._subscriber.mailbox.run_each, deliveries)))
 
-    def _frames(self, chunks: Sequence[bytes]) -> list[list[Any]]:
+    def _frames(self, chunks: Sequence[bytes]) -> list[Any]:
         from rtpool.protocol.frames import FrameDecoder
 
         def decoder() -> Callable[[bytes], Any]:
             return FrameDecoder(self._engine.options.max_message_size).receive
 
         self._time("frames", lambda: exhaust(map(decoder(), chunks)))
-        return list(map(decoder(), chunks))
+        return [messages for messages in map(decoder(), chunks) if messages]
 
     def _hand_over(self, batches: Sequence[Sequence[Any]]) -> None:
         """A dispatcher of its own without threads: its worker's work is done here, between deliveries."""
         from rtpool.engine.dispatcher import Dispatcher, Mailbox
 
+        class Silent(Mailbox):
+            """Calls nobody back."""
+
+            def run_each(self, items: Sequence[Any]) -> None:
+                self.done += len(items)
+
         dispatcher = Dispatcher("profile", 1, on_drained=lambda mailbox: None)
-        mailbox = Mailbox(
-            None, lambda item: None, limit=10_000, overflow="block", announce_loss=lambda first, last, count: None
-        )
+        mailbox = Silent(None, limit=10_000, overflow="block")
         dispatcher.open(mailbox)
-        own = [[(mailbox, delivery) for _, delivery in batch] for batch in batches if batch]
+        own = [[(mailbox, items) for _, items in batch] for batch in batches if batch]
 
         def once() -> None:
             for batch in own:

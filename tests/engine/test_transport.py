@@ -99,7 +99,7 @@ def test_the_end_of_the_stream_is_told_after_what_came_before_it(pair: Pair) -> 
     with pytest.raises(TransportClosed):
         for _ in range(10):
             messages += transport.receive()
-    assert [m.data for m in messages] == [b"last words"]
+    assert messages == [(OP_TEXT, b"last words")]
 
 
 def test_writing_to_a_peer_that_is_gone_is_told(pair: Pair) -> None:
