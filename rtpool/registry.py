@@ -242,6 +242,7 @@ class Subscriber:
         "attachment",
         "detached",
         "forked",
+        "hears_raw",
         "key",
         "leaving",
         "mailbox",

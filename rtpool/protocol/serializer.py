@@ -144,8 +144,8 @@ class SerializerV2:
 
     def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
         if isinstance(body, JsonBody):
-            names = quoted(join_ref), dumps(ref), quoted(topic), quoted(event)
-            return False, b"[%s,%s,%s,%s,%s]" % (*names, body.data)
+            head = quoted(join_ref), dumps(ref), quoted(topic), quoted(event)
+            return False, b"[%s,%s,%s,%s,%s]" % (*head, body.data)
         if isinstance(body, BinaryBody):
             sizes, names = _names(KIND_PUSH, (_text(join_ref), _text(ref), topic, event))
             return True, sizes + names + body.data
