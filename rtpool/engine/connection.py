@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rtpool.engine.logs import logger_for
-from rtpool.engine.transport import Transport, TransportClosed
+from rtpool.engine.transport import READ_SIZE, Transport, TransportClosed
 from rtpool.errors import ConnectionFailed, MessageTooBig, ProtocolError, RtpoolError
 from rtpool.options import PoolOptions
 from rtpool.protocol.frames import (
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-#: Reads of one turn, so that one busy socket cannot starve the others.
-READS_PER_TURN = 16
 #: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
 UNDER_WAY = 1.0
 #: Bytes below which what came is no sign of more: one packet holds them.
@@ -317,11 +315,11 @@ class Connection:
         return self._options.heartbeat_interval + self._options.heartbeat_timeout
 
     def _read(self, now: float) -> None:
-        """Read what is there, within a turn's share; what one read brings is handed over before the next."""
-        for _ in range(READS_PER_TURN):
-            transport = self.transport
-            if transport is None or not self._reads:
-                return
+        """Read what is there, within a turn's share; what one call brings is handed over before the next."""
+        transport = self.transport
+        assert transport is not None
+        share = transport.bytes_received + READ_SIZE
+        while transport is self.transport and self._reads and transport.bytes_received < share:
             received_before = transport.bytes_received
             messages = transport.receive()
             if transport.bytes_received != received_before:

@@ -24,8 +24,8 @@ __all__ = ["Dispatcher", "Mailbox"]
 
 Lock = threading.Lock
 
-#: Items a worker takes at a time. Few enough that `off` and other mailboxes wait for one callback, not for a queue.
-BATCH = 64
+#: Items a worker takes at a time while other mailboxes wait; and while none does, until one comes.
+BATCH, LONG_BATCH = 64, 256
 #: So often per full mailbox it is noted when an item came.
 MARKS = 16
 #: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
@@ -90,7 +90,7 @@ class Dispatcher:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
-        # Guards: _runnable, _stopping, _idle, _quiescing, _in_hand, _threads, the counters and every Mailbox
+        # Guards: everything below, the counters, and every Mailbox
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
         self._changed = threading.Condition(self._lock)
@@ -101,6 +101,7 @@ class Dispatcher:
         self._idle = 0  # workers that wait
         self._quiescing = 0  # threads that wait for a callback in progress
         self._in_hand: set[Mailbox] = set()
+        self._long_hands = False  # one of them may be of more than `BATCH` items
         self._threads: list[PoolThread] = []  # replaced whole
 
     def start(self) -> KeyboardInterrupt | None:
@@ -157,12 +158,12 @@ class Dispatcher:
     def waiting_since(self, mailbox: Mailbox) -> datetime:
         """Since when, at the latest, items have waited that were not delivered; a worker may have some in its hands."""
         with self._lock:
-            return self._came_at(mailbox, mailbox.removed - BATCH)
+            return self._oldest_came_at(mailbox)
 
     def waiting(self, mailbox: Mailbox) -> Waiting:
         """What waits, and what was lost and not announced yet."""
         with self._lock:
-            times = [self._came_at(mailbox, mailbox.removed - BATCH)] if mailbox.queued else []
+            times = [self._oldest_came_at(mailbox)] if mailbox.queued else []
             times += [mailbox.loss.first] if mailbox.loss is not None else []
             items = (*mailbox.hand, *(mailbox.spare or ()), *(mailbox.items or ()))
             return Waiting(
@@ -305,9 +306,8 @@ class Dispatcher:
 
     def _take(self, mailbox: Mailbox) -> tuple[Loss | None, Any, bool]:
         assert self._lock.locked()
-        loss = mailbox.loss if mailbox.overflow == "drop_oldest" or not mailbox.items else None
+        loss = self._due_loss(mailbox)
         if loss is not None:
-            mailbox.loss = None
             return loss, None, False
         mailbox.delivered += 1
         self.delivered += 1
@@ -373,8 +373,12 @@ class Dispatcher:
                 mailbox.blocked, mailbox.overflowed = True, mailbox.holder
                 overflowed.append(mailbox)
             return items[:room]
-        oldest = self._came_at(mailbox, mailbox.removed) if policy == "drop_oldest" else now
-        loss = mailbox.loss = mailbox.loss or Loss(oldest)
+        loss = mailbox.loss
+        if loss is None and policy == "drop_oldest":
+            loss = Loss(self._came_at(mailbox, mailbox.removed), 0)
+        elif loss is None:
+            loss = Loss(now, mailbox.appended + room)
+        mailbox.loss = loss
         loss.count += lost
         loss.last = now
         if policy == "drop_newest":
@@ -402,8 +406,12 @@ class Dispatcher:
         assert self._lock.locked()
         marks = mailbox.marks = mailbox.marks or []
         marks.append((mailbox.appended, now))
-        while len(marks) > 1 and marks[1][0] <= mailbox.removed - BATCH:
+        while len(marks) > 1 and marks[1][0] <= mailbox.removed - _ordinary_in_hand(mailbox):
             del marks[0]
+
+    def _oldest_came_at(self, mailbox: Mailbox) -> datetime:
+        """When the oldest item came that waits, or that a worker has in its hands, or some time before."""
+        return self._came_at(mailbox, mailbox.removed - _ordinary_in_hand(mailbox))
 
     def _came_at(self, mailbox: Mailbox, index: int) -> datetime:
         """When the item of this number came, or some time before."""
@@ -426,10 +434,18 @@ class Dispatcher:
             self._news.ring()
             return
         if not mailbox.scheduled:
-            mailbox.scheduled = True
-            self._runnable.append(mailbox)
-            if self._idle:
-                self._ready.notify()
+            self._line_up(mailbox)
+
+    def _line_up(self, mailbox: Mailbox) -> None:
+        assert self._lock.locked()
+        mailbox.scheduled = True
+        self._runnable.append(mailbox)
+        if self._idle:
+            self._ready.notify()
+        elif self._long_hands:
+            for busy in self._in_hand:  # who took many items did so as nobody else waited
+                busy.interrupted = busy.interrupted or len(busy.hand) > BATCH
+            self._long_hands = False
 
     def _discard(self, mailbox: Mailbox) -> None:
         assert self._lock.locked()
@@ -448,35 +464,43 @@ class Dispatcher:
             return True
         return False
 
-    def _next_batch(self, mailbox: Mailbox) -> tuple[Sequence[Any], Loss | None]:
-        """Items that are all essential, or all ordinary; and what was lost before or after them."""
+    def _due_loss(self, mailbox: Mailbox) -> Loss | None:
+        """A loss that stands before the next item, to be announced now."""
         assert self._lock.locked()
+        loss = mailbox.loss
+        if loss is None or loss.after > mailbox.removed:
+            return None
+        mailbox.loss = None
+        return loss
+
+    def _next_batch(self, mailbox: Mailbox) -> Sequence[Any]:
+        """Items that are all essential, or all ordinary, with no loss between them."""
+        assert self._lock.locked()
+        batch: Sequence[Any]
         if mailbox.spare:
-            batch: Sequence[Any] = tuple(mailbox.spare)
-            mailbox.spare = None
-            return batch, None
+            batch, mailbox.spare = tuple(mailbox.spare), None
+            return batch
         items = mailbox.items
-        if mailbox.pulled or not items:
-            batch = ()
-        elif mailbox.ordinary < len(items):
-            essential = isinstance(items[0], _Essential)
+        if not items or mailbox.pulled:
+            return ()
+        size = BATCH if self._runnable else LONG_BATCH
+        essential = isinstance(items[0], _Essential)
+        if not essential and mailbox.loss is not None:
+            size = min(size, mailbox.loss.after - mailbox.removed)
+        if essential or mailbox.ordinary < len(items):
             same = itertools.takewhile(lambda item: isinstance(item, _Essential) is essential, items)
-            batch = tuple(itertools.islice(same, BATCH))
+            batch = tuple(itertools.islice(same, size))
         else:
-            batch = tuple(itertools.islice(items, BATCH))
-        if items is not None:
-            if len(batch) == len(items):
-                items = mailbox.items = None
-            else:
-                for _ in batch:
-                    items.popleft()
-        if batch and not isinstance(batch[0], _Essential):
+            batch = tuple(itertools.islice(items, size))
+        if len(batch) == len(items):
+            mailbox.items = None
+        else:
+            for _ in batch:
+                items.popleft()
+        if not essential:
             mailbox.ordinary -= len(batch)
             mailbox.removed += len(batch)
-        loss = None
-        if mailbox.loss is not None and not mailbox.pulled and (mailbox.overflow == "drop_oldest" or not items):
-            loss, mailbox.loss = mailbox.loss, None
-        return batch, loss
+        return batch
 
     def _work(self) -> None:
         while self._work_once():
@@ -496,31 +520,24 @@ class Dispatcher:
                 self._ready.wait()
                 self._idle -= 1
             mailbox = self._runnable.popleft()
-            batch, loss = self._next_batch(mailbox)
-            mailbox.hand = batch
+            loss = None if mailbox.pulled else self._due_loss(mailbox)
+            batch = mailbox.hand = self._next_batch(mailbox)
+            self._long_hands = self._long_hands or len(batch) > BATCH
             mailbox.running = threading.get_ident()
             mailbox.interrupted = False
             generation = mailbox.generation
             self._in_hand.add(mailbox)
-        done = 0
-        ordinary = bool(batch) and not isinstance(batch[0], _Essential)
-        # drop_oldest lost what stood before this batch, drop_newest what would have come after it.
-        loss_first = loss is not None and mailbox.overflow == "drop_oldest"
+        done, ordinary = 0, _ordinary_in_hand(mailbox)
         try:
-            if loss is not None and loss_first:
+            if loss is not None:
                 self._announce(mailbox, loss)
             done = self._run(mailbox, batch, generation) if ordinary else self._run_essentials(mailbox, batch)
-            if loss is not None and not loss_first and done == len(batch):
-                self._announce(mailbox, loss)
-                loss = None
         finally:
             with self._lock:
                 self._in_hand.discard(mailbox)
                 if ordinary:
                     mailbox.delivered += done
                     self.delivered += done
-                if loss is not None and not loss_first and generation == mailbox.generation:
-                    mailbox.loss = mailbox.loss or loss
                 self._put_back(mailbox, batch[done:] if done < len(batch) else (), generation)
                 drained = self._has_drained(mailbox)
         if self._forked:
@@ -570,11 +587,9 @@ class Dispatcher:
                 self._drop(mailbox, len(rest))
         if self._stopping:
             self._discard(mailbox)
-        mailbox.scheduled = bool(mailbox.spare or (mailbox.items and not mailbox.pulled))
-        if mailbox.scheduled:
-            self._runnable.append(mailbox)
-            if self._idle:
-                self._ready.notify()
+        mailbox.scheduled = False
+        if mailbox.spare or ((mailbox.items or mailbox.loss is not None) and not mailbox.pulled):
+            self._line_up(mailbox)
         if self._quiescing:
             self._changed.notify_all()
 
@@ -590,3 +605,9 @@ class Dispatcher:
     def _report(self) -> None:
         # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
         self._log.exception("! a worker of pool %s failed outside a callback", self._name)
+
+
+def _ordinary_in_hand(mailbox: Mailbox) -> int:
+    """How many items that are not essential a worker has in its hands."""
+    hand = mailbox.hand
+    return 0 if not hand or isinstance(hand[0], _Essential) else len(hand)

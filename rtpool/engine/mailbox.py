@@ -15,11 +15,12 @@ __all__ = ["Loss", "Mailbox"]
 class Loss:
     """What an overflow lost, from the first event to the last; becomes one announcement."""
 
-    __slots__ = ("count", "first", "last")
+    __slots__ = ("after", "count", "first", "last")
 
-    def __init__(self, at: datetime) -> None:
+    def __init__(self, at: datetime, after: int) -> None:
         self.count = 0
         self.first = self.last = at
+        self.after = after  # how many ordinary items had been put in when it began: it stands behind them
 
 
 class Mailbox:

@@ -16,10 +16,11 @@ from rtpool.engine.descriptors import close
 from rtpool.errors import ConnectionFailed
 from rtpool.protocol.frames import FrameDecoder, FrameEncoder, WsMessage
 
-__all__ = ["Transport", "TransportClosed"]
+__all__ = ["READ_SIZE", "Transport", "TransportClosed"]
 
-#: Bytes asked of one recv call: some 200 messages, few enough to be handled while they are in the processor's cache.
-READ_SIZE = 64 * 1024
+#: Bytes asked of one recv call, and a turn's share of a connection. Many, because beside callbacks that compute each
+#: call costs a wait for the interpreter; few enough to be handled in milliseconds, so that no socket starves others.
+READ_SIZE = 128 * 1024
 #: Bytes of small frames that are given to the kernel in one call. It says how many it took; TLS does not before it has
 #: all of them, so they are no more than one of its records: a peer that reads slowly is seen to read.
 WRITE_SIZE, TLS_WRITE_SIZE = 64 * 1024, 16 * 1024
