@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, NoReturn
 
 from rtpool.checks import check_callable, check_timeout
 from rtpool.engine.engine import Engine
 from rtpool.engine.outgoing import Outgoing
-from rtpool.engine.threads import outcome_of
 from rtpool.errors import PoolForked, PushTimeout, RtpoolError
 
 __all__ = ["Push"]
@@ -28,6 +25,8 @@ class Push:
 
     Thread-safety: every method may be called from any thread.
     """
+
+    __slots__ = ("__weakref__", "_engine", "_outgoing")
 
     def __init__(self, engine: Engine, outgoing: Outgoing) -> None:
         self._engine = engine
@@ -45,7 +44,7 @@ class Push:
 
     def done(self) -> bool:
         """Whether the outcome is known. In a forked child that of the parent's pushes is that they are not here."""
-        return self._engine.forked or self._outgoing.future.done()
+        return self._engine.forked or self._outgoing.outcome is not None
 
     def result(self, timeout: float | None = None) -> Any:
         """
@@ -72,17 +71,15 @@ class Push:
             timeout = max(0.0, self._outgoing.deadline - time.monotonic()) + 1.0
         else:
             check_timeout(timeout)
-        try:
-            return outcome_of(self._outgoing.future, timeout)
-        except RtpoolError as error:
-            raise error.again() from error
-        except FutureTimeout:
+        outcome = self._engine.budget.wait(self._outgoing, timeout)
+        if outcome is None:
             raise PushTimeout(
                 f"no outcome of push {self.event!r} on {self.topic!r} within {timeout:.1f} s",
                 topic=self.topic,
                 event=self.event,
                 timeout=timeout,
-            ) from None
+            )
+        return self._told(outcome)
 
     def add_done_callback(self, fn: Callable[[Push], object]) -> None:
         """
@@ -102,18 +99,22 @@ class Push:
         def run(push: Push) -> None:
             engine.run_user_code(fn, push, f"push {push.event!r} on {push.topic!r}")
 
-        def deliver(_future: Future[Any]) -> None:  # runs on the I/O thread: hands over, nothing more
+        def deliver() -> None:  # runs on the I/O thread: hands over, nothing more
             if not engine.dispatcher.deliver_essential(subscriber.mailbox, run, self):
                 engine.warn(
                     f"a callback of push {self.event!r} on {self.topic!r} comes after close() and is not called"
                 )
 
-        self._outgoing.future.add_done_callback(deliver)
+        engine.budget.when_settled(self._outgoing, deliver)
 
     def _known_before_fork(self) -> Any:
         if self._outgoing.outcome is None:
             raise self._parents()
-        result, error = self._outgoing.outcome
+        return self._told(self._outgoing.outcome)
+
+    @staticmethod
+    def _told(outcome: tuple[Any, RtpoolError | None]) -> Any:
+        result, error = outcome
         if error is not None:
             raise error.again() from error
         return result

@@ -201,9 +201,9 @@ def test_what_is_inside_shows_no_token_either(
     assert "token=" not in repr(join).replace("needs_token=", "")
     assert not watch.shows_secret(repr(join))
     body = JsonBody(dumps({"access_token": token}))
-    frame = OutgoingFrame(False, body.data, "7", "access_token on room")
+    frame = OutgoingFrame(False, body.data, "7", "room", "access_token")
     assert repr(body) == f"<JsonBody of {len(body.data)} bytes>"
-    assert repr(frame) == f"<OutgoingFrame access_token on room ref 7, {len(body.data)} bytes>"
+    assert repr(frame) == f"<OutgoingFrame room access_token ref 7, {len(body.data)} bytes>"
     assert leaks() == []
 
 

@@ -211,6 +211,12 @@ class Coordinator:
         self.joining.sync(key)
         self._overflowed(self.router.flush())
 
+    def asked(self, key: ShareKey) -> None:
+        """Something was asked of a share, unless an earlier look has seen it: a thousand Channels are not as many."""
+        share = self._registry.share(key)
+        if share is None or share.news:
+            self.sync(key)
+
     def detached(self, attachment: Attachment) -> None:
         """A Channel left; `attachment.left` is done when the server knows, or need not because others stay."""
         key = attachment.share.key
@@ -218,7 +224,7 @@ class Coordinator:
             topic = key.topic.removeprefix(self._options.topic_prefix)
             words = f"{topic!r} was unsubscribed before it was ready"
             attachment.ready.set_exception(NotSubscribed(words, topic=topic))
-        self.sync(key)
+        self.asked(key)
         join = self.joins.get(key)
         if join is not None and join.leaving:
             join.leavers.append(attachment)
@@ -293,9 +299,10 @@ class Coordinator:
     def opened(self, connection: Connection) -> None:
         """Join all that live there."""
         self.joining.find_homes()
-        for join in list(connection.joins.values()):
-            if join.blocked is None and join.retry is None and not join.leaving:
-                self.joining.request(join)
+        with self.joining.queue.together():
+            for join in list(connection.joins.values()):
+                if join.blocked is None and join.retry is None and not join.leaving:
+                    self.joining.request(join)
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""

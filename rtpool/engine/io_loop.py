@@ -24,8 +24,6 @@ from rtpool.errors import MonkeyPatchConflict
 
 __all__ = ["IoLoop", "Pollable", "Timer"]
 
-Lock = threading.Lock
-
 #: Seconds of one wait, however far the next deadline.
 MAX_WAIT = 3_600.0
 #: Timers below this number are not looked through for cancelled ones.
@@ -110,10 +108,10 @@ class IoLoop:
         self.clock = clock
         self.boot = boot
         self.now = clock()
-        # Guards: _inbox, _awake, _stopped
-        self._lock = Lock()
+        # Any thread appends here, this one takes. No lock: of threads that post at full speed, one that is interrupted
+        # while it holds it would have all others line up behind it, and they would stay in line from then on.
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._awake = False  # a wake-up byte is on its way
+        self._asleep = False  # it waits, or is about to, and has to be woken up
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._wake_in: socket.socket | None = None
@@ -177,14 +175,24 @@ class IoLoop:
         Returns:
             False when the loop has ended and the call will never be made.
         """
-        with self._lock:
-            if self._stopped:
-                return False
-            self._inbox.append((call, args))
-            wake = not self._awake
-            self._awake = True
-        if wake:
+        if self._stopped:
+            return False
+        posted = (call, args)
+        self._inbox.append(posted)
+        if self._asleep:  # looked at after it was appended, as the loop looks into the inbox after it said so
+            self._asleep = False
             self._wake()
+        return not self._has_stopped() or not self._take_back(posted)
+
+    def _has_stopped(self) -> bool:
+        return self._stopped
+
+    def _take_back(self, posted: tuple[Callable[..., None], tuple[Any, ...]]) -> bool:
+        """Whether something that was posted as the loop ended is still there, and so was never called."""
+        try:
+            self._inbox.remove(posted)
+        except ValueError:
+            return False
         return True
 
     def _wake(self) -> None:
@@ -217,7 +225,6 @@ class IoLoop:
 
         Nothing is unregistered: the kernel's list of what is watched is the parent's too.
         """
-        self._lock = Lock()
         self._forked = self._stopping = self._stopped = True
         self._thread = None
         self._inbox.clear()
@@ -291,11 +298,13 @@ class IoLoop:
         self.check()
         self._update_interest(selector)
         try:
+            self._asleep = True
             ready = selector.select(self._timeout())
         except KeyboardInterrupt as error:  # it struck a greenlet, which waits on as soon as the program knows
             if not pass_on(error):
                 raise
             ready = []
+        self._asleep = False
         self.now = self.clock()
         for key, events in ready:
             if key.data is None:
@@ -364,16 +373,15 @@ class IoLoop:
     def _drain_wake_ups(self) -> None:
         assert self._wake_in is not None
         try:
-            while self._wake_in.recv(4096):
+            while len(self._wake_in.recv(4096)) == 4096:
                 continue
         except BlockingIOError:
             return
 
     def _run_inbox(self) -> None:
-        with self._lock:
-            calls, self._inbox = self._inbox, deque()
-            self._awake = False
-        for call, args in calls:
+        inbox = self._inbox
+        for _ in range(len(inbox)):  # what comes meanwhile is for the next turn
+            call, args = inbox.popleft()
             call(*args)
 
     def _run_timers(self) -> None:
@@ -384,10 +392,12 @@ class IoLoop:
                 timer.call()
 
     def _close(self) -> None:
-        with self._lock:
-            self._stopped = True
-            calls, self._inbox = self._inbox, deque()
-        for call, args in calls:  # posted in the last moment: they answer their waiters
+        self._stopped = True
+        while True:  # what was posted in the last moment: it answers its waiters
+            try:
+                call, args = self._inbox.popleft()
+            except IndexError:  # who posts now takes it back
+                break
             try:
                 call(*args)
             except Exception:

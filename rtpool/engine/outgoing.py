@@ -4,15 +4,16 @@ A push on its way out, and the budget that bounds how much may be on its way.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import attrs
 
 from rtpool.engine.threads import SLICE_SECONDS, Bell
-from rtpool.errors import ConnectionFailed, PushRefused, PushTimeout, RtpoolError, SendBufferFull
+from rtpool.errors import ConnectionFailed, PoolForked, PushRefused, PushTimeout, RtpoolError, SendBufferFull
 from rtpool.events import ChannelState
 from rtpool.protocol.messages import Body
 from rtpool.protocol.refusals import classify_push, words_of
@@ -38,7 +39,8 @@ class SentBroadcast(NamedTuple):
 @attrs.define(eq=False)
 class Outgoing:
     """
-    One push, as the I/O thread carries it. The caller's `Push` wraps the same future.
+    One push, as the I/O thread carries it; the caller's `Push` looks at it. A future would cost more than all else of a
+    push: it makes a lock and a condition, and takes them, though mostly nobody waits for it.
 
     Attributes:
         subscriber: whose it is.
@@ -47,8 +49,8 @@ class Outgoing:
         timeout, deadline: seconds allowed; the monotonic instant they end.
         broadcast: set when it is one.
         presence: whether it says who is present; then the newest wish of the join is said, not its own body.
-        outcome: the result and the error, once it is settled. A forked child asks this, for another thread may have had
-            the future's lock at the fork.
+        outcome: the result and the error, once it is settled; written by the `SendBudget`, read anywhere.
+        listeners: called then; the `SendBudget`'s own.
     """
 
     subscriber: Subscriber
@@ -59,8 +61,8 @@ class Outgoing:
     deadline: float
     broadcast: SentBroadcast | None = None
     presence: bool = False
-    future: Future[Any] = attrs.field(factory=Future)
     outcome: tuple[Any, RtpoolError | None] | None = None
+    listeners: list[Callable[[], object]] | None = None
 
     @property
     def name(self) -> str:
@@ -124,7 +126,8 @@ class Outgoing:
 
 class SendBudget:
     """
-    Bounds what is on its way out: bytes over the pool; pushes per Channel that is not joined, or is paced.
+    Bounds what is on its way out: bytes over the pool; pushes per Channel that is not joined, or is paced. It gives
+    each push its outcome, too, which frees its room.
 
     Args:
         send_buffer_limit: pushes of one Channel; more are refused while it is not joined.
@@ -136,7 +139,7 @@ class SendBudget:
     def __init__(self, send_buffer_limit: int, *, paced: bool = False) -> None:
         self._limit = send_buffer_limit
         self._paced = paced
-        # Guards: _outstanding, _closed and every Subscriber.unsettled
+        # Guards: _outstanding, _closed, every Subscriber.unsettled and every Outgoing.outcome, Outgoing.listeners
         self._lock = Lock()
         self._room = Bell()
         self._outstanding = 0
@@ -149,47 +152,53 @@ class SendBudget:
         Raises:
             SendBufferFull: the Channel is not joined and has its limit of pushes waiting; or no room in time.
         """
-        subscriber, size = outgoing.subscriber, outgoing.size
-        while True:
-            ear = Bell.ear()
-            with self._lock:
-                if not joined and subscriber.unsettled >= self._limit:
-                    raise SendBufferFull(
-                        f"{subscriber.unsettled} pushes wait on {subscriber.topic!r}, which is not joined; the option "
-                        f"send_buffer_limit is {self._limit}",
-                        limit=self._limit,
-                    )
-                full = self._full(outgoing)
-                if full is None or self._closed:
-                    self._outstanding += size
-                    subscriber.unsettled += 1
-                    return
+        ear: threading.Lock | None = None
+        while (full := self._take(outgoing, joined, ear)) is not None:
+            if ear is not None:
+                try:
+                    remaining = outgoing.deadline - time.monotonic()
+                    if remaining <= 0:
+                        raise full
+                    ear.acquire(timeout=min(remaining, SLICE_SECONDS))
+                finally:
+                    with self._lock:
+                        self._room.forget(ear)
+            ear = Bell.ear()  # mostly there is room, and none is needed
+
+    def _take(self, outgoing: Outgoing, joined: bool, ear: threading.Lock | None) -> SendBufferFull | None:
+        """Take room, or listen for it with `ear` and return why there is none."""
+        subscriber = outgoing.subscriber
+        with self._lock:
+            if not joined and subscriber.unsettled >= self._limit:
+                raise SendBufferFull(
+                    f"{subscriber.unsettled} pushes wait on {subscriber.topic!r}, which is not joined; the option "
+                    f"send_buffer_limit is {self._limit}",
+                    limit=self._limit,
+                )
+            full = self._full(outgoing)
+            if full is None or self._closed:
+                self._outstanding += outgoing.size
+                subscriber.unsettled += 1
+                return None
+            if ear is not None:
                 self._room.listen(ear)
-            try:
-                remaining = outgoing.deadline - time.monotonic()
-                if remaining <= 0:
-                    raise full
-                ear.acquire(timeout=min(remaining, SLICE_SECONDS))
-            finally:
-                with self._lock:
-                    self._room.forget(ear)
+            return full
 
     def _full(self, outgoing: Outgoing) -> SendBufferFull | None:
         """Why there is no room now. The caller must hold `self._lock`."""
-        subscriber = outgoing.subscriber
-        told = f"push {outgoing.name!r} on {subscriber.topic!r} was not accepted"
         if self._outstanding and self._outstanding + outgoing.size > MAX_OUTSTANDING_BYTES:
-            return SendBufferFull(
-                f"{self._outstanding} bytes wait to be sent and the server takes no more; {told}",
-                limit=MAX_OUTSTANDING_BYTES,
+            why = f"{self._outstanding} bytes wait to be sent and the server takes no more"
+            limit = MAX_OUTSTANDING_BYTES
+        elif self._paced and not outgoing.presence and outgoing.subscriber.unsettled >= self._limit:
+            why = (
+                f"{outgoing.subscriber.unsettled} pushes wait for their turn (options max_events_per_second and "
+                f"send_buffer_limit, {self._limit})"
             )
-        if self._paced and not outgoing.presence and subscriber.unsettled >= self._limit:
-            return SendBufferFull(
-                f"{subscriber.unsettled} pushes wait for their turn (options max_events_per_second and "
-                f"send_buffer_limit, {self._limit}); {told}",
-                limit=self._limit,
-            )
-        return None
+            limit = self._limit
+        else:
+            return None
+        told = f"push {outgoing.name!r} on {outgoing.subscriber.topic!r} was not accepted"
+        return SendBufferFull(f"{why}; {told}", limit=limit)
 
     def settle(self, outgoing: Outgoing, result: Any, error: RtpoolError | None) -> bool:
         """
@@ -198,18 +207,65 @@ class SendBudget:
         Returns:
             False when it had one already.
         """
-        if outgoing.future.done():
-            return False
+        return bool(self.settle_all([(outgoing, result, error)]))
+
+    def settle_all(self, outcomes: Iterable[tuple[Outgoing, Any, RtpoolError | None]]) -> list[Outgoing]:
+        """
+        Give pushes their outcomes, a result and an error, and free their room; then tell those who wait for them.
+
+        Returns:
+            The pushes that had none before.
+        """
+        settled: list[Outgoing] = []
+        listeners: list[Callable[[], object]] = []
         with self._lock:
-            self._outstanding -= outgoing.size
-            outgoing.subscriber.unsettled -= 1
+            for outgoing, result, error in outcomes:
+                if outgoing.outcome is None:
+                    outgoing.outcome = result, error
+                    self._outstanding -= outgoing.size
+                    outgoing.subscriber.unsettled -= 1
+                    settled.append(outgoing)
+                    if outgoing.listeners is not None:
+                        listeners += outgoing.listeners
+                        outgoing.listeners = None
             self._room.ring()
-        outgoing.outcome = result, error
-        if error is not None:
-            outgoing.future.set_exception(error)
-        else:
-            outgoing.future.set_result(result)
-        return True
+        for listener in listeners:
+            listener()
+        return settled
+
+    def when_settled(self, outgoing: Outgoing, listener: Callable[[], object]) -> None:
+        """Have `listener()` called once a push has its outcome: by who gives it, or at once. It must not block."""
+        with self._lock:
+            waits = outgoing.outcome is None
+            if waits:
+                outgoing.listeners = [*(outgoing.listeners or ()), listener]
+        if not waits:
+            listener()
+
+    def wait(self, outgoing: Outgoing, timeout: float) -> tuple[Any, RtpoolError | None] | None:
+        """
+        Wait for the outcome of a push, heeding Ctrl-C within half a second.
+
+        Returns:
+            A result and an error; None when it has none within `timeout` seconds.
+
+        Raises:
+            PoolForked: a signal handler forked meanwhile, and this is the child: nobody here settles the push.
+        """
+        if outgoing.outcome is None:
+            ear, deadline, process = Bell.ear(), time.monotonic() + timeout, os.getpid()
+            self.when_settled(outgoing, ear.release)
+            try:
+                while not ear.acquire(timeout=max(0.0, min(SLICE_SECONDS, deadline - time.monotonic()))):
+                    if os.getpid() != process:
+                        raise PoolForked("what is waited for is the parent process's, which alone hears of it")
+                    if time.monotonic() >= deadline:
+                        break
+            finally:
+                with self._lock:
+                    if outgoing.listeners is not None:
+                        outgoing.listeners = [each for each in outgoing.listeners if each != ear.release]
+        return outgoing.outcome
 
     def after_fork(self) -> None:
         """In a forked child: what is on its way is the parent's."""

@@ -23,7 +23,9 @@ def is_patched() -> bool:
         MonkeyPatchConflict: in part only.
     """
     monkey = sys.modules.get("gevent.monkey")
-    patched = [name for name in MODULES if monkey is not None and monkey.is_module_patched(name)]
+    if monkey is None:
+        return False
+    patched = [name for name in MODULES if monkey.is_module_patched(name)]
     if patched and len(patched) < len(MODULES):
         missing = ", ".join(name for name in MODULES if name not in patched)
         raise MonkeyPatchConflict(

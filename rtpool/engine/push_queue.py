@@ -122,7 +122,7 @@ class PushQueue:
         while self._turns:
             outgoing, join = next(iter(self._turns.items()))
             # What is lost meanwhile lines up anew when it is joined again.
-            gone = outgoing.future.done() or not join.joined
+            gone = outgoing.outcome is not None or not join.joined
             if not gone and self._pace is not None and not self._pace.grant(self._loop.now):
                 self._wake()
                 return

@@ -138,19 +138,19 @@ class Pushes:
         """Send what has waited longest in a join's buffer."""
         sent = bool(join.buffer) and self._hand_over(join, join.buffer[0])
         if sent:
-            join.buffer.popleft()
+            del join.buffer[0]
         return sent
 
     def _keep(self, join: Join, outgoing: Outgoing, *, first: bool) -> None:
         if first:
-            join.buffer.appendleft(outgoing)
+            join.buffer.insert(0, outgoing)
         else:
             join.buffer.append(outgoing)
         self._expire_at_deadline(outgoing, lambda: self._expire(join, outgoing))
 
     def _expire_at_deadline(self, outgoing: Outgoing, expire: Callable[[], None]) -> None:
         timer = self._loop.call_at(outgoing.deadline, expire)
-        outgoing.future.add_done_callback(lambda _: timer.cancel())
+        self._budget.when_settled(outgoing, timer.cancel)
 
     def _expire(self, join: Join, outgoing: Outgoing) -> None:
         if outgoing in join.buffer:
@@ -213,6 +213,6 @@ class Pushes:
         self.say_presence(join)
 
     def _expire_presence(self, join: Join, outgoing: Outgoing) -> None:
-        if not outgoing.future.done():
+        if outgoing.outcome is None:
             self._budget.settle(outgoing, None, outgoing.timed_out(written=outgoing in join.presence_calling))
             join.presence_pushes.pop(outgoing, None)

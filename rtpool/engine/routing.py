@@ -33,16 +33,12 @@ from rtpool.registry import Attachment, Delivery, Subscriber
 __all__ = ["Router"]
 
 
-NO_CHANGES: frozenset[ChangeBinding] = frozenset()
-_new = tuple.__new__
-
-
 class _Run(NamedTuple):
     """Events of a join that go to the same mailboxes, those of `members`; whether one of them hears raw messages."""
 
     members: tuple[Subscriber, ...]
     sinks: list[Mailbox]
-    deliveries: list[Delivery]
+    deliveries: list[Delivery | Broadcast]
     hears_raw: bool
 
 
@@ -127,9 +123,7 @@ class Router:
         run = self._last.get(join)
         if run is None or run.members is not members:
             run = self._begin_run(join, members)
-        # What nobody asks for is not kept: the collector looks at all that waits, again and again.
-        wire = message if run.hears_raw else None
-        run.deliveries.append(_new(Delivery, (BROADCAST, name, event, wire, NO_CHANGES)))
+        run.deliveries.append(Delivery(BROADCAST, name, event, message) if run.hears_raw else event)
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
         change = parse_change(join.name, message.payload)
@@ -230,7 +224,7 @@ class Router:
         broadcast = outgoing.broadcast
         if broadcast is not None and join.config.receive_own:
             content = content_of(broadcast.data if broadcast.is_binary else loads(broadcast.data))
-            join.echoes.append(Echo(outgoing, content, self._wall().timestamp()))
+            join.await_echo(Echo(outgoing, content, self._wall().timestamp()))
 
     def loop_back(self, join: Join, outgoing: Outgoing) -> None:
         """Siblings hear a broadcast that the server does not send back to the socket it came from."""

@@ -11,9 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
@@ -23,6 +22,7 @@ __all__ = [
     "PoolThread",
     "SLICE_SECONDS",
     "closing",
+    "enter",
     "enter_user_code",
     "is_in_user_code",
     "join_all",
@@ -33,6 +33,7 @@ __all__ = [
 Lock = threading.Lock
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 #: How long a thread waits at a stretch. A signal that comes just before a wait begins is seen only after it, and a
 #: wait without end would be deaf to Ctrl-C for ever.
@@ -134,12 +135,36 @@ class Bell:
 
     def ring(self) -> None:
         """Wake everybody who listens now."""
+        if not self._ears:
+            return
         ears, self._ears = self._ears, []
         for ear in ears:
             ear.release()
 
 
-def outcome_of(future: Future[T], timeout: float) -> T:
+def enter(lock: threading.Lock) -> None:
+    """
+    Take a lock that many threads take at full speed, for a few lines; the caller releases it.
+
+    A thread that waits for a lock gets it without the interpreter's own, and keeps it while it waits for that.
+    Meanwhile all others come and line up, and so they do from then on: at each passage every thread waits for another,
+    at a third of the speed. Who does not wait but tries again, lets in who holds it, which is all it takes.
+    """
+    while not lock.acquire(blocking=False):
+        time.sleep(0)
+
+
+class Awaited(Protocol[T_co]):
+    """What can be waited for: a `Future`, an `Outcome`."""
+
+    def result(self, timeout: float) -> T_co:
+        """The value, or the error raised; `concurrent.futures.TimeoutError` when it takes longer."""
+
+    def done(self) -> bool:
+        """Whether it is known."""
+
+
+def outcome_of(future: Awaited[T], timeout: float) -> T:
     """
     What `future.result(timeout)` returns or raises, heeding Ctrl-C within half a second.
 

@@ -11,7 +11,6 @@ import selectors
 import socket
 import ssl
 from collections import deque
-from typing import NamedTuple
 
 from rtpool.engine.descriptors import close
 from rtpool.errors import ConnectionFailed
@@ -21,15 +20,13 @@ __all__ = ["Transport", "TransportClosed"]
 
 #: Bytes asked of one recv call: some 200 messages, few enough to be handled while they are in the processor's cache.
 READ_SIZE = 64 * 1024
+#: Bytes of small frames that are given to the kernel in one call. It says how many it took; TLS does not before it has
+#: all of them, so they are no more than one of its records: a peer that reads slowly is seen to read.
+WRITE_SIZE, TLS_WRITE_SIZE = 64 * 1024, 16 * 1024
 
 
 class TransportClosed(ConnectionFailed):
     """The stream ended or broke; the cause is chained."""
-
-
-class _Chunk(NamedTuple):
-    view: memoryview
-    ref: str | None  # told back once the kernel has all of it
 
 
 class Transport:
@@ -51,7 +48,10 @@ class Transport:
         self._send = sock.write if isinstance(sock, ssl.SSLSocket) else sock.send
         self._decoder = decoder
         self._encoder = encoder
-        self._chunks: deque[_Chunk] = deque()
+        self._write_size = TLS_WRITE_SIZE if self._tls else WRITE_SIZE
+        self._frames: deque[bytes] = deque()
+        self._block: bytes | memoryview = b""  # of frames that were taken from there: what the kernel is offered
+        self._ends: deque[tuple[int, str]] = deque()  # the `bytes_sent` at which the kernel has all of the frame `ref`
         #: TLS wants to write before it can read on.
         self.read_wants_write = False
         self._write_wants_read = False
@@ -71,15 +71,17 @@ class Transport:
         self._queue(self._encoder.encode_close(code), None)
 
     def _queue(self, frame: bytes, ref: str | None) -> None:
-        self._chunks.append(_Chunk(memoryview(frame), ref))
+        self._frames.append(frame)
         self.queued += len(frame)
+        if ref is not None:
+            self._ends.append((self.bytes_sent + self.queued, ref))
 
     def interest(self, *, reading: bool) -> int:
         """The selector events this transport waits for; `reading` False leaves what arrives to the kernel."""
         events = 0
         if reading or self._write_wants_read:
             events |= selectors.EVENT_READ
-        if self.read_wants_write or (self._chunks and not self._write_wants_read):
+        if self.read_wants_write or (self.queued and not self._write_wants_read):
             events |= selectors.EVENT_WRITE
         return events
 
@@ -91,36 +93,43 @@ class Transport:
             The refs of the frames it has all of.
 
         Raises:
-            TransportClosed: the stream is broken.
+            TransportClosed: the stream is broken. What the kernel had before was returned by earlier calls.
         """
         written: list[str] = []
         self._write_wants_read = False
-        while self._chunks:
-            chunk = self._chunks[0]
+        while self.queued:
+            block = self._block = self._block or self._next_block()
             try:
-                sent = self._send(chunk.view)
+                sent = self._send(block)
             except ssl.SSLWantReadError:
-                # The very same bytes must be offered again: the chunk stays at the head.
+                # The very same bytes must be offered again: the block stays.
                 self._write_wants_read = True
                 break
             except (BlockingIOError, ssl.SSLWantWriteError, InterruptedError):
                 break
             except (OSError, ValueError) as error:  # ValueError: the socket object was closed under us
+                if written:
+                    break  # the next call meets the trouble again and raises
                 raise TransportClosed(f"the connection broke while sending: {error}") from error
             self.bytes_sent += sent
             self.queued -= sent
-            if sent < len(chunk.view):
-                self._chunks[0] = _Chunk(chunk.view[sent:], chunk.ref)
-                continue
-            self._chunks.popleft()
-            if chunk.ref is not None:
-                written.append(chunk.ref)
+            self._block = memoryview(block)[sent:] if sent < len(block) else b""
+            while self._ends and self._ends[0][0] <= self.bytes_sent:
+                written.append(self._ends.popleft()[1])
         return written
 
     @property
     def control_frames(self) -> int:
         """How many came, those among the messages that `receive` returned last included."""
         return self._decoder.control_frames
+
+    def _next_block(self) -> bytes:
+        """The next frame, and those after it that go into one call with it."""
+        frames, block = self._frames, [self._frames.popleft()]
+        room = self._write_size - len(block[0])
+        while frames and (room := room - len(frames[0])) >= 0:
+            block.append(frames.popleft())
+        return b"".join(block) if len(block) > 1 else block[0]
 
     def receive(self) -> list[WsMessage]:
         """
@@ -153,7 +162,9 @@ class Transport:
 
     def close(self) -> None:
         """Close the socket without a word; queued bytes are dropped."""
-        self._chunks.clear()
+        self._frames.clear()
+        self._block = b""
+        self._ends.clear()
         self.queued = 0
         # A process that was forked in the middle of the user's dial, or without Python's hooks, has a copy of it.
         with contextlib.suppress(OSError):

@@ -1,12 +1,14 @@
 """
 WebSocket frames (RFC 6455 §5), with a limit of size: out of what was read, refusing what a server must not send, with
-fragments put together; and to be written, by websocket-client's codec.
+fragments put together; and to be written, masked.
 
-websocket-client's own parser takes a frame from a socket in several calls, ten times the time of cutting it out.
+websocket-client's own parser takes a frame from a socket in several calls, ten times the time of cutting it out; and
+its writer twice the time of the one here.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 from websocket import ABNF
@@ -20,6 +22,8 @@ __all__ = ["FrameDecoder", "FrameEncoder", "WsMessage", "close_code"]
 CLOSE_NORMAL, CLOSE_PROTOCOL_ERROR, CLOSE_TOO_BIG = 1000, 1002, 1009
 #: Registered with IANA for a restart; Phoenix sends it when it drains for a deploy.
 CLOSE_SERVICE_RESTART = 1012
+#: The bits of a frame's first two bytes (§5.2); how many mask keys are drawn at a time.
+FIN, MASKED, KEYS_AT_ONCE = 0x80, 0x80, 64
 #: What §7.1.5 calls the code of a close frame without one.
 CLOSE_NO_STATUS = 1005
 
@@ -204,17 +208,30 @@ class FrameEncoder:
     Messages to masked frames.
 
     Args:
-        mask_key: returns that many unpredictable bytes (RFC 6455 §10.3); the shell gives `os.urandom`.
+        mask_key: returns that many unpredictable bytes (RFC 6455 §10.3), always as many as it is asked for; the shell
+            gives `os.urandom`.
     """
 
     def __init__(self, mask_key: Callable[[int], bytes]) -> None:
         self._mask_key = mask_key
+        self._keys: list[bytes] = []  # a system call for each would take longer than the mask
 
     def encode(self, opcode: int, data: bytes) -> bytes:
         """The bytes of one unfragmented frame."""
-        frame = ABNF.create_frame(data, opcode)
-        frame.get_mask_key = self._mask_key
-        return bytes(frame.format())
+        size = len(data)
+        if size < 126:
+            head = bytes((FIN | opcode, MASKED | size))
+        elif size < 1 << 16:
+            head = struct.pack("!BBH", FIN | opcode, MASKED | 126, size)
+        else:
+            head = struct.pack("!BBQ", FIN | opcode, MASKED | 127, size)
+        if not self._keys:
+            drawn = self._mask_key(4 * KEYS_AT_ONCE)
+            self._keys = [drawn[start : start + 4] for start in range(0, len(drawn), 4)]
+        key = self._keys.pop()
+        mask = int.from_bytes((key * (size // 4 + 1))[:size], "little")
+        masked = (int.from_bytes(data, "little") ^ mask).to_bytes(size, "little")
+        return b"%s%s%s" % (head, key, masked)
 
     def encode_close(self, code: int) -> bytes:
         """The bytes of a close frame with `code` and no reason."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from rtpool.errors import InvalidValue, ProtocolError
 from rtpool.protocol.frames import OP_BINARY, WsMessage
-from rtpool.protocol.json_engine import dumps, loader_for, loads
+from rtpool.protocol.json_engine import dumps, loader_for, loads, quoted
 from rtpool.protocol.messages import (
     BROADCAST,
     MAX_NAME_BYTES,
@@ -82,8 +82,8 @@ class SerializerV1:
     def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
         if not isinstance(body, JsonBody):
             raise InvalidValue("protocol 1.0.0 has no binary payloads; use the option protocol='2.0.0'")
-        head = dumps({"topic": topic, "event": event, "ref": ref, "join_ref": join_ref})
-        return False, b'%s,"payload":%s}' % (head[:-1], body.data)
+        names = quoted(topic), quoted(event), dumps(ref), quoted(join_ref)
+        return False, b'{"topic":%s,"event":%s,"ref":%s,"join_ref":%s,"payload":%s}' % (*names, body.data)
 
     def decode(self, data: bytes, is_binary: bool) -> WireMessage:
         if is_binary:
@@ -144,8 +144,8 @@ class SerializerV2:
 
     def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
         if isinstance(body, JsonBody):
-            head = dumps([join_ref, ref, topic, event])
-            return False, b"%s,%s]" % (head[:-1], body.data)
+            head = quoted(join_ref), dumps(ref), quoted(topic), quoted(event)
+            return False, b"[%s,%s,%s,%s,%s]" % (*head, body.data)
         if isinstance(body, BinaryBody):
             sizes, names = _names(KIND_PUSH, (_text(join_ref), _text(ref), topic, event))
             return True, sizes + names + body.data

@@ -8,6 +8,7 @@ lives as long as its connection's identity: over a disconnect it keeps which top
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -55,15 +56,18 @@ UNMATCHED_TOPIC = "unmatched topic"
 
 
 class OutgoingFrame(NamedTuple):
-    """
-    One Phoenix frame to send; `ref` is to be told to `Session.frame_written` once the kernel has it. `what` names topic
-    and event for the log, which never sees a payload: it may hold a token.
-    """
+    """One Phoenix frame to send; `ref` is to be told to `Session.frame_written` once the kernel has it."""
 
     is_binary: bool
     data: bytes
     ref: str
-    what: str
+    topic: str
+    event: str
+
+    @property
+    def what(self) -> str:
+        """Topic and event for the log, which never sees a payload: it may hold a token."""
+        return f"{self.topic} {self.event}"
 
     def __repr__(self) -> str:
         return f"<OutgoingFrame {self.what} ref {self.ref}, {len(self.data)} bytes>"
@@ -127,6 +131,9 @@ class Session:
         self._last_said = self._last_heard = 0  # refs: of a push or a leave, of what was answered
         self._pulse = Pulse(heartbeat_interval, heartbeat_timeout)
         self._timers: list[tuple[float, str]] = []
+        # Pushes, which mostly are written, and done with, before anybody asks when the next timer is due.
+        self._untimed: list[tuple[float, str]] = []
+        self._untimed_due = math.inf
         self._frames: list[OutgoingFrame] = []
         self._events: list[SessionEvent] = []
         #: Messages dropped: of an earlier join, of no topic here, or meaningless in the channel's state.
@@ -188,6 +195,7 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due next; None when nothing is awaited."""
+        self._time_pushes()
         while self._timers:
             at, ref = self._timers[0]
             pending = self._pending.get(ref)
@@ -216,6 +224,7 @@ class Session:
         self._joins_in_flight.clear()
         pending, self._pending = self._pending, {}
         self._timers.clear()
+        self._untimed.clear()
         for entry in pending.values():
             if entry.kind == "push":
                 self._settle(entry, "lost")
@@ -253,7 +262,7 @@ class Session:
             self._forget(topic, timed_out=False)
             return
         # A join in flight is overtaken: the server runs it first, then the leave, and answers both.
-        channel.leave = self._send("leave", topic, PHX_LEAVE, EMPTY_OBJECT, channel.join_ref)
+        channel.leave = self._send("leave", topic, PHX_LEAVE, EMPTY_OBJECT, channel.join_ref)[1]
 
     def push(
         self,
@@ -282,9 +291,11 @@ class Session:
         channel = self._topics.get(topic)
         if channel is None or channel.state is not ChannelState.JOINED or not self._connected:
             return False
-        pending = self._send("push", topic, event, body, channel.join_ref)
+        ref, pending = self._send("push", topic, event, body, channel.join_ref)
         pending.token, pending.wants_reply, pending.tells_sent = token, wants_reply, tells_sent
-        self._arm(pending, str(self._last_ref), deadline)
+        self._untimed.append((deadline, ref))
+        if deadline < self._untimed_due:
+            self._untimed_due = deadline
         return True
 
     def awaits_reply(self, topic: str) -> bool:
@@ -293,15 +304,13 @@ class Session:
 
     def fence(self, now: float) -> str:
         """Send a heartbeat whose reply, which comes after all that was sent here before, is `Fenced`; its ref."""
-        self._send("fence", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None)
-        return str(self._last_ref)
+        return self._send("fence", PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT, None)[0]
 
     def frame_written(self, ref: str, now: float) -> None:
         """The kernel has all of the frame `ref`: its reply's time starts now."""
-        if self._pulse.written(ref, now):
-            return
         pending = self._pending.get(ref)
         if pending is None:
+            self._pulse.written(ref, now)
             return
         pending.written = True
         if pending.kind == "join":
@@ -316,6 +325,8 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Do what is due: time-outs, the heartbeat."""
+        if self._untimed_due <= now:
+            self._time_pushes()
         while self._timers and self._timers[0][0] <= now:
             at, ref = heapq.heappop(self._timers)
             pending = self._pending.get(ref)
@@ -499,20 +510,27 @@ class Session:
             channel.queued = False
             channel.join_ref = str(self._last_ref + 1)
             ref = channel.join_ref
-            self._joins_in_flight[ref] = self._send("join", topic, PHX_JOIN, channel.join_body, ref)
+            self._joins_in_flight[ref] = self._send("join", topic, PHX_JOIN, channel.join_body, ref)[1]
 
-    def _send(self, kind: str, topic: str, event: str, body: Body, join_ref: str | None) -> _Pending:
+    def _send(self, kind: str, topic: str, event: str, body: Body, join_ref: str | None) -> tuple[str, _Pending]:
         self._last_ref += 1
         ref = str(self._last_ref)
         self._frame(join_ref, ref, topic, event, body)
         pending = self._pending[ref] = _Pending(kind, topic)
         if kind in ("push", "leave"):
             self._last_said = self._last_ref
-        return pending
+        return ref, pending
 
     def _frame(self, join_ref: str | None, ref: str, topic: str, event: str, body: Body) -> None:
         is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
-        self._frames.append(OutgoingFrame(is_binary, data, ref, f"{topic} {event}"))
+        self._frames.append(OutgoingFrame(is_binary, data, ref, topic, event))
+
+    def _time_pushes(self) -> None:
+        untimed, self._untimed, self._untimed_due = self._untimed, [], math.inf
+        for deadline, ref in untimed:
+            pending = self._pending.get(ref)
+            if pending is not None:
+                self._arm(pending, ref, deadline)
 
     def _arm(self, pending: _Pending, ref: str, deadline: float) -> None:
         pending.deadline = deadline

@@ -68,7 +68,7 @@ class World:
 
     def expire(self, join: Joined, outgoing: Outgoing) -> None:
         join.buffer.remove(outgoing)
-        outgoing.future.set_result(None)
+        outgoing.outcome = None, None
 
     def flush(self, join: Joined) -> None:
         join.joined = True
