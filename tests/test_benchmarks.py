@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -192,7 +194,7 @@ def test_what_a_server_writes_to_its_stderr_is_told() -> None:
 def tiny(name: str, told: Mapping[str, Any], **plan: Any) -> Mapping[str, float]:
     participant = receiver(name, messages=200, **told)
     if participant.missing is not None:
-        pytest.skip(participant.missing)
+        (pytest.fail if os.environ.get("RTPOOL_REQUIRE_INTEROP") == "1" else pytest.skip)(participant.missing)
     with server("traffic", {"topics": 1, "messages": 200, "size": 250, **plan}) as served:
         return participant.measure(served)
 
@@ -235,3 +237,9 @@ def test_what_was_measured_is_written_as_json(tmp_path: pathlib.Path) -> None:
     (figure,) = written["figures"]
     assert (figure["case"], figure["participant"], len(figure["values"])) == ("floor", "wake a thread", 2)
     assert written["environment"]["python"]
+
+
+def test_the_page_of_the_benchmarks_says_what_each_case_does() -> None:
+    page = (ROOT / "tests" / "benchmarks" / "README.md").read_text()
+    section = page.split("## What each case does")[1].split("\n## ")[0]
+    assert {*CASES} - set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set()
