@@ -24,7 +24,7 @@ READ_SIZE = 64 * 1024
 READS_PER_TURN = 16
 #: Bytes of small frames that are given to the kernel in one call. It says how many it took; TLS does not before it has
 #: all of them, so they are no more than one of its records: a peer that reads slowly is seen to read.
-WRITE_SIZE, TLS_WRITE_SIZE = 64 * 1024, 16 * 1024
+WRITE_SIZE, TLS_WRITE_SIZE = 256 * 1024, 16 * 1024
 
 
 class TransportClosed(ConnectionFailed):
