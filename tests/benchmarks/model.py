@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Case", "Figures", "Key", "Participant", "Results", "Row", "Settings", "Summary", "nothing"]
+__all__ = ["Case", "Figures", "Goal", "Participant", "Place", "Results", "Row", "Settings", "Summary", "nothing"]
 
 #: What one participant measured in one round. A figure's name is its unit, as it is printed: ``"messages/s"``.
 Figures = Mapping[str, float]
@@ -23,14 +23,26 @@ Figures = Mapping[str, float]
 
 @attrs.frozen
 class Settings:
-    """How much is measured. `scale` is 1, and less for a quick run: messages are multiplied by it."""
+    """
+    How much is measured.
+
+    Attributes:
+        rounds: how often each participant is measured.
+        scale: messages are multiplied by it; less than 1 for a quick run.
+        only: names of participants, up to a comma at least; empty for all of them.
+    """
 
     rounds: int = 5
     scale: float = 1.0
+    only: Sequence[str] = ()
 
     def messages(self, count: float) -> int:
-        """So many messages, at this scale."""
-        return max(1, round(count * self.scale))
+        """So many messages, at this scale; two at least, for there is time between two."""
+        return max(2, round(count * self.scale))
+
+    def wants(self, participant: str) -> bool:
+        """Whether a participant is measured."""
+        return not self.only or participant in self.only or participant.partition(",")[0] in self.only
 
 
 @contextlib.contextmanager
@@ -58,30 +70,60 @@ class Participant:
 
 @attrs.frozen
 class Row:
-    """One variant of a case. `server` is entered once, before the first round; a process of its own, too."""
+    """
+    One variant of a case.
+
+    Attributes:
+        server: entered once, before the first round; a process of its own, too.
+        compared: whether the participants do the same, so that a ratio of their figures means something.
+    """
 
     variant: str
     participants: Sequence[Participant]
     server: Callable[[], AbstractContextManager[Any]] = nothing
+    compared: bool = True
+
+
+@attrs.frozen
+class Place:
+    """Where a figure stands in the table of a case."""
+
+    variant: str
+    participant: str
+    figure: str
+
+
+@attrs.frozen(kw_only=True)
+class Goal:
+    """
+    What is to be reached in a case, for medians of one run on a machine with two cores.
+
+    Attributes:
+        text: in words, as it stands in the table of goals.
+        of: the figure that is looked at.
+        over: the figure it is divided by, None where the figure itself is bounded.
+        at_least, at_most: the bound; one of them.
+    """
+
+    text: str
+    of: Place
+    over: Place | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.text}: a goal has one bound")
 
 
 @attrs.frozen
 class Case:
-    """A case: its name on the command line, one line of what it does, and its rows."""
+    """A case: its name on the command line, one line of what it does, its rows and what is to be reached in them."""
 
     name: str
     about: str
     rows: Callable[[Settings], Sequence[Row]]
-
-
-@attrs.frozen
-class Key:
-    """Where a figure belongs."""
-
-    case: str
-    variant: str
-    participant: str
-    figure: str
+    goals: Sequence[Goal] = ()
 
 
 @attrs.frozen
@@ -108,21 +150,38 @@ class Summary:
 
 @attrs.define
 class Results:
-    """What a run measured, in the order in which it was measured, and who was missing, and why."""
+    """
+    What a run measured.
 
-    values: dict[Key, list[float]] = attrs.field(factory=dict)
+    Attributes:
+        values: by case and place, in the order in which they were measured; a value a round.
+        missing: who was not measured and why, by case, variant and participant.
+        failures: what went wrong, in words, in full.
+    """
+
+    values: dict[tuple[str, Place], list[float]] = attrs.field(factory=dict)
     missing: dict[tuple[str, str, str], str] = attrs.field(factory=dict)
+    failures: list[str] = attrs.field(factory=list)
 
     def add(self, case: str, variant: str, participant: str, figures: Figures) -> None:
         """Note one round of a participant."""
         for figure, value in figures.items():
-            self.values.setdefault(Key(case, variant, participant, figure), []).append(value)
+            self.values.setdefault((case, Place(variant, participant, figure)), []).append(value)
 
-    def summary(self, key: Key) -> Summary | None:
+    def summary(self, case: str, place: Place) -> Summary | None:
         """What came out, None where nothing did."""
-        values = self.values.get(key)
+        values = self.values.get((case, place))
         return Summary(values) if values else None
+
+    def fail(self, case: str, variant: str, participant: str, words: str) -> None:
+        """Note that a participant did not do what it should: nothing that it measured in this row counts."""
+        self.failures.append(f"{case}, {variant}, {participant}: {words}")
+        self.missing[case, variant, participant] = "FAILED, see the end"
+        for key in [
+            k for k in self.values if k[0] == case and (k[1].variant, k[1].participant) == (variant, participant)
+        ]:
+            del self.values[key]
 
     def figures(self, case: str, variant: str) -> list[str]:
         """The figures of a row, in order."""
-        return list(dict.fromkeys(key.figure for key in self.values if (key.case, key.variant) == (case, variant)))
+        return list(dict.fromkeys(p.figure for name, p in self.values if (name, p.variant) == (case, variant)))

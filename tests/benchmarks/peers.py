@@ -19,20 +19,29 @@ __all__ = ["PEERS", "receiver", "versions"]
 CLIENTS = install.JS.parent.parent / "benchmarks" / "clients"
 RTPOOL = module("clients.rtpool_receive")
 LOOP = module("clients.loops")
+OFFICIAL_PY = [str(install.PYTHON), "-I", str(CLIENTS / "realtime_receive.py")]
+OFFICIAL_JS = ["node", str(CLIENTS / "realtime_receive.js")]
 
 #: The command of each, and what it is told beside the numbers.
 PEERS: Mapping[str, tuple[list[str], Mapping[str, Any]]] = {
     "rtpool": (RTPOOL, {}),
     "rtpool, no orjson": (RTPOOL, {"orjson": False}),
-    "realtime": ([str(install.PYTHON), "-I", str(CLIENTS / "realtime_receive.py")], {}),
-    "realtime-js": (["node", str(CLIENTS / "realtime_receive.js")], {}),
+    "realtime": (OFFICIAL_PY, {}),
+    "realtime-js": (OFFICIAL_JS, {}),
     "websocket-client": (LOOP, {"with": "websocket-client"}),
     "websocket-client, no UTF-8 check": (LOOP, {"with": "websocket-client", "trusting": True}),
     "websockets": (LOOP, {"with": "websockets"}),
     "floor": (module("clients.prototype"), {}),
+    "rtpool, Channels": (module("clients.rtpool_fanout"), {}),
+    "realtime, callbacks": (OFFICIAL_PY, {}),
+    "realtime-js, callbacks": (OFFICIAL_JS, {}),
+    "floor, mailboxes": (module("clients.prototype_fanout"), {}),
 }
 
-OFFICIAL = {"realtime": "py", "realtime-js": "js"}
+
+def _missing(command: list[str]) -> str | None:
+    names = {OFFICIAL_PY[-1]: "py", OFFICIAL_JS[-1]: "js"}
+    return install.missing(names[command[-1]]) if command[-1] in names else None
 
 
 def receiver(name: str, **told: Any) -> Participant:
@@ -40,10 +49,11 @@ def receiver(name: str, **told: Any) -> Participant:
     command, own = PEERS[name]
 
     def measure(served: Mapping[str, Any]) -> Figures:
-        env = {**os.environ, "NODE_EXTRA_CA_CERTS": served["ca"]} if served["ca"] else None
+        ca = served["ca"]  # the official clients have no argument for it, Node and OpenSSL have a variable
+        env = {**os.environ, "NODE_EXTRA_CA_CERTS": ca, "SSL_CERT_FILE": ca} if ca else None
         return run(command, {**served, **own, **told}, env=env)
 
-    return Participant(name, measure, install.missing(OFFICIAL[name]) if name in OFFICIAL else None)
+    return Participant(name, measure, _missing(command))
 
 
 @functools.cache

@@ -19,10 +19,11 @@ __all__ = ["as_json", "environment", "environment_line"]
 def environment() -> dict[str, str]:
     """The machine, and the versions that were measured."""
     names = ("rtpool", "orjson", "websocket-client", "websockets")
+    there = {found.metadata["Name"] for found in metadata.distributions()}
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in names},
+        **{name: metadata.version(name) if name in there else "missing" for name in names},
         **peers.versions(),
     }
 
@@ -35,12 +36,12 @@ def environment_line() -> str:
 def as_json(results: Results, verdicts: list[Verdict]) -> str:
     """Every round's figures, their medians, and what became of the goals."""
     rows = [
-        {**attrs.asdict(key), "median": Summary(values).median, "values": values}
-        for key, values in results.values.items()
+        {"case": case, **attrs.asdict(place), "median": Summary(values).median, "values": values}
+        for (case, place), values in results.values.items()
     ]
     missing = [
         {"case": case, "variant": variant, "participant": name, "missing": why}
         for (case, variant, name), why in results.missing.items()
     ]
-    goals = [{**attrs.asdict(v.goal), "measured": v.measured, "verdict": v.word} for v in verdicts]
+    goals = [{"case": v.case, **attrs.asdict(v.goal), "measured": v.measured, "verdict": v.word} for v in verdicts]
     return json.dumps({"environment": environment(), "figures": rows, "missing": missing, "goals": goals}, indent=1)

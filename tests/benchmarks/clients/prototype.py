@@ -10,16 +10,17 @@ It looks for no error, no fragment, no control frame, and knows one topic. Nothi
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import websocket
 
-from tests.benchmarks.clients.counting import Counted, arguments, rate, say
+from tests.benchmarks.clients.counting import PATIENCE, Counted, arguments, rate, say
 
 READ_SIZE, WORKERS = 65_536, 4
 
@@ -43,7 +44,7 @@ def cut(buffer: bytes) -> tuple[list[bytes], bytes]:
 class Mailbox:
     """Messages between the I/O thread and the workers, in the hands of one worker at a time."""
 
-    def __init__(self, callback: Any) -> None:
+    def __init__(self, callback: Callable[[Any], object]) -> None:
         self.callback = callback
         self.items: deque[Any] = deque()
         self.ready = threading.Condition()
@@ -56,27 +57,32 @@ class Mailbox:
             if not self.busy:
                 self.ready.notify()
 
+    def work_once(self) -> bool:
+        """Wait for a batch and call back with it; False when there will be none."""
+        with self.ready:
+            while not self.over and (self.busy or not self.items):
+                self.ready.wait()
+            if self.over:
+                return False
+            self.busy = True
+            batch, self.items = self.items, deque()
+        for item in batch:
+            self.callback(item)
+        with self.ready:
+            self.busy = False
+        return True
+
     def work(self) -> None:
         """A worker's life."""
-        while True:
-            with self.ready:
-                while not self.over and (self.busy or not self.items):
-                    self.ready.wait()
-                if self.over:
-                    return
-                self.busy = True
-                batch, self.items = self.items, deque()
-            for item in batch:
-                self.callback(item)
-            with self.ready:
-                self.busy = False
+        while self.work_once():
+            continue
 
 
 def read(sock: Any, mailbox: Mailbox) -> None:
     """The I/O thread's life: until the stream ends."""
-    poll, left, whole = select.poll(), b"", 0
-    poll.register(sock, select.POLLIN)
-    while poll.poll():
+    selector, left, whole = selectors.DefaultSelector(), b"", 0
+    selector.register(sock, selectors.EVENT_READ)
+    while selector.select():
         data = sock.recv(READ_SIZE)
         if not data:
             return
@@ -108,7 +114,8 @@ def main() -> None:
         thread.start()
     go = {"type": "broadcast", "event": "go", "payload": {"messages": told["messages"]}}
     ws.send(json.dumps(["1", "2", "realtime:bench-0", "broadcast", go]))
-    assert over.wait(100), f"{len(counter.numbers)} messages came"
+    assert over.wait(PATIENCE), f"{len(counter.numbers)} messages came"
+    assert ws.sock is not None
     ws.sock.shutdown(socket.SHUT_RDWR)  # its end is what the reading thread waits for
     with mailbox.ready:
         mailbox.over = True

@@ -14,16 +14,17 @@ from typing import Any
 from realtime import AsyncRealtimeClient
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from counting import Counted, arguments, rate, say  # type: ignore[import-not-found]
+from counting import PATIENCE, Counted, arguments, rate, say  # type: ignore[import-not-found]
 
 
 async def main() -> None:
     """Receive what is asked for and say the rate."""
     told = arguments()
-    topics = told.get("topics", 1)
-    counted = [Counted(told["messages"] // topics) for _ in range(topics)]
+    topics, callbacks = told.get("topics", 1), told.get("channels", 1)
+    counted = [Counted(told["messages"] // topics) for _ in range(topics * callbacks)]
     over, joined = asyncio.Semaphore(0), asyncio.Semaphore(0)
-    client = AsyncRealtimeClient(f"ws://127.0.0.1:{told['port']}/realtime/v1", "k")
+    scheme = "wss" if told.get("ca") else "ws"
+    client = AsyncRealtimeClient(f"{scheme}://127.0.0.1:{told['port']}/realtime/v1", "k")
     await client.connect()
 
     def callback(counter: Any) -> Any:
@@ -34,15 +35,16 @@ async def main() -> None:
         return receive
 
     channels = [client.channel(f"bench-{index}") for index in range(topics)]
-    for channel, counter in zip(channels, counted, strict=True):
-        channel.on_broadcast("x", callback(counter))
+    for index, counter in enumerate(counted):
+        channels[index % topics].on_broadcast("x", callback(counter))
+    for channel in channels:
         await channel.subscribe(lambda status, error: joined.release())
     for _ in channels:
         await asyncio.wait_for(joined.acquire(), 30)
     await channels[0].send_broadcast("go", {"messages": told["messages"]})
-    for _ in channels:
-        await asyncio.wait_for(over.acquire(), 100)
-    say({"messages/s": rate(counted)})
+    for _ in counted:
+        await asyncio.wait_for(over.acquire(), PATIENCE)
+    say({"callbacks/s" if "channels" in told else "messages/s": rate(counted)})
     await client.close()
 
 
