@@ -54,9 +54,7 @@ class Pushes:
             (join.presence_calling if telling else join.presence_pushes)[outgoing] = None
             self._expire_at_deadline(outgoing, lambda: self._expire_presence(join, outgoing))
             self.say_presence(join)
-        elif (
-            join.buffer or not self._may_send(join) or not self.queue.passes() or not self._hand_over(join, outgoing)
-        ):
+        elif join.buffer or not self._may_send(join) or not self.queue.passes() or not self._hand_over(join, outgoing):
             self._keep(join, outgoing, first=False)
             if join.joined:
                 self.queue.line_up(join, (outgoing,))

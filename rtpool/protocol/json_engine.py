@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rtpool.errors import InvalidType, InvalidValue, ProtocolError
@@ -51,7 +51,8 @@ class NumberText(float):
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 #: What `_encoder` makes anew for each value it encodes, where Python has it in C; half the time of a small one. Without
 #: the table of what is being encoded, which threads cannot share: a cycle ends at the recursion limit.
-_parts = json.encoder.c_make_encoder and json.encoder.c_make_encoder(
+_make_parts = getattr(json.encoder, "c_make_encoder", None)
+_parts: Callable[[Any, int], Iterable[str]] | None = _make_parts and _make_parts(
     None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
 )
 
