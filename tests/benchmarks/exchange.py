@@ -5,8 +5,8 @@ The server of clients that send: it sends broadcasts back to who sent them, or c
 
 The broadcast ``count`` with the payload ``{"messages": n}`` has it count the frames that follow on that socket, as fast
 as they can be read; it broadcasts ``counted`` when it has the n-th. Only then it looks into them: whether the numbers
-``n`` of each thread ``t`` came once and in order. It broadcasts ``checked`` with the payload ``{"wrong": words}``, where
-no words are all well.
+``n`` of each thread ``t`` came once and in order. It broadcasts ``checked`` with the payload ``{"wrong": words}``; no
+words are all well.
 """
 
 from __future__ import annotations

@@ -42,6 +42,35 @@ def test_calls_are_made_in_order_on_the_io_thread(parts: Parts) -> None:
     finish(loop)
 
 
+def test_what_many_threads_post_comes_in_the_order_of_each_and_is_called_if_and_only_if_that_was_said(
+    parts: Parts,
+) -> None:
+    loop, _ = parts
+    called: list[tuple[int, int]] = []
+    said: list[list[tuple[int, int]]] = [[] for _ in range(8)]
+    enough = threading.Event()
+
+    def post(thread: int) -> None:
+        number = 0
+        while loop.post(called.append, (thread, number)):
+            said[thread].append((thread, number))
+            number += 1
+            if number == 2_000:
+                enough.set()
+
+    threads = [threading.Thread(target=post, args=(thread,)) for thread in range(8)]
+    loop.start()
+    for thread in threads:
+        thread.start()
+    assert enough.wait(CAP)
+    finish(loop)
+    for thread in threads:
+        thread.join(CAP)
+    for thread, accepted in enumerate(said):
+        assert [each for each in called if each[0] == thread] == accepted
+    assert not loop._inbox
+
+
 def test_timers_fire_in_order_of_their_time_and_cancelled_ones_never(parts: Parts) -> None:
     loop, _ = parts
     seen = Recorder()
