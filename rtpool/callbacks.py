@@ -210,5 +210,5 @@ class Callbacks:
             subscriber.stream = None
             self._engine.dispatcher.end(stream, wait=False)
         if self._engine.registry.bind(subscriber, Binding(kind, name, callback, change)):
-            self._engine.loop.post(self._engine.coordinator.sync, subscriber.key)
+            self._engine.loop.post(self._engine.coordinator.asked, subscriber.key)
         return self

@@ -110,7 +110,7 @@ class RealtimePool(RestBroadcasts):
             _refuse_supabase_only(access_token=access_token)
         # What users hand over is held here: threads know it weakly, for it may refer to this pool.
         self._hooks = Hooks()
-        self._handles: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._handles: weakref.WeakValueDictionary[Subscriber, Channel] = weakref.WeakValueDictionary()
         self._take_engine(str(next(_numbers)), access_token)
         _alive.add(self)
 
@@ -219,9 +219,9 @@ class RealtimePool(RestBroadcasts):
         return self._handle(subscriber)
 
     def _handle(self, subscriber: Subscriber) -> Channel:
-        handle = self._handles.get(id(subscriber))
-        if handle is None or handle._subscriber is not subscriber:
-            handle = self._handles[id(subscriber)] = Channel(self, subscriber)
+        handle = self._handles.get(subscriber)
+        if handle is None:
+            handle = self._handles[subscriber] = Channel(self, subscriber)
         return handle
 
     def on_changes(
@@ -467,7 +467,7 @@ class RealtimePool(RestBroadcasts):
     def _after_fork(self) -> None:
         """Go on in a forked child, with an engine of its own; one that was closed stays so."""
         old, handles = self._engine, list(self._handles.values())
-        self._handles = weakref.WeakValueDictionary({id(handle._subscriber): handle for handle in handles})
+        self._handles = weakref.WeakValueDictionary({handle._subscriber: handle for handle in handles})
         subscribers = dict.fromkeys((*old.registry.subscribers(), *(handle._subscriber for handle in handles)))
         self._finalizer.detach()
         kept = self._kept  # holds the callbacks of Channels that nobody holds

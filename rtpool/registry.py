@@ -12,14 +12,14 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import attrs
 
 from rtpool.errors import ConfigConflict, RtpoolError
-from rtpool.events import ChannelState, Event
+from rtpool.events import Broadcast, ChannelState, Event
+from rtpool.outcome import Outcome
 from rtpool.protocol.json_engine import canonical, loads
 from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.postgres import ChangeBinding
@@ -34,6 +34,7 @@ __all__ = [
     "Share",
     "ShareKey",
     "Subscriber",
+    "event_of",
     "identity_of",
     "merge_configs",
 ]
@@ -95,6 +96,9 @@ class Delivery(NamedTuple):
     """
     One event on its way to a Channel; made once and shared by every Channel that gets it.
 
+    A `Broadcast` that nobody wants to hear as a Phoenix message goes alone: of what waits by the thousand the collector
+    looks at every object, again and again.
+
     Attributes:
         kind: ``broadcast postgres_changes presence system gap status raw``.
         name: the selector a callback is registered for: a broadcast's or Phoenix event's name, a presence type.
@@ -108,6 +112,11 @@ class Delivery(NamedTuple):
     event: Event
     wire: WireMessage | None = None
     changes: frozenset[ChangeBinding] = frozenset()
+
+
+def event_of(item: Delivery | Broadcast) -> Event:
+    """What the callback receives, of what goes to a Channel."""
+    return item if isinstance(item, Broadcast) else item.event
 
 
 @attrs.frozen(eq=False)
@@ -147,7 +156,7 @@ class JoinConfig:
 
     def covers(self, other: JoinConfig) -> bool:
         """Whether a join with this config already gives all that `other` asks."""
-        return (
+        return self is other or (
             self.receive_own >= other.receive_own
             and self.ack >= other.ack
             and self.presence >= other.presence
@@ -155,16 +164,22 @@ class JoinConfig:
         )
 
 
+#: Those without changes; nearly every Channel asks for one of these.
+_PLAIN = {(a, b, c): JoinConfig(a, b, c) for a, b, c in itertools.product((False, True), repeat=3)}
+
+
 def merge_configs(configs: Iterable[JoinConfig]) -> JoinConfig:
     """The union of what several Channels ask."""
-    merged = JoinConfig()
-    for config in configs:
-        merged = JoinConfig(
-            receive_own=merged.receive_own or config.receive_own,
-            ack=merged.ack or config.ack,
-            presence=merged.presence or config.presence,
-            changes=tuple(dict.fromkeys(merged.changes + config.changes)),
-        )
+    distinct = {id(config): config for config in configs}.values()  # a thousand Channels mostly ask for the very same
+    merged = next(iter(distinct), _PLAIN[False, False, False])
+    for config in distinct:
+        if config is not merged:
+            merged = JoinConfig(
+                receive_own=merged.receive_own or config.receive_own,
+                ack=merged.ack or config.ack,
+                presence=merged.presence or config.presence,
+                changes=tuple(dict.fromkeys(merged.changes + config.changes)),
+            )
     return merged
 
 
@@ -178,7 +193,7 @@ class Attachment:
         number: later attachments have higher ones.
         opened: whether its mailboxes take events; until then none are for it.
         ready: done when events really flow, or with the error that says why they never will.
-        left: done when the server forgot the channel, or need not because others are on it.
+        left: done when the server forgot the channel, or need not because others are on it; made when it is detached.
         caught_up: whether stored broadcasts that are replayed from now on are for it; confined to the I/O thread.
         flowing: whether events flow to it in the present join; confined to the I/O thread, read anywhere.
         flowing_since: when they first flowed, None before; likewise.
@@ -190,8 +205,8 @@ class Attachment:
     share: Share
     number: int = attrs.field(factory=itertools.count(1).__next__)
     opened: bool = False
-    ready: Future[None] = attrs.field(factory=Future)
-    left: Future[None] = attrs.field(factory=Future)
+    ready: Outcome[None] = attrs.field(factory=Outcome)
+    left: Outcome[None] = attrs.field(init=False)
     caught_up: bool = False
     flowing: bool = False
     flowing_since: datetime | None = None
@@ -207,10 +222,12 @@ class Bindings:
     that refers to its pool keeps no forgotten pool alive.
     """
 
-    __slots__ = ("__weakref__", "all")
+    __slots__ = ("__weakref__", "all", "config")
 
-    def __init__(self) -> None:
+    def __init__(self, config: JoinConfig) -> None:
         self.all: tuple[Binding, ...] = ()
+        #: What their Channel asks of its join, with these.
+        self.config = config
 
 
 class Subscriber:
@@ -225,6 +242,26 @@ class Subscriber:
 
     Thread-safety: `bindings` and `attachment` are written under the registry's lock and read anywhere.
     """
+
+    __slots__ = (
+        "_bindings",
+        "_own_bindings",
+        "_receive_own",
+        "ack",
+        "attachment",
+        "detached",
+        "forked",
+        "hears_raw",
+        "key",
+        "leaving",
+        "mailbox",
+        "replay",
+        "stream",
+        "stream_claimed",
+        "token",
+        "topic",
+        "unsettled",
+    )
 
     def __init__(
         self,
@@ -243,7 +280,7 @@ class Subscriber:
         self._receive_own = receive_own
         self.ack = ack
         self.replay = replay
-        self._own_bindings: Bindings | None = Bindings()
+        self._own_bindings: Bindings | None = Bindings(self._asks(()))
         self._bindings = weakref.ref(self._own_bindings)
         self.attachment: Attachment | None = None
         #: The number of what it was attached by last, 0 before it was detached ever; under the registry's lock.
@@ -279,11 +316,11 @@ class Subscriber:
     def bindings(self, bindings: tuple[Binding, ...]) -> None:
         found = self._bindings()
         if found is not None:
-            found.all = bindings
+            found.all, found.config = bindings, self._asks(bindings)
 
     def entrust(self) -> Bindings:
         """The callbacks, for a handle to hold: from now on they live as long as somebody does."""
-        found = self.held() or Bindings()
+        found = self.held() or Bindings(self._asks(()))
         self._bindings = weakref.ref(found)
         self._own_bindings = None
         return found
@@ -308,14 +345,17 @@ class Subscriber:
     @property
     def config(self) -> JoinConfig:
         """What it asks of its join, as its callbacks stand."""
-        bindings = self.bindings
-        return JoinConfig(
-            receive_own=self._receive_own,
-            # On a private channel siblings are to hear only what the server let through, and its answer alone tells.
-            ack=self.ack or self.key.private,
-            presence=self.key.presence_key is not None or any(b.kind == "presence" for b in bindings),
-            changes=tuple(dict.fromkeys(b.change for b in bindings if b.change is not None)),
-        )
+        found = self._bindings()
+        return self._asks(()) if found is None else found.config
+
+    def _asks(self, bindings: tuple[Binding, ...]) -> JoinConfig:
+        # On a private channel siblings are to hear only what the server let through, and its answer alone tells.
+        ack = self.ack or self.key.private
+        presence = self.key.presence_key is not None or any(b.kind == "presence" for b in bindings)
+        changes = tuple(dict.fromkeys(b.change for b in bindings if b.change is not None))
+        if changes:
+            return JoinConfig(self._receive_own, ack, presence, changes)
+        return _PLAIN[self._receive_own, ack, presence]
 
     @property
     def state(self) -> ChannelState:
@@ -341,12 +381,13 @@ class Share:
         subscribers: the Channels, oldest first; replaced whole under the registry's lock.
         state, presence: the join's state, and who is present by key; written by the I/O thread alone.
         last_error: why it is not joined, the latest reason; None once it is. Written by the I/O thread alone.
+        news: whether anything was asked since the I/O thread looked last. It takes this back before it looks.
         wish, wish_form: the encoded payload to be present with, None to be absent; the form in which equal ones are
             equal. Under the registry's lock.
         trackers: the Channels that wish it; under the registry's lock.
     """
 
-    __slots__ = ("key", "last_error", "presence", "state", "subscribers", "trackers", "wish", "wish_form")
+    __slots__ = ("key", "last_error", "news", "presence", "state", "subscribers", "trackers", "wish", "wish_form")
 
     def __init__(self, key: ShareKey) -> None:
         self.key = key
@@ -354,6 +395,7 @@ class Share:
         self.state = ChannelState.JOINING
         self.presence: Mapping[str, tuple[Mapping[str, Any], ...]] = {}
         self.last_error: RtpoolError | None = None
+        self.news = True
         self.wish: bytes | None = None
         self.wish_form: bytes | None = None
         self.trackers: tuple[Subscriber, ...] = ()
@@ -392,6 +434,7 @@ class Registry:
             share = self._shares.get(subscriber.key)
             if share is None:
                 share = self._shares[subscriber.key] = Share(subscriber.key)
+            subscriber.key = share.key  # an equal one, which need not be kept twice
             share.subscribers += (subscriber,)
             subscriber.leaving = subscriber.forked = False
             subscriber.attachment = attachment = Attachment(share)
@@ -402,15 +445,11 @@ class Registry:
 
     def ask_again(self, subscriber: Subscriber) -> Attachment | None:
         """Let a Channel whose subscription was refused wait for it anew; its attachment, None when it has none."""
-        attachment = subscriber.attachment
-        if attachment is None:
-            return None
-        ready = attachment.ready
-        if ready.done() and ready.exception() is not None:  # futures have locks of their own
-            with self._lock:
-                if attachment.ready is ready:
-                    attachment.ready = Future()
-        return attachment
+        with self._lock:
+            attachment = subscriber.attachment
+            if attachment is not None and attachment.ready.error is not None:
+                attachment.ready = Outcome()
+            return attachment
 
     def detach(self, subscriber: Subscriber, *, only: Attachment | None = None) -> Attachment | None:
         """
@@ -429,9 +468,11 @@ class Registry:
                 return None
             share = attachment.share
             share.subscribers = tuple(s for s in share.subscribers if s is not subscriber)
+            share.news = True
             self._stop_tracking(share, subscriber)
             subscriber.attachment, subscriber.detached = None, attachment.number
             subscriber.leaving = True
+            attachment.left = Outcome()
             if bindings is not None and kept is not None:
                 kept.discard(bindings)
             if not share.subscribers and self._shares.get(share.key) is share:
@@ -469,7 +510,10 @@ class Registry:
                 attachment.sees_presence = False  # it is told who is present when the I/O thread looks
             subscriber.bindings += (binding,)
             subscriber.hears_raw = subscriber.hears_raw or binding.kind == "raw"
-            return attachment is not None
+            if attachment is None:
+                return False
+            attachment.share.news = True
+            return True
 
     def unbind(self, subscriber: Subscriber, callback: Callback) -> bool:
         """Remove every registration of `callback`; False when there was none."""

@@ -205,7 +205,7 @@ class RegistryModel(RuleBasedStateMachine):
             elif done:
                 channel.attachment.ready.set_result(None)
         waited = channel.attachment.ready if channel.attachment else None
-        failed = waited is not None and waited.done() and waited.exception() is not None
+        failed = waited is not None and waited.error is not None
         assert self.registry.ask_again(channel.subscriber) is channel.attachment
         if channel.attachment is not None:
             assert (channel.attachment.ready is not waited) == failed, "who was refused waits anew, and nobody else"

@@ -34,7 +34,7 @@ from rtpool.errors import (
 )
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
-from rtpool.protocol.messages import SYSTEM, WireMessage
+from rtpool.protocol.messages import BROADCAST, SYSTEM, WireMessage
 from rtpool.protocol.session_events import (
     ChannelEvent,
     HeartbeatLost,
@@ -211,6 +211,12 @@ class Coordinator:
         self.joining.sync(key)
         self._overflowed(self.router.flush())
 
+    def asked(self, key: ShareKey) -> None:
+        """Something was asked of a share, unless an earlier look has seen it: a thousand Channels are not as many."""
+        share = self._registry.share(key)
+        if share is None or share.news:
+            self.sync(key)
+
     def detached(self, attachment: Attachment) -> None:
         """A Channel left; `attachment.left` is done when the server knows, or need not because others stay."""
         key = attachment.share.key
@@ -218,7 +224,7 @@ class Coordinator:
             topic = key.topic.removeprefix(self._options.topic_prefix)
             words = f"{topic!r} was unsubscribed before it was ready"
             attachment.ready.set_exception(NotSubscribed(words, topic=topic))
-        self.sync(key)
+        self.asked(key)
         join = self.joins.get(key)
         if join is not None and join.leaving:
             join.leavers.append(attachment)
@@ -293,9 +299,10 @@ class Coordinator:
     def opened(self, connection: Connection) -> None:
         """Join all that live there."""
         self.joining.find_homes()
-        for join in list(connection.joins.values()):
-            if join.blocked is None and join.retry is None and not join.leaving:
-                self.joining.request(join)
+        with self.joining.queue.together():
+            for join in list(connection.joins.values()):
+                if join.blocked is None and join.retry is None and not join.leaving:
+                    self.joining.request(join)
 
     def lost(self, connection: Connection, error: ConnectionFailed) -> None:
         """Note since when messages may be missing, and have token callables asked again."""
@@ -340,14 +347,24 @@ class Coordinator:
         may_join = False
         # Behind a mailbox that is full, a connection is read at its end for answers alone.
         joins = {} if connection.state == "closing" and connection.paused_by else connection.joins
-        mover, received = self.mover, self._received
+        said: dict[str, list[WireMessage]] = {}  # broadcasts in a row, by topic
+        mover = self.mover
         for event in events:
+            if isinstance(event, WireMessage) and event[3] == BROADCAST and mover.move is None:
+                topic = event[2]
+                if topic in said:
+                    said[topic].append(event)
+                else:
+                    said[topic] = [event]
+                continue
+            if said:
+                self._broadcasts(joins, said)
             if mover.move is not None and mover.heard(connection, event):
                 continue
             if isinstance(event, WireMessage):
-                join = joins.get(event[2])
+                join = joins.get(event.topic)
                 if join is not None:
-                    received(join, event)
+                    self._received(join, event)
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)
             elif isinstance(event, (HeartbeatSent, HeartbeatReplied, HeartbeatLost)):
@@ -358,6 +375,8 @@ class Coordinator:
                 join = connection.joins.get(event.topic)
                 if join is not None:
                     self._channel_event(join, event)
+        if said:
+            self._broadcasts(joins, said)
         self.pushes.keep_unsent(unsent)
         self._overflowed(self.router.flush())
         self.pushes.tell_settled()
@@ -376,10 +395,25 @@ class Coordinator:
                 self.router.announce_cut(join)
             self.readiness.flow(join)
 
+    def _broadcasts(self, joins: dict[str, Join], said: dict[str, list[WireMessage]]) -> None:
+        for topic, messages in said.items():
+            join = joins.get(topic)
+            if join is None:
+                continue
+            join.heard_at = self._loop.now
+            rest = iter(messages)
+            while True:
+                try:
+                    self.router.broadcasts(join, rest)
+                    break
+                except Exception:  # as below; the rest of the messages is still to come
+                    self._log.exception("! a broadcast on %r could not be understood", join.name)
+        said.clear()
+
     def _received(self, join: Join, message: WireMessage) -> None:
         join.heard_at = self._loop.now
         try:
-            if message[3] == SYSTEM:
+            if message.event == SYSTEM:
                 flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
                 self.router.route(join, message)
                 self.readiness.feed_spoke(join, flowed, alive_at, self._loop.now)

@@ -182,21 +182,18 @@ class IoLoop:
         if self._asleep:  # looked at after it was appended, as the loop looks into the inbox after it said so
             self._asleep = False
             self._wake()
-        return not (self._has_stopped() and self._take_back(posted))
+        return not self._has_stopped() or not self._take_back(posted)
 
     def _has_stopped(self) -> bool:
-        return self._stopped  # maybe since the caller looked last
+        return self._stopped
 
     def _take_back(self, posted: tuple[Callable[..., None], tuple[Any, ...]]) -> bool:
         """Whether something that was posted as the loop ended is still there, and so was never called."""
-        while True:
-            try:
-                self._inbox.remove(posted)
-            except ValueError:
-                return False
-            except IndexError:  # another thread does so at this very moment
-                continue
-            return True
+        try:
+            self._inbox.remove(posted)
+        except ValueError:
+            return False
+        return True
 
     def _wake(self) -> None:
         wake_out = self._wake_out

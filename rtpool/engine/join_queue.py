@@ -10,11 +10,12 @@ end for a fifth.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 
@@ -32,6 +33,8 @@ __all__ = ["JoinQueue"]
 TOO_MANY_JOINS = "Too many joins per second"
 #: Seconds after which one that failed before goes before newcomers, and how many of these go between two such.
 LONGEST_WAIT, NEWCOMERS = 5.0, 4
+#: Joins awaiting an answer below this number are not looked through for those that were left meanwhile.
+MIN_SWEEP = 16
 #: After a join that failed in so many seconds, the socket has this many times as long to itself.
 REST = 4.0
 
@@ -53,6 +56,7 @@ class _Line:
         in_doubt: a join failed, and none has succeeded since.
         newcomers: of `first`, sent since the last of `again`.
         failed_at, busy: when the last failed, and how long that had kept the socket.
+        sweep_at: as many of `sent` are looked through.
     """
 
     connection: Connection
@@ -65,21 +69,34 @@ class _Line:
     newcomers: int = 0
     failed_at: float = -math.inf
     busy: float = 0.0
+    sweep_at: int = MIN_SWEEP
 
-    def look(self) -> None:
-        """Forget what was of an earlier socket, and whose answer will not be told: it was left meanwhile."""
+    def look(self, *, closely: bool = False) -> None:
+        """
+        Forget what was of an earlier socket, and whose answer will not be told: it was left meanwhile.
+
+        Args:
+            closely: whether it matters just now if any is under way; else it is enough not to gather them.
+        """
         connection = self.connection
         if self.epoch != connection.epoch:
             self.epoch, self.sent = connection.epoch, {}
             self.answered_at, self.in_doubt, self.failed_at = -math.inf, False, -math.inf
-        for join in list(self.sent):
-            if connection.session.state(join.topic) in (ChannelState.CLOSED, ChannelState.LEAVING):
-                del self.sent[join]
+        if closely or self.in_doubt or self.again or len(self.sent) >= self.sweep_at:
+            for join in list(self.sent):
+                if connection.session.state(join.topic) in (ChannelState.CLOSED, ChannelState.LEAVING):
+                    del self.sent[join]
+            self.sweep_at = 2 * len(self.sent) + MIN_SWEEP
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits here."""
+        return bool(self.first or self.again)
 
     def head(self, now: float) -> tuple[_Rank, Join] | None:
         """Which may go now, and its rank among those of other lines."""
         session = self.connection.session
-        if not (self.first or self.again) or session.joins_available <= 0 or (self.in_doubt and self.sent):
+        if not self.waits or session.joins_available <= 0 or (self.in_doubt and self.sent):
             return None
         found = self._head_again(now)
         if self.first and (found is None or found[0][0]):
@@ -185,6 +202,19 @@ class JoinQueue:
         self._line_up(join)
         self.run()
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is added within this goes out at its end: who adds a hundred does not look a hundred times."""
+        if self._running:
+            yield
+            return
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+        self.run()
+
     def succeeded(self, join: Join) -> None:
         """The server let a join in."""
         line = self._line_of(join)
@@ -221,7 +251,7 @@ class JoinQueue:
     def spare(self, connection: Connection) -> bool:
         """Whether a join that can wait may go out on `connection` now, since no other wants to; if so it counts."""
         for line in self._lines.values():
-            line.look()
+            line.look(closely=True)
         if self._stopped or any(line.first or line.again or line.sent for line in self._lines.values()):
             return False
         return connection.session.joins_available > 0 and self._pace.grant(self._loop.now)
@@ -268,7 +298,7 @@ class JoinQueue:
 
     def _whose_turn(self, now: float) -> tuple[_Line, Join] | None:
         """Which join goes next, and its line: of those that have not failed the oldest, else of those that have."""
-        for line in list(self._lines.values()):
+        for line in [line for line in self._lines.values() if line.waits]:
             self._drop_strays(line)
         best, best_rank = None, None
         for line in self._lines.values():

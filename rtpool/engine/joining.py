@@ -150,6 +150,7 @@ class Joining:
             if join is not None:
                 self._end(join)
             return
+        share.news = False
         if self._stopping:
             # It was accepted in the very moment of the close; nobody else will answer it.
             fail_waiting(share, PoolClosed(f"the pool {self._name} was closed"))
@@ -180,7 +181,8 @@ class Joining:
         if join.replay is not None and join.replay.has_joined:
             self._router.catch_up(join)
         self._converge(join, asking=bool(added))
-        self._router.introduce(join, tuple(s for s in join.members if s.is_ready))  # a callback may have come late
+        if join.presence.synced:
+            self._router.introduce(join, tuple(s for s in join.members if s.is_ready))  # a callback may have come late
         self._pushes.say_presence(join)  # who left may have been the one that was present
 
     def _converge(self, join: Join, *, asking: bool) -> None:

@@ -152,12 +152,12 @@ class Pushes:
         """Send what has waited longest in a join's buffer."""
         sent = bool(join.buffer) and self._may_send(join) and self._hand_over(join, join.buffer[0])
         if sent:
-            join.buffer.popleft()
+            del join.buffer[0]
         return sent
 
     def _keep(self, join: Join, outgoing: Outgoing, *, first: bool) -> None:
         if first:
-            join.buffer.appendleft(outgoing)
+            join.buffer.insert(0, outgoing)
         else:
             join.buffer.append(outgoing)
         self._expire_at_deadline(outgoing, lambda: self._expire(join, outgoing))

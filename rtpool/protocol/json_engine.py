@@ -122,12 +122,16 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _integer(text: str) -> int | NumberText:
-    return int(text) if len(text) <= MAX_DIGITS else NumberText(text)
+    return int(text) if len(text) - text.startswith("-") <= MAX_DIGITS else NumberText(text)
 
 
 def loads(data: bytes, *, exact: bool = False) -> Any:
     """
     Decode UTF-8 JSON text. Integers are exact; one of more than `MAX_DIGITS` digits is a `NumberText`.
+
+    How deep lists and objects may be nested is Python's recursion limit, less what is on the stack, and where orjson is
+    installed 1,024 at the least. Up to 900 levels that is the same; to look at every text's depth would take as long as
+    to decode it.
 
     Args:
         data: the text.

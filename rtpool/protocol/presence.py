@@ -4,7 +4,6 @@ The presence of one join: the server's state and diffs, merged by Phoenix's algo
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -45,10 +44,12 @@ class PresenceState:
     Thread-safety: none; confined to the I/O thread. `snapshot` returns a copy to give away.
     """
 
+    __slots__ = ("_metas", "_synced", "_waiting")
+
     def __init__(self) -> None:
         self._metas: dict[str, Metas] = {}
         self._synced = False
-        self._waiting: deque[tuple[dict[str, Metas], dict[str, Metas]]] = deque(maxlen=MAX_WAITING)
+        self._waiting: list[tuple[dict[str, Metas], dict[str, Metas]]] = []  # at most MAX_WAITING, oldest first
 
     @property
     def synced(self) -> bool:
@@ -80,8 +81,9 @@ class PresenceState:
                 leaves[key] = left
         changes = self._apply(joins, leaves)
         self._synced = True
-        while self._waiting:
-            changes += self._apply(*self._waiting.popleft())
+        waiting, self._waiting = self._waiting, []
+        for diff in waiting:
+            changes += self._apply(*diff)
         return changes
 
     def sync_diff(self, payload: Any) -> list[PresenceChange] | None:
@@ -90,6 +92,8 @@ class PresenceState:
             return []
         diff = (_metas_by_key(payload.get("joins")), _metas_by_key(payload.get("leaves")))
         if not self._synced:
+            if len(self._waiting) >= MAX_WAITING:
+                del self._waiting[0]
             self._waiting.append(diff)
             return None
         return self._apply(*diff)
@@ -129,9 +133,11 @@ class PresenceCalls:
     Thread-safety: none; confined to the I/O thread.
     """
 
+    __slots__ = ("_answered_at", "_max_calls", "_told", "_unsure", "_window", "in_flight", "join_number")
+
     def __init__(self, max_calls: int, window: float) -> None:
         self._max_calls, self._window = max_calls, window
-        self._answered_at: deque[float] = deque(maxlen=max_calls)
+        self._answered_at: list[float] = []  # of the last `max_calls`
         self._told: bytes | None = None
         self._unsure = False
         #: Of how many joins this is; an answer to a call of an earlier one means nothing.
@@ -179,6 +185,8 @@ class PresenceCalls:
 
     def answered(self, now: float, *, ok: bool) -> None:
         """It was answered, or is given up."""
+        if len(self._answered_at) >= self._max_calls:
+            del self._answered_at[0]
         self._answered_at.append(now)
         self._unsure, self.in_flight = not ok, False
 
