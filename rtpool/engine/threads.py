@@ -11,9 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
@@ -34,6 +33,7 @@ __all__ = [
 Lock = threading.Lock
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 #: How long a thread waits at a stretch. A signal that comes just before a wait begins is seen only after it, and a
 #: wait without end would be deaf to Ctrl-C for ever.
@@ -71,6 +71,9 @@ class PoolThread(threading.Thread):
             with _changed:
                 self.over = True
                 _changed.notify_all()
+            # A greenlet of before a fork is in the child as well, where Python has forgotten it, and at its end would
+            # fail to forget it once more, with a traceback. To ask for it makes it known.
+            threading.current_thread()
 
 
 def _renew() -> None:
@@ -158,7 +161,17 @@ def step_aside(lock: threading.Lock) -> None:
         time.sleep(0)
 
 
-def outcome_of(future: Future[T], timeout: float) -> T:
+class Awaited(Protocol[T_co]):
+    """What can be waited for: a `Future`, an `Outcome`."""
+
+    def result(self, timeout: float) -> T_co:
+        """The value, or the error raised; `concurrent.futures.TimeoutError` when it takes longer."""
+
+    def done(self) -> bool:
+        """Whether it is known."""
+
+
+def outcome_of(future: Awaited[T], timeout: float) -> T:
     """
     What `future.result(timeout)` returns or raises, heeding Ctrl-C within half a second.
 

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -69,6 +70,24 @@ def test_what_many_threads_post_comes_in_the_order_of_each_and_is_called_if_and_
     for thread, accepted in enumerate(said):
         assert [each for each in called if each[0] == thread] == accepted
     assert not loop._inbox
+
+
+def test_what_is_posted_just_as_the_loop_ends_is_taken_back_and_that_is_said(parts: Parts) -> None:
+    loop, _ = parts
+    called = Recorder()
+    loop.start()
+
+    class Late(deque[tuple[Callable[..., None], tuple[object, ...]]]):
+        def append(self, posted: tuple[Callable[..., None], tuple[object, ...]]) -> None:
+            loop._inbox = plain
+            finish(loop)  # between the look at whether it runs and this
+            loop._inbox = self
+            super().append(posted)
+
+    plain, loop._inbox = loop._inbox, Late()
+    assert not loop.post(called, 1)
+    assert not loop._inbox
+    assert called.events == []
 
 
 def test_timers_fire_in_order_of_their_time_and_cancelled_ones_never(parts: Parts) -> None:
