@@ -31,7 +31,7 @@ from rtpool.errors import (
     RtpoolError,
 )
 from rtpool.events import ChannelState, Event, StatusChange
-from rtpool.protocol.json_engine import dumps, json_object
+from rtpool.protocol.json_engine import json_object, quoted
 from rtpool.protocol.messages import (
     BROADCAST,
     MAX_NAME_BYTES,
@@ -242,8 +242,7 @@ class Channel(Callbacks):
             body = UserBroadcast(event, data)
         else:
             data = json_object(payload)
-            head = dumps({"type": BROADCAST, "event": event})
-            body = JsonBody(b'%s,"payload":%s}' % (head[:-1], data))
+            body = JsonBody(b'{"type":"broadcast","event":%s,"payload":%s}' % (quoted(event), data))
         return self._push(
             BROADCAST,
             body,
@@ -337,8 +336,10 @@ class Channel(Callbacks):
         broadcast: SentBroadcast | None = None,
         wish: Callable[[], object] | None = None,
     ) -> Push:
-        timeout = PUSH_TIMEOUT if timeout is None else timeout
-        check_timeout(timeout)
+        if timeout is None:
+            timeout = PUSH_TIMEOUT
+        else:
+            check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
         engine.sizes.check(subscriber.key.topic, event, body, name=self.topic)
         if engine.closed:

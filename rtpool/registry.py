@@ -69,7 +69,7 @@ def identity_of(given: Any) -> Any:
     return _Identity(given) if callable(given) else given
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class ShareKey:
     """
     What may be shared. Two Channels with equal keys share one join.

@@ -284,7 +284,6 @@ def no_collector() -> Iterator[None]:
 
 LOCKS: dict[str, Callable[[Engine], Any]] = {
     "of the engine": lambda engine: engine._lock,
-    "of the loop": lambda engine: engine.loop._lock,
     "of the dispatcher": lambda engine: engine.dispatcher._lock,
     "of the registry": lambda engine: engine.registry._lock,
     "of the dialer": lambda engine: engine.dialer._lock,

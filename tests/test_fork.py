@@ -458,7 +458,6 @@ def test_every_lock_that_is_held_at_the_fork_is_free_in_the_child(pool: rtpool.R
         engine._lock,
         engine.registry._lock,
         engine.dispatcher._lock,
-        engine.loop._lock,
         engine.budget._lock,
         *(dialer._lock for dialer in (engine.dialer, engine.callers, engine.deciders)),
     ]

@@ -73,7 +73,7 @@ def test_a_pool_and_a_server_have_watched_locks_alone(server: RealtimeServer, po
     pool.channel("room").subscribe()
     engine = pool._engine
     parts = [engine, engine.registry, engine.budget, engine.dialer, engine.callers, engine.deciders]
-    for part in [*parts, engine.dispatcher, engine.loop]:
+    for part in [*parts, engine.dispatcher]:
         assert type(part._lock) is CheckingLock, part  # type: ignore[attr-defined]
     assert type(rtpool.pool._pools_lock) is CheckingLock
     assert type(threads._changed._lock) is CheckingLock  # type: ignore[attr-defined]

@@ -379,6 +379,7 @@ class Coordinator:
             self._broadcasts(joins, said)
         self.pushes.keep_unsent(unsent)
         self._overflowed(self.router.flush())
+        self.pushes.tell_settled()
         if may_join:
             self.joining.queue.run()
         self._part_when_joined()

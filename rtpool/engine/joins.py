@@ -161,7 +161,9 @@ class Join:
 
     def _has_state(self, state: ChannelState) -> bool:
         connection = self.connection
-        return connection is not None and connection.state == "open" and connection.session.state(self.topic) is state
+        if connection is None or connection.state != "open":
+            return False
+        return connection.session.state(self.share.key.topic) is state
 
     @property
     def flows(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from rtpool.engine.threads import SLICE_SECONDS, Bell
+from rtpool.engine.threads import SLICE_SECONDS, Bell, step_aside
 from rtpool.errors import ConnectionFailed, PoolForked, PushRefused, PushTimeout, RtpoolError, SendBufferFull
 from rtpool.events import ChannelState
 from rtpool.protocol.messages import Body
@@ -107,6 +107,8 @@ class Outgoing:
 
     def error_of(self, event: PushSettled) -> RtpoolError | None:
         """The error that a session's word about it amounts to; None when all is well."""
+        if event.outcome == "sent":
+            return None
         topic = self.subscriber.topic
         if event.outcome == "lost":
             return ConnectionFailed(f"the connection was lost before the reply to push {self.name!r} on {topic!r}")
@@ -168,6 +170,7 @@ class SendBudget:
     def _take(self, outgoing: Outgoing, joined: bool, ear: threading.Lock | None) -> SendBufferFull | None:
         """Take room, or listen for it with `ear` and return why there is none."""
         subscriber = outgoing.subscriber
+        step_aside(self._lock)
         with self._lock:
             if not joined and subscriber.unsettled >= self._limit:
                 raise SendBufferFull(
@@ -218,6 +221,7 @@ class SendBudget:
         """
         settled: list[Outgoing] = []
         listeners: list[Callable[[], object]] = []
+        step_aside(self._lock)
         with self._lock:
             for outgoing, result, error in outcomes:
                 if outgoing.outcome is None:

@@ -6,6 +6,7 @@ presence of each join. Everything here runs on the I/O thread.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joins import Join
@@ -41,6 +42,8 @@ class Pushes:
         self._router = router
         self._reply_timeout = options.join_timeout  # for what rtpool says of its own accord
         self.queue = PushQueue(loop, options.max_events_per_second, self._send_first, logger_for(options, "io"))
+        self._settling: list[tuple[Outgoing, Any, RtpoolError | None]] = []  # what `tell_settled` tells
+        self._written: set[Outgoing] = set()
         #: Pushes the kernel has had whole.
         self.sent = 0
 
@@ -51,7 +54,7 @@ class Pushes:
             (join.presence_calling if telling else join.presence_pushes)[outgoing] = None
             self._expire_at_deadline(outgoing, lambda: self._expire_presence(join, outgoing))
             self.say_presence(join)
-        elif join.buffer or not join.joined or not self.queue.passes() or not self._hand_over(join, outgoing):
+        elif join.buffer or not self._may_send(join) or not self.queue.passes() or not self._hand_over(join, outgoing):
             self._keep(join, outgoing, first=False)
             if join.joined:
                 self.queue.line_up(join, (outgoing,))
@@ -84,7 +87,7 @@ class Pushes:
 
     def settled(self, event: PushSettled, *, keep: bool) -> tuple[Join, Outgoing] | None:
         """
-        A session is done with a push.
+        A session is done with a push; `tell_settled` tells its outcome.
 
         Args:
             keep: whether one that was never sent may be sent later.
@@ -108,18 +111,29 @@ class Pushes:
             self._router.loop_back(join, outgoing)
         if error is not None:
             join.forget_echo(outgoing)
-        if self._budget.settle(outgoing, event.response, error):
-            self.sent += event.written
+        self._settling.append((outgoing, event.response, error))
+        if event.written:
+            self._written.add(outgoing)
         return None
+
+    def tell_settled(self) -> None:
+        """Give those their outcomes that sessions are done with, all together."""
+        if self._settling:
+            settling, self._settling = self._settling, []
+            written, self._written = self._written, set()
+            self.sent += len(written.intersection(self._budget.settle_all(settling)))
 
     def keep_unsent(self, unsent: list[tuple[Join, Outgoing]]) -> None:
         """Put back, in their order and before what waits already, pushes that a loss overtook."""
         for join, outgoing in reversed(unsent):
             self._keep(join, outgoing, first=True)
 
+    @staticmethod
+    def _may_send(join: Join) -> bool:
+        return not join.held and join.joined
+
     def _hand_over(self, join: Join, outgoing: Outgoing) -> bool:
-        if join.held or not join.joined or join.connection is None:
-            return False
+        assert join.connection is not None
         accepted = join.connection.session.push(
             join.topic,
             outgoing.event,
@@ -136,7 +150,7 @@ class Pushes:
 
     def _send_first(self, join: Join) -> bool:
         """Send what has waited longest in a join's buffer."""
-        sent = bool(join.buffer) and self._hand_over(join, join.buffer[0])
+        sent = bool(join.buffer) and self._may_send(join) and self._hand_over(join, join.buffer[0])
         if sent:
             del join.buffer[0]
         return sent

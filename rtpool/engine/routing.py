@@ -246,9 +246,9 @@ class Router:
         join.ids = index_ids(join.config.changes, response)
 
     def sent(self, join: Join, outgoing: Outgoing) -> None:
-        """A push is on its way; when the server echoes broadcasts, remember whose it is."""
+        """A push is on its way; when the server echoes it and its sender is not to hear it, remember whose it is."""
         broadcast = outgoing.broadcast
-        if broadcast is not None and join.config.receive_own:
+        if broadcast is not None and join.config.receive_own and not outgoing.subscriber.receive_own:
             content = content_of(broadcast.data if broadcast.is_binary else loads(broadcast.data))
             join.await_echo(Echo(outgoing, content, self._wall().timestamp()))
 

@@ -22,12 +22,12 @@ __all__ = [
     "PoolThread",
     "SLICE_SECONDS",
     "closing",
-    "enter",
     "enter_user_code",
     "is_in_user_code",
     "join_all",
     "outcome_of",
     "start_thread",
+    "step_aside",
 ]
 
 Lock = threading.Lock
@@ -38,6 +38,8 @@ T_co = TypeVar("T_co", covariant=True)
 #: How long a thread waits at a stretch. A signal that comes just before a wait begins is seen only after it, and a
 #: wait without end would be deaf to Ctrl-C for ever.
 SLICE_SECONDS = 0.5
+#: How often a thread lets others run before it waits for a lock.
+STEPS_ASIDE = 100
 #: How long a thread that was made may take to run its first line.
 START_SECONDS = 1.0
 
@@ -145,15 +147,17 @@ class Bell:
             ear.release()
 
 
-def enter(lock: threading.Lock) -> None:
+def step_aside(lock: threading.Lock) -> None:
     """
-    Take a lock that many threads take at full speed, for a few lines; the caller releases it.
+    Let who holds a lock go on, before it is taken by one of many threads that take it at full speed for a few lines.
 
     A thread that waits for a lock gets it without the interpreter's own, and keeps it while it waits for that.
-    Meanwhile all others come and line up, and so they do from then on: at each passage every thread waits for another,
-    at a third of the speed. Who does not wait but tries again, lets in who holds it, which is all it takes.
+    Meanwhile the others come and line up, and so they do from then on: at each passage every thread waits for another,
+    at a third of the speed.
     """
-    while not lock.acquire(blocking=False):
+    for _ in range(STEPS_ASIDE):
+        if not lock.locked():
+            return
         time.sleep(0)
 
 

@@ -23,7 +23,7 @@ __all__ = ["READ_SIZE", "Transport", "TransportClosed"]
 READ_SIZE = 128 * 1024
 #: Bytes of small frames that are given to the kernel in one call. It says how many it took; TLS does not before it has
 #: all of them, so they are no more than one of its records: a peer that reads slowly is seen to read.
-WRITE_SIZE, TLS_WRITE_SIZE = 64 * 1024, 16 * 1024
+WRITE_SIZE, TLS_WRITE_SIZE = 256 * 1024, 16 * 1024
 
 
 class TransportClosed(ConnectionFailed):
@@ -119,11 +119,6 @@ class Transport:
                 written.append(self._ends.popleft()[1])
         return written
 
-    @property
-    def control_frames(self) -> int:
-        """How many came, those among the messages that `receive` returned last included."""
-        return self._decoder.control_frames
-
     def _next_block(self) -> bytes:
         """The next frame, and those after it that go into one call with it."""
         frames, block = self._frames, [self._frames.popleft()]
@@ -131,6 +126,11 @@ class Transport:
         while frames and (room := room - len(frames[0])) >= 0:
             block.append(frames.popleft())
         return b"".join(block) if len(block) > 1 else block[0]
+
+    @property
+    def control_frames(self) -> int:
+        """How many came, those among the messages that `receive` returned last included."""
+        return self._decoder.control_frames
 
     def receive(self) -> list[WsMessage]:
         """

@@ -2,8 +2,8 @@
 WebSocket frames (RFC 6455 §5), with a limit of size: out of what was read, refusing what a server must not send, with
 fragments put together; and to be written, masked.
 
-websocket-client's own parser takes a frame from a socket in several calls, ten times the time of cutting it out; and
-its writer twice the time of the one here.
+websocket-client's own parser takes a frame from a socket in several calls, ten times the time of cutting it out; its
+writer takes twice the time of the one here.
 """
 
 from __future__ import annotations

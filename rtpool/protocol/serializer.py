@@ -82,8 +82,8 @@ class SerializerV1:
     def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
         if not isinstance(body, JsonBody):
             raise InvalidValue("protocol 1.0.0 has no binary payloads; use the option protocol='2.0.0'")
-        names = quoted(topic), quoted(event), dumps(ref), quoted(join_ref)
-        return False, b'{"topic":%s,"event":%s,"ref":%s,"join_ref":%s,"payload":%s}' % (*names, body.data)
+        head = quoted(topic), quoted(event), dumps(ref), quoted(join_ref)
+        return False, b'{"topic":%s,"event":%s,"ref":%s,"join_ref":%s,"payload":%s}' % (*head, body.data)
 
     def decode(self, data: bytes, is_binary: bool) -> WireMessage:
         if is_binary:

@@ -291,8 +291,10 @@ class Session:
         channel = self._topics.get(topic)
         if channel is None or channel.state is not ChannelState.JOINED or not self._connected:
             return False
-        ref, pending = self._send("push", topic, event, body, channel.join_ref)
-        pending.token, pending.wants_reply, pending.tells_sent = token, wants_reply, tells_sent
+        ref = self._new_ref()
+        self._frame(channel.join_ref, ref, topic, event, body)
+        self._pending[ref] = _Pending("push", topic, None, token, wants_reply, tells_sent)
+        self._last_said = self._last_ref
         self._untimed.append((deadline, ref))
         if deadline < self._untimed_due:
             self._untimed_due = deadline
@@ -336,8 +338,7 @@ class Session:
         if waited is not None:
             self._events.append(HeartbeatLost(waited))
         if self._pulse.is_due(now):
-            self._last_ref += 1
-            ref = str(self._last_ref)
+            ref = self._new_ref()
             self._frame(None, ref, PHOENIX_TOPIC, HEARTBEAT, EMPTY_OBJECT)
             self._pulse.sent(ref, now)
             self._events.append(HeartbeatSent())
@@ -513,13 +514,16 @@ class Session:
             self._joins_in_flight[ref] = self._send("join", topic, PHX_JOIN, channel.join_body, ref)[1]
 
     def _send(self, kind: str, topic: str, event: str, body: Body, join_ref: str | None) -> tuple[str, _Pending]:
-        self._last_ref += 1
-        ref = str(self._last_ref)
+        ref = self._new_ref()
         self._frame(join_ref, ref, topic, event, body)
         pending = self._pending[ref] = _Pending(kind, topic)
-        if kind in ("push", "leave"):
+        if kind == "leave":
             self._last_said = self._last_ref
         return ref, pending
+
+    def _new_ref(self) -> str:
+        self._last_ref += 1
+        return str(self._last_ref)
 
     def _frame(self, join_ref: str | None, ref: str, topic: str, event: str, body: Body) -> None:
         is_binary, data = self._serializer.encode(join_ref, ref, topic, event, body)
@@ -573,8 +577,7 @@ class Session:
             return
         if self._advance(channel, ChannelInput.JOIN_TIMEOUT) is ChannelState.ERRORED:
             # The server may still let us in later: tell it not to. Its late reply matches no ref.
-            self._last_ref += 1
-            self._frame(ref, str(self._last_ref), topic, PHX_LEAVE, EMPTY_OBJECT)
+            self._frame(ref, self._new_ref(), topic, PHX_LEAVE, EMPTY_OBJECT)
             self._events.append(JoinFailed(topic, None, True))
 
 

@@ -14,7 +14,7 @@ from tests.benchmarks.model import Figures, Participant
 from tests.benchmarks.processes import module, run
 from tests.interop import install
 
-__all__ = ["PEERS", "receiver", "versions"]
+__all__ = ["PEERS", "SENDERS", "receiver", "sender", "versions"]
 
 CLIENTS = install.JS.parent.parent / "benchmarks" / "clients"
 RTPOOL = module("clients.rtpool_receive")
@@ -38,10 +38,18 @@ PEERS: Mapping[str, tuple[list[str], Mapping[str, Any]]] = {
     "floor, mailboxes": (module("clients.prototype_fanout"), {}),
 }
 
+SENDERS: Mapping[str, tuple[list[str], Mapping[str, Any]]] = {
+    "rtpool": (module("clients.rtpool_send"), {}),
+    "realtime": ([*OFFICIAL_PY[:-1], str(CLIENTS / "realtime_send.py")], {}),
+    "realtime-js": ([*OFFICIAL_JS[:-1], str(CLIENTS / "realtime_send.js")], {}),
+    "websocket-client": (module("clients.loops_send"), {"with": "websocket-client"}),
+    "websockets": (module("clients.loops_send"), {"with": "websockets"}),
+}
+
 
 def _missing(command: list[str]) -> str | None:
-    names = {OFFICIAL_PY[-1]: "py", OFFICIAL_JS[-1]: "js"}
-    return install.missing(names[command[-1]]) if command[-1] in names else None
+    programs = {OFFICIAL_PY[0]: "py", OFFICIAL_JS[0]: "js"}
+    return install.missing(programs[command[0]]) if command[0] in programs else None
 
 
 def receiver(name: str, **told: Any) -> Participant:
@@ -52,6 +60,16 @@ def receiver(name: str, **told: Any) -> Participant:
         ca = served["ca"]  # the official clients have no argument for it, Node and OpenSSL have a variable
         env = {**os.environ, "NODE_EXTRA_CA_CERTS": ca, "SSL_CERT_FILE": ca} if ca else None
         return run(command, {**served, **own, **told}, env=env)
+
+    return Participant(name, measure, _missing(command))
+
+
+def sender(name: str, **told: Any) -> Participant:
+    """A participant of a row that sends to `exchange` or `embedded`, told what there is to do."""
+    command, own = SENDERS[name]
+
+    def measure(served: Mapping[str, Any]) -> Figures:
+        return run(command, {**served, **own, **told})
 
     return Participant(name, measure, _missing(command))
 

@@ -102,6 +102,10 @@ class Connection:
             for piece in data:
                 self.sock.sendall(piece)
 
+    def read(self, size: int) -> bytes:
+        """What is there, at most so many bytes; nothing at the end."""
+        return self._reader.read1(size)
+
     def receive(self) -> tuple[int, bytes] | None:
         """The next frame, None at the end. Clients send none in fragments."""
         head = self._reader.read(2)

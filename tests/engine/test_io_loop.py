@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -40,6 +41,53 @@ def test_calls_are_made_in_order_on_the_io_thread(parts: Parts) -> None:
     assert seen.wait(1_003) == ["before the start", *range(1_000), "rtpool-test-io", True]
     assert not loop.is_current_thread()
     finish(loop)
+
+
+def test_what_many_threads_post_comes_in_the_order_of_each_and_is_called_if_and_only_if_that_was_said(
+    parts: Parts,
+) -> None:
+    loop, _ = parts
+    called: list[tuple[int, int]] = []
+    said: list[list[tuple[int, int]]] = [[] for _ in range(8)]
+    enough = threading.Event()
+
+    def post(thread: int) -> None:
+        number = 0
+        while loop.post(called.append, (thread, number)):
+            said[thread].append((thread, number))
+            number += 1
+            if number == 2_000:
+                enough.set()
+
+    threads = [threading.Thread(target=post, args=(thread,)) for thread in range(8)]
+    loop.start()
+    for thread in threads:
+        thread.start()
+    assert enough.wait(CAP)
+    finish(loop)
+    for thread in threads:
+        thread.join(CAP)
+    for thread, accepted in enumerate(said):
+        assert [each for each in called if each[0] == thread] == accepted
+    assert not loop._inbox
+
+
+def test_what_is_posted_just_as_the_loop_ends_is_taken_back_and_that_is_said(parts: Parts) -> None:
+    loop, _ = parts
+    called = Recorder()
+    loop.start()
+
+    class Late(deque[tuple[Callable[..., None], tuple[object, ...]]]):
+        def append(self, posted: tuple[Callable[..., None], tuple[object, ...]]) -> None:
+            loop._inbox = plain
+            finish(loop)  # between the look at whether it runs and this
+            loop._inbox = self
+            super().append(posted)
+
+    plain, loop._inbox = loop._inbox, Late()
+    assert not loop.post(called, 1)
+    assert not loop._inbox
+    assert called.events == []
 
 
 def test_timers_fire_in_order_of_their_time_and_cancelled_ones_never(parts: Parts) -> None:
@@ -101,8 +149,7 @@ def test_an_interrupt_is_heard_without_a_lock(parts: Parts) -> None:
     gc.disable()
     try:
         Forgotten()
-        with loop._lock:
-            gc.collect()  # which may strike anywhere
+        gc.collect()  # which may strike anywhere
     finally:
         gc.enable()
     assert ends.wait(1) == ["interrupted"]

@@ -244,6 +244,14 @@ def test_a_bell_wakes_who_listens_and_nobody_else() -> None:
     bell.forget(heard)  # it heard the bell: nothing is left to forget
 
 
+def test_who_steps_aside_for_a_lock_comes_back_though_it_is_never_let_go() -> None:
+    lock = threading.Lock()
+    threads.step_aside(lock)
+    assert not lock.locked(), "it is looked at, not taken"
+    with lock:
+        threads.step_aside(lock)
+
+
 def test_user_code_has_begun_when_it_has_a_frame_and_not_a_moment_earlier() -> None:
     inside, release = threading.Event(), threading.Event()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from wsproto.frame_protocol import FrameProtocol
@@ -71,6 +73,96 @@ def test_a_write_that_was_cut_short_goes_on_where_it_stopped(pair: Pair) -> None
     assert received == payloads
     assert written == [str(n) for n in range(len(payloads))]
     assert transport.interest(reading=True) == selectors.EVENT_READ
+
+
+def test_small_frames_go_out_in_one_call(pair: Pair) -> None:
+    transport, peer = pair
+    offered, send = list[int](), transport._send
+    transport._send = lambda block: (offered.append(len(block)), send(block))[1]  # type: ignore[assignment, method-assign]
+    payloads = [b"%d" % n * 20 for n in range(40)]
+    for number, payload in enumerate(payloads):
+        transport.send(OP_TEXT, payload, str(number))
+    queued = transport.queued
+    assert transport.flush() == [str(n) for n in range(40)]
+    assert offered == [queued]
+    received: list[bytes] = []
+    read_all(peer, FrameProtocol(client=False, extensions=[]), received, 40)
+    assert received == payloads
+
+
+def test_small_frames_that_went_out_in_part_are_told_when_the_kernel_has_all_of_each(pair: Pair) -> None:
+    transport, peer = pair
+    ends, payloads = list[int](), [bytes([n % 251]) * (n % 90) for n in range(20_000)]
+    for number, payload in enumerate(payloads):
+        transport.send(OP_BINARY, payload, str(number))
+        ends.append(transport.queued)
+    received: list[bytes] = []
+    reader = threading.Thread(
+        target=read_all, args=(peer, FrameProtocol(client=False, extensions=[]), received, len(payloads))
+    )
+    written = transport.flush()
+    assert len(written) < len(payloads), "not all went out"
+    reader.start()
+    with selectors.DefaultSelector() as selector:
+        selector.register(transport.sock, selectors.EVENT_WRITE)
+        while transport.queued:
+            assert len(written) == sum(end <= transport.bytes_sent for end in ends)
+            selector.select(5)
+            written += transport.flush()
+    reader.join(20)
+    assert received == payloads
+    assert written == [str(n) for n in range(len(payloads))]
+
+
+def test_what_the_kernel_had_no_room_for_is_offered_again_byte_for_byte(pair: Pair) -> None:
+    transport, peer = pair
+    offered, send = list[tuple[bytes, int]](), transport._send
+
+    def watched(block: bytes | memoryview) -> int:
+        offered.append((bytes(block), 0))
+        sent: int = send(block)
+        offered[-1] = bytes(block), sent
+        return sent
+
+    transport._send = watched  # type: ignore[assignment, method-assign]
+    payloads = [b"%05d" % n * 30 for n in range(4_000)]
+    for payload in payloads:
+        transport.send(OP_TEXT, payload)
+    transport.flush()
+    assert offered[-1][1] == 0, "the kernel is full"
+    transport.send(OP_TEXT, b"later")  # goes into no block that was offered before
+    received: list[bytes] = []
+    reader = threading.Thread(
+        target=read_all, args=(peer, FrameProtocol(client=False, extensions=[]), received, len(payloads) + 1)
+    )
+    reader.start()
+    with selectors.DefaultSelector() as selector:
+        selector.register(transport.sock, selectors.EVENT_WRITE)
+        while transport.queued:
+            selector.select(5)
+            transport.flush()
+    reader.join(20)
+    assert received == [*payloads, b"later"]
+    for (before, sent), (after, _) in pairwise(offered):
+        if sent < len(before):
+            assert after == before[sent:], "the very same bytes, no more and no fewer"
+
+
+def test_what_the_kernel_had_is_told_before_the_trouble_that_came_after_it(pair: Pair) -> None:
+    transport, _ = pair
+    send, calls = transport._send, itertools.count()
+
+    def breaks(block: bytes | memoryview) -> int:
+        if next(calls):
+            raise BrokenPipeError("gone")
+        return send(block)
+
+    transport._send = breaks  # type: ignore[assignment, method-assign]
+    transport.send(OP_TEXT, b"x", "first")
+    transport.send(OP_BINARY, bytes(300_000), "second")  # in no call with another
+    assert transport.flush() == ["first"], "a frame that is not told as written is sent once more"
+    with pytest.raises(TransportClosed, match="gone"):
+        transport.flush()
 
 
 def test_a_read_that_was_cut_short_goes_on_where_it_stopped(pair: Pair) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode
 
@@ -79,6 +79,11 @@ def test_arbitrary_bytes_raise_nothing_but_our_own_errors(data: bytes) -> None:
 
 
 @given(data=st.binary(max_size=70_000), opcode=st.sampled_from([OP_TEXT, OP_BINARY]))
+@example(data=b"", opcode=OP_BINARY)
+@example(data=b"x" * 125, opcode=OP_BINARY)
+@example(data=b"x" * 126, opcode=OP_BINARY)
+@example(data=b"x" * 65_535, opcode=OP_BINARY)
+@example(data=b"x" * 65_536, opcode=OP_BINARY)
 def test_what_we_encode_is_a_masked_frame_that_wsproto_reads(data: bytes, opcode: int) -> None:
     data = data.hex().encode() if opcode == OP_TEXT else data
     wire = FrameEncoder(lambda n: b"\x12\x34\x56\x78"[:n]).encode(opcode, data)
@@ -90,6 +95,20 @@ def test_what_we_encode_is_a_masked_frame_that_wsproto_reads(data: bytes, opcode
     assert wire[1] & 0x80, "a client must mask"
     assert frames[0].opcode == Opcode(opcode)
     assert payload == data
+
+
+def test_every_frame_has_a_mask_key_of_its_own_and_all_of_what_was_drawn_is_used() -> None:
+    drawn = bytearray()
+
+    def draw(size: int) -> bytes:
+        start = len(drawn) // 4
+        drawn.extend(b"".join((start + step).to_bytes(4, "big") for step in range(size // 4)))
+        return bytes(drawn[-size:])
+
+    encoder = FrameEncoder(draw)
+    keys = [encoder.encode(OP_TEXT, b"hello")[2:6] for _ in range(200)]
+    assert len(set(keys)) == 200
+    assert {int.from_bytes(key, "big") for key in keys} <= set(range(len(drawn) // 4))
 
 
 def test_a_close_frame_carries_its_code() -> None:

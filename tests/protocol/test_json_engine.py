@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import sys
 import types
 from collections import UserDict
@@ -11,12 +12,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rtpool.errors import InvalidType, InvalidValue, ProtocolError
 from rtpool.protocol import json_engine
-from rtpool.protocol.json_engine import MAX_DIGITS, NumberText, canonical, dumps, json_object, loads
+from rtpool.protocol.json_engine import MAX_DIGITS, NumberText, canonical, dumps, json_object, loads, quoted
 
 EDGES = [edge + step for edge in (2**53, 2**63, -(2**63), 2**64, 10**18, 10**19) for step in (-1, 0, 1)]
 
@@ -155,3 +156,42 @@ def test_a_number_no_float_can_hold_costs_no_frame(monkeypatch: pytest.MonkeyPat
     else:
         monkeypatch.setattr(json_engine, "orjson", None)
     assert loads(b"[1e999, -1e999, 1e-999]") == [float("inf"), float("-inf"), 0.0]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text('aé\n"\u2028😀'),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(value=JSON)
+@example(value={"a": [1, None, True, "é\n", 2.5, {}]})
+def test_it_is_written_as_the_standard_library_writes_it_also_where_python_has_no_c(value: Any) -> None:
+    expected = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    assert dumps(value) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_engine, "_parts", None)
+        assert dumps(value) == expected
+
+
+def test_a_cycle_is_named_as_one_and_spoils_nothing_that_is_written_later() -> None:
+    cycle: dict[str, Any] = {}
+    cycle["itself"] = cycle
+    for _ in range(2):
+        with pytest.raises(InvalidValue, match="Circular reference"):
+            dumps(cycle)
+    cycle["itself"] = 1
+    assert dumps([cycle, cycle]) == b'[{"itself":1},{"itself":1}]'
+
+
+def test_a_name_is_quoted_as_it_is_written() -> None:
+    for name in ("room", 'a"b\\c', "é😀", "", None, 1, 0):
+        assert quoted(name) == dumps(name)
+    assert (quoted(1), quoted(True)) == (b"1", b"true")
+    with pytest.raises(InvalidValue):
+        quoted("\ud800")

@@ -554,11 +554,33 @@ def test_a_session_knows_whether_the_server_may_not_have_read_what_was_said(driv
 def test_timers_of_answered_pushes_do_not_pile_up() -> None:
     driver = Driver()
     driver.joined()
+    driver.push(deadline=900.0)  # is never answered, and stands before all others
+    driver.sent()
     for index in range(5_000):
         driver.push(token=str(index), deadline=1_000.0)
+        assert driver.session.next_deadline() == 25.0, "as the loop asks in each of its turns"
         driver.reply(driver.sent()[0])
     assert len(driver.session.events()) == 5_000
     assert len(driver.session._timers) < 200
+
+
+def test_what_is_written_at_once_and_awaits_nothing_gets_no_timer_and_what_waits_gets_its_own(driver: Driver) -> None:
+    driver.joined()
+    driver.push(token="gone", wants_reply=False, deadline=7.0)
+    driver.sent()
+    assert driver.session.next_deadline() == 25.0
+    assert driver.session._timers == []
+    driver.push(token="stuck", wants_reply=False, deadline=8.0)
+    driver.push(token="due", wants_reply=False, deadline=3.0)
+    driver.sent(written=False)
+    driver.advance(4.0)  # though nobody asked when that would be
+    assert [(e.token, e.outcome, e.written) for e in driver.session.events() if isinstance(e, PushSettled)] == [
+        ("gone", "sent", True),
+        ("due", "timeout", False),
+    ]
+    assert driver.session.next_deadline() == 8.0
+    driver.session.disconnected()
+    assert driver.session.next_deadline() is None
 
 
 def test_a_session_knows_which_topic_awaits_a_reply(driver: Driver) -> None:
