@@ -98,7 +98,10 @@ class Flood(Server):
             send(**wanted)
 
     def _home(self, topic: str) -> Connection:
-        return next(c for c in reversed(self.connections) if topic in c.topics)
+        home = next((c for c in reversed(self.connections) if topic in c.topics), None)
+        if home is None:
+            raise ConnectionError(f"nobody is on {topic!r} any more")
+        return home
 
     def _say(self, connection: Connection, data: bytes) -> None:
         with self.lock:
