@@ -42,4 +42,6 @@ def _goal(figure: str) -> Goal:
     return Goal(text=f"{figure} at most 1.2 x the server's own", of=of, over=over, at_most=1.2)
 
 
-CASE = Case("joins", "many topics joined, and joined anew after a loss", rows, (_goal("ms to join"), _goal("ms to rejoin")))
+CASE = Case(
+    "joins", "many topics joined, and joined anew after a loss", rows, (_goal("ms to join"), _goal("ms to rejoin"))
+)

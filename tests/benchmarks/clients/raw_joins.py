@@ -50,7 +50,7 @@ def dial(port: int, frames: bytes) -> socket.socket:
 def count_replies(sockets: Sequence[socket.socket], replies: int) -> None:
     """Read until so many replies have come, on all sockets together."""
     with selectors.DefaultSelector() as selector:
-        tails = {sock: b"" for sock in sockets}
+        tails = dict.fromkeys(sockets, b"")
         for sock in sockets:
             selector.register(sock, selectors.EVENT_READ)
         while replies:
