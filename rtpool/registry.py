@@ -242,6 +242,7 @@ class Subscriber:
         "attachment",
         "detached",
         "forked",
+        "hears_raw",
         "key",
         "leaving",
         "mailbox",
@@ -279,6 +280,8 @@ class Subscriber:
         #: The dispatcher's mailboxes: for callbacks, and for iterators once somebody iterates.
         self.mailbox: Any = None
         self.stream: Any = None
+        #: Whether it has, or had, a callback for Phoenix messages as they are.
+        self.hears_raw = False
         #: Whether somebody iterates; a stream nobody asked for yields to the first callback.
         self.stream_claimed = False
         #: Pushes accepted and not settled; guarded by the send budget's lock.
@@ -497,6 +500,7 @@ class Registry:
             if attachment is not None and binding.kind == "presence" and not heard:
                 attachment.sees_presence = False  # it is told who is present when the I/O thread looks
             subscriber.bindings += (binding,)
+            subscriber.hears_raw = subscriber.hears_raw or binding.kind == "raw"
             if attachment is None:
                 return False
             attachment.share.news = True

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import rtpool
+from rtpool.engine import mailboxes
 from rtpool.engine.dispatcher import QUIESCE_SECONDS
-from rtpool.engine.engine import Engine
+from rtpool.engine.threads import enter_user_code
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
@@ -225,14 +226,14 @@ def test_a_removed_callback_does_not_start_again(server: RealtimeServer, pool: r
 def test_a_callback_that_is_slow_to_begin_is_waited_for_and_one_that_is_slow_to_return_is_not(
     server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    run, decided, begin = Engine.run_user_code, threading.Event(), threading.Event()
+    decided, begin = threading.Event(), threading.Event()
 
-    def run_late(engine: Engine, *args: Any) -> bool:
+    def enter_late(callback: Any, value: Any) -> None:
         decided.set()
         begin.wait(CAP)
-        return run(engine, *args)
+        enter_user_code(callback, value)
 
-    monkeypatch.setattr(Engine, "run_user_code", run_late)
+    monkeypatch.setattr(mailboxes, "enter_user_code", enter_late)
     began, release, order = threading.Event(), threading.Event(), Recorder()
 
     def callback(message: rtpool.Broadcast) -> None:

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 
 import rtpool
-from rtpool.engine import threads
-from rtpool.engine.engine import Engine
+from rtpool.engine import mailboxes, threads
 from rtpool.engine.logs import Log
 from rtpool.testing import RealtimeServer
 from tests.support.checking_lock import WATCHES_CALLS, CheckingLock, take_violations
@@ -206,15 +205,13 @@ def test_what_a_lock_is_for_is_no_offence() -> None:
 def test_a_callback_that_is_called_with_a_lock_held_is_found_on_its_worker(
     server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = Engine.run_user_code
-
-    def careless(engine: Engine, *args: Any) -> bool:
-        with engine._lock:
-            return inner(engine, *args)
+    def careless(callback: Any, value: Any) -> None:
+        with pool._engine._lock:
+            threads.enter_user_code(callback, value)
 
     heard = Recorder()
     pool.channel("room").on_broadcast("x", heard).subscribe()
-    monkeypatch.setattr(Engine, "run_user_code", careless)
+    monkeypatch.setattr(mailboxes, "enter_user_code", careless)
     server.broadcast("room", "x", {})
     heard.wait(1)
     pool.close()

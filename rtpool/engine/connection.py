@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+#: Reads of one turn, so that one busy socket cannot starve the others.
+READS_PER_TURN = 16
 #: Seconds a message may be under way, beyond a heartbeat's round trip: in buffers, and behind other work of ours.
 UNDER_WAY = 1.0
 #: Bytes below which what came is no sign of more: one packet holds them.
@@ -124,6 +126,7 @@ class Connection:
         self._wrote_at = 0.0
         # Counters; this thread is their only writer.
         self.messages_received = 0
+        self._control_frames = 0  # of this transport, seen to
         self._unreadable = 0
         self._bytes_received = 0
         self._bytes_sent = 0
@@ -159,12 +162,8 @@ class Connection:
         if self.transport is None:
             return
         try:
-            if (events & selectors.EVENT_READ or self.transport.read_wants_write) and self._reads:
-                received_before = self.transport.bytes_received
-                messages = self.transport.receive()
-                if self.transport.bytes_received != received_before:
-                    self.proof_of_life = self._clock()
-                self._receive(messages, now)
+            if events & selectors.EVENT_READ or self.transport.read_wants_write:
+                self._read(now)
             self._pump(now)
         except (TransportClosed, ProtocolError, MessageTooBig, ConnectionFailed) as error:
             self._broke(error, now)
@@ -196,6 +195,7 @@ class Connection:
         """Take over a connected socket."""
         decoder = FrameDecoder(self._options.max_message_size)
         self.transport = Transport(sock, decoder, FrameEncoder(os.urandom))
+        self._control_frames = 0
         self.state, self.hoped = "open", False
         self.epoch += 1
         self.opened_at = self._wrote_at = now
@@ -316,21 +316,49 @@ class Connection:
     def _patience(self) -> float:
         return self._options.heartbeat_interval + self._options.heartbeat_timeout
 
+    def _read(self, now: float) -> None:
+        """Read what is there, within a turn's share; what one read brings is handed over before the next."""
+        for _ in range(READS_PER_TURN):
+            transport = self.transport
+            if transport is None or not self._reads:
+                return
+            received_before = transport.bytes_received
+            messages = transport.receive()
+            if transport.bytes_received != received_before:
+                self.proof_of_life = self._clock()
+            self._receive(messages, now)
+            if not transport.has_more:
+                return
+            self._pump(now)
+
     def _receive(self, messages: list[WsMessage], now: float) -> None:
-        receive = self.session.receive
-        for opcode, data in messages:
-            if opcode != OP_TEXT and opcode != OP_BINARY:
-                self._control(opcode, data)
-                continue
-            self.messages_received += 1
-            if self._options.debug:
+        transport = self.transport
+        assert transport is not None
+        if transport.control_frames == self._control_frames:
+            self._take(messages, now)
+            return
+        self._control_frames = transport.control_frames
+        data: list[WsMessage] = []
+        for opcode, payload in messages:
+            if opcode < OP_CLOSE:
+                data.append((opcode, payload))
+            else:
+                self._take(data, now)
+                data = []
+                self._control(opcode, payload)
+        self._take(data, now)
+
+    def _take(self, messages: list[WsMessage], now: float) -> None:
+        if not messages:
+            return
+        self.messages_received += len(messages)
+        if self._options.debug:
+            for _, data in messages:
                 self._log.debug("< %d %d bytes %r", self.connection_id, len(data), data[:LOGGED_BYTES])
-            try:
-                receive(data, opcode == OP_BINARY, now)
-            except ProtocolError as error:
-                # A real server relays broken JSON of other clients; dropping the frame harms nobody.
-                self._unreadable += 1
-                self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
+        for error in self.session.receive_all(messages, now):
+            # A real server relays broken JSON of other clients; dropping the frame harms nobody.
+            self._unreadable += 1
+            self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
 
     def _control(self, opcode: int, data: bytes) -> None:
         if opcode == OP_PING and self.transport is not None and self.transport.queued < PONG_LIMIT:

@@ -348,13 +348,14 @@ class Coordinator:
         may_join = False
         # Behind a mailbox that is full, a connection is read at its end for answers alone.
         joins = {} if connection.state == "closing" and connection.paused_by else connection.joins
+        mover, received = self.mover, self._received
         for event in events:
-            if self.mover.move is not None and self.mover.heard(connection, event):
+            if mover.move is not None and mover.heard(connection, event):
                 continue
             if isinstance(event, WireMessage):
-                join = joins.get(event.topic)
+                join = joins.get(event[2])
                 if join is not None:
-                    self._received(join, event)
+                    received(join, event)
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)
             elif isinstance(event, (HeartbeatSent, HeartbeatReplied, HeartbeatLost)):
@@ -385,7 +386,7 @@ class Coordinator:
     def _received(self, join: Join, message: WireMessage) -> None:
         join.heard_at = self._loop.now
         try:
-            if message.event == SYSTEM:
+            if message[3] == SYSTEM:
                 flowed, alive_at = join.changes_flow, join.changes_alive_at or self._wall()
                 self.router.route(join, message)
                 self.readiness.feed_spoke(join, flowed, alive_at, self._loop.now)

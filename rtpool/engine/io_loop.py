@@ -182,7 +182,10 @@ class IoLoop:
         if self._asleep:  # looked at after it was appended, as the loop looks into the inbox after it said so
             self._asleep = False
             self._wake()
-        return not self._stopped or not self._take_back(posted)
+        return not self._has_stopped() or not self._take_back(posted)
+
+    def _has_stopped(self) -> bool:
+        return self._stopped
 
     def _take_back(self, posted: tuple[Callable[..., None], tuple[Any, ...]]) -> bool:
         """Whether something that was posted as the loop ended is still there, and so was never called."""

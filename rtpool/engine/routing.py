@@ -15,7 +15,7 @@ from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.joins import Echo, Join, Outage, content_of
 from rtpool.engine.outgoing import Outgoing
 from rtpool.errors import MailboxOverflow
-from rtpool.events import Broadcast, Gap, Message, Presence, StatusChange, SystemMessage
+from rtpool.events import Broadcast, Gap, Message, Presence, StatusChange, SystemMessage, make_broadcast
 from rtpool.protocol.json_engine import loads
 from rtpool.protocol.messages import (
     BROADCAST,
@@ -38,11 +38,12 @@ _new = tuple.__new__
 
 
 class _Run(NamedTuple):
-    """Events of a join that go to the same mailboxes, those of `members`."""
+    """Events of a join that go to the same mailboxes, those of `members`; whether one of them hears raw messages."""
 
     members: tuple[Subscriber, ...]
     sinks: list[Mailbox]
     deliveries: list[Delivery]
+    hears_raw: bool
 
 
 class Router:
@@ -93,11 +94,7 @@ class Router:
 
     def route(self, join: Join, message: WireMessage) -> None:
         """Deliver one message of a join."""
-        handler = self._handlers.get(message.event)
-        if handler is None:
-            self._raw(join, message)
-        else:
-            handler(join, message)
+        self._handlers.get(message[3], self._raw)(join, message)
 
     # By event
 
@@ -106,7 +103,7 @@ class Router:
         self._deliver(join, join.members, Delivery("raw", message.event, event, message))
 
     def _broadcast(self, join: Join, message: WireMessage) -> None:
-        payload = message.payload
+        payload = message[4]
         name = payload.get("event") if isinstance(payload, dict) else None
         if not isinstance(name, str):
             self._raw(join, message)
@@ -116,19 +113,23 @@ class Router:
         if isinstance(meta, dict):
             message_id = meta["id"] if isinstance(meta.get("id"), str) else None
             replayed = meta.get("replayed") is True
-        event = Broadcast(join.name, name, payload.get("payload"), message_id, replayed)
+        event = make_broadcast(join.name, name, payload.get("payload"), message_id, replayed)
         if join.echoes and message_id is None:
             sender = join.claim_echo(name, event.payload, self._wall().timestamp())
             if sender is not None and not sender.receive_own:
                 members = tuple(s for s in members if s is not sender)
-        delivery = _new(Delivery, (BROADCAST, name, event, message, NO_CHANGES))
         if join.replay is not None and message_id is not None:
             if not join.replay.take(message_id, replayed=replayed):
                 return
-            join.replay.remember(delivery)
+            join.replay.remember(Delivery(BROADCAST, name, event, message))
             if replayed:
                 members = tuple(s for s in members if s.attachment is not None and s.attachment.caught_up)
-        self._deliver(join, members, delivery)
+        run = self._last.get(join)
+        if run is None or run.members is not members:
+            run = self._begin_run(join, members)
+        # What nobody asks for is not kept: the collector looks at all that waits, again and again.
+        wire = message if run.hears_raw else None
+        run.deliveries.append(_new(Delivery, (BROADCAST, name, event, wire, NO_CHANGES)))
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
         change = parse_change(join.name, message.payload)
@@ -318,14 +319,18 @@ class Router:
     def _deliver(self, join: Join, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
         run = self._last.get(join)
         if run is None or run.members is not members:
-            sinks = [sink for member in members for sink in member.sinks]
-            run = self._last[join] = _Run(members, sinks, [])
-            self._runs.append(run)
+            run = self._begin_run(join, members)
         run.deliveries.append(delivery)
+
+    def _begin_run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
+        sinks = [sink for member in members for sink in member.sinks]
+        run = self._last[join] = _Run(members, sinks, [], any(member.hears_raw for member in members))
+        self._runs.append(run)
+        return run
 
     def _deliver_to(self, sink: Mailbox, delivery: Delivery) -> None:
         self._last.clear()  # what comes after it comes after it
-        self._runs.append(_Run((), [sink], [delivery]))
+        self._runs.append(_Run((), [sink], [delivery], True))
 
     def _essential(self, subscriber: Subscriber, delivery: Delivery) -> None:
         self._hand_over()  # keeps the order

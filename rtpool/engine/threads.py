@@ -146,9 +146,9 @@ def enter(lock: threading.Lock) -> None:
     """
     Take a lock that many threads take at full speed, for a few lines; the caller releases it.
 
-    A thread that waits for a lock gets it without the interpreter's own, and keeps it while it waits for that. Meanwhile
-    all others come and line up, and so they do from then on: at each passage every thread waits for another, at a third
-    of the speed. Who does not wait but tries again, lets in who holds it, which is all it takes.
+    A thread that waits for a lock gets it without the interpreter's own, and keeps it while it waits for that.
+    Meanwhile all others come and line up, and so they do from then on: at each passage every thread waits for another,
+    at a third of the speed. Who does not wait but tries again, lets in who holds it, which is all it takes.
     """
     while not lock.acquire(blocking=False):
         time.sleep(0)

@@ -18,10 +18,8 @@ from rtpool.protocol.frames import FrameDecoder, FrameEncoder, WsMessage
 
 __all__ = ["Transport", "TransportClosed"]
 
-#: Bytes asked of one recv call.
+#: Bytes asked of one recv call: some 200 messages, few enough to be handled while they are in the processor's cache.
 READ_SIZE = 64 * 1024
-#: Reads of one turn, so that one busy socket cannot starve the others.
-READS_PER_TURN = 16
 #: Bytes of small frames that are given to the kernel in one call. It says how many it took; TLS does not before it has
 #: all of them, so they are no more than one of its records: a peer that reads slowly is seen to read.
 WRITE_SIZE, TLS_WRITE_SIZE = 64 * 1024, 16 * 1024
@@ -120,6 +118,11 @@ class Transport:
                 written.append(self._ends.popleft()[1])
         return written
 
+    @property
+    def control_frames(self) -> int:
+        """How many came, those among the messages that `receive` returned last included."""
+        return self._decoder.control_frames
+
     def _next_block(self) -> bytes:
         """The next frame, and those after it that go into one call with it."""
         frames, block = self._frames, [self._frames.popleft()]
@@ -130,46 +133,32 @@ class Transport:
 
     def receive(self) -> list[WsMessage]:
         """
-        Read what is there, within a turn's share, and return the messages it completes.
+        Read once, and return the messages that completes. `has_more` says whether to read on.
 
         Raises:
-            TransportClosed: the stream ended or broke. What came before it was returned by earlier calls.
-            ProtocolError, MessageTooBig: the peer broke the WebSocket protocol or the size limit.
+            TransportClosed: the stream ended or broke.
+            ProtocolError, MessageTooBig: the peer broke the WebSocket protocol or the size limit. What came before was
+                returned by earlier calls.
         """
-        messages: list[WsMessage] = []
-        self.read_wants_write = False
+        self.read_wants_write = self.has_more = False
         if self._decoder.failed:
             self._decoder.receive(b"")
-        for _ in range(READS_PER_TURN):
-            try:
-                data = self.sock.recv(READ_SIZE)
-            except ssl.SSLWantWriteError:
-                self.read_wants_write = True
-                self.has_more = False
-                return messages
-            except (BlockingIOError, ssl.SSLWantReadError, InterruptedError):
-                self.has_more = False
-                return messages
-            except (OSError, ValueError) as error:
-                return self._ended(messages, TransportClosed(f"the connection broke while receiving: {error}"), error)
-            if not data:
-                return self._ended(messages, TransportClosed("the server ended the stream without a close frame"), None)
-            self.bytes_received += len(data)
-            messages += self._decoder.receive(data)
-            if self._decoder.failed:
-                self.has_more = True  # the next call raises
-                return messages
-            if len(data) < READ_SIZE and not self._tls:
-                self.has_more = False
-                return messages
-        self.has_more = True
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except ssl.SSLWantWriteError:
+            self.read_wants_write = True
+            return []
+        except (BlockingIOError, ssl.SSLWantReadError, InterruptedError):
+            return []
+        except (OSError, ValueError) as error:
+            raise TransportClosed(f"the connection broke while receiving: {error}") from error
+        if not data:
+            raise TransportClosed("the server ended the stream without a close frame")
+        self.bytes_received += len(data)
+        messages = self._decoder.receive(data)
+        # Of a record that was decrypted in part no selector knows; nor of an error that the next call raises.
+        self.has_more = self._tls or len(data) == READ_SIZE or self._decoder.failed
         return messages
-
-    def _ended(self, messages: list[WsMessage], error: TransportClosed, cause: Exception | None) -> list[WsMessage]:
-        if messages:
-            self.has_more = True  # the next call meets the end again and raises
-            return messages
-        raise error from cause
 
     def close(self) -> None:
         """Close the socket without a word; queued bytes are dropped."""

@@ -2,15 +2,14 @@
 WebSocket frames (RFC 6455 §5), with a limit of size: out of what was read, refusing what a server must not send, with
 fragments put together; and to be written, masked.
 
-websocket-client's own parser takes a frame from a socket in several calls, ten times the time of cutting it out; and its
-writer twice the time of the one here.
+websocket-client's own parser takes a frame from a socket in several calls, ten times the time of cutting it out; and
+its writer twice the time of the one here.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
 
 from websocket import ABNF
 
@@ -37,19 +36,13 @@ OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = (
 )
 
 
-class WsMessage(NamedTuple):
-    """A whole WebSocket message: a control frame, or a data message with its fragments joined."""
-
-    opcode: int
-    data: bytes
-
+#: A whole WebSocket message, (opcode, payload): a control frame, or a data message with its fragments joined.
+WsMessage = tuple[int, bytes]
 
 #: First bytes of a whole message in one frame (RFC 6455 §5.2: FIN, and the opcode).
 WHOLE = frozenset((0x80 | OP_TEXT, 0x80 | OP_BINARY))
 #: What a close frame may say (RFC 6455 §7.4, and the codes registered with IANA since).
 CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)))
-
-_new = tuple.__new__
 
 
 class FrameDecoder:
@@ -67,6 +60,8 @@ class FrameDecoder:
     def __init__(self, max_message_size: int) -> None:
         self._limit = max_message_size
         self._error: ProtocolError | MessageTooBig | None = None
+        #: Control frames that came; who knows their number need not look for them among the messages.
+        self.control_frames = 0
         # Of a frame whose header is not here yet, what is; of one whose header is, the first byte, what of its payload
         # is here, and how many bytes are not.
         self._header = b""
@@ -131,7 +126,7 @@ class FrameDecoder:
                 self._pieces = [memoryview(data)[body:]]  # keeps alive what was read, of which it is the end
                 return
             if whole:
-                append(_new(WsMessage, (first & 0x0F, data[body:position])))
+                append((first & 0x0F, data[body:position]))
             else:
                 self._assemble(first, data[body:position], messages)
                 alone = self._opcode is None
@@ -176,18 +171,19 @@ class FrameDecoder:
         if opcode >= OP_CLOSE:
             if opcode == OP_CLOSE:
                 _check_close(data)
-            messages.append(WsMessage(opcode, data))
+            self.control_frames += 1
+            messages.append((opcode, data))
             return
         final = first >= 0x80
         if final and self._opcode is None:
-            messages.append(WsMessage(opcode, data))
+            messages.append((opcode, data))
             return
         if self._opcode is None:
             self._opcode = opcode
         self._fragments.append(data)
         self._fragments_size += len(data)
         if final:
-            messages.append(WsMessage(self._opcode, b"".join(self._fragments)))
+            messages.append((self._opcode, b"".join(self._fragments)))
             self._opcode, self._fragments, self._fragments_size = None, [], 0
 
 

@@ -8,10 +8,12 @@ frame, and binary frames whose first byte is the kind: 0 push, 1 reply, 2 broadc
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from rtpool.errors import InvalidValue, ProtocolError
-from rtpool.protocol.json_engine import dumps, loads, quoted
+from rtpool.protocol.frames import OP_BINARY, WsMessage
+from rtpool.protocol.json_engine import dumps, loader_for, loads, quoted
 from rtpool.protocol.messages import (
     BROADCAST,
     MAX_NAME_BYTES,
@@ -44,6 +46,9 @@ class Serializer(Protocol):
     def decode(self, data: bytes, is_binary: bool) -> WireMessage:
         """Return the message; raise `ProtocolError` for anything else."""
 
+    def decode_all(self, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
+        """Decode data messages; one that is none of Phoenix gives the error in its place."""
+
 
 _new = tuple.__new__
 
@@ -59,6 +64,14 @@ def _check(message: WireMessage) -> None:
 def _loses_digits(data: bytes) -> bool:
     """Whether a float may not hold what the text of a change says; a search, so that other columns cost nothing."""
     return b'numeric"' in data
+
+
+def _decode_each(serializer: Serializer, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
+    for opcode, data in messages:
+        try:
+            yield serializer.decode(data, opcode == OP_BINARY)
+        except ProtocolError as error:
+            yield error
 
 
 class SerializerV1:
@@ -87,6 +100,9 @@ class SerializerV1:
         if event == POSTGRES_CHANGES and _loses_digits(data):
             keep_numerics(payload, loads(data, exact=True)["payload"])
         return message
+
+    def decode_all(self, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
+        return _decode_each(self, messages)
 
 
 def _fields(data: bytes, header: int, sizes: int) -> tuple[list[str], bytes]:
@@ -128,8 +144,8 @@ class SerializerV2:
 
     def encode(self, join_ref: Ref, ref: Ref, topic: str, event: str, body: Body) -> tuple[bool, bytes]:
         if isinstance(body, JsonBody):
-            names = quoted(join_ref), dumps(ref), quoted(topic), quoted(event)
-            return False, b"[%s,%s,%s,%s,%s]" % (*names, body.data)
+            head = quoted(join_ref), dumps(ref), quoted(topic), quoted(event)
+            return False, b"[%s,%s,%s,%s,%s]" % (*head, body.data)
         if isinstance(body, BinaryBody):
             sizes, names = _names(KIND_PUSH, (_text(join_ref), _text(ref), topic, event))
             return True, sizes + names + body.data
@@ -139,19 +155,38 @@ class SerializerV2:
         return True, b"%s%c%s%s" % (sizes, ENCODING_JSON if body.is_json else ENCODING_BINARY, names, body.data)
 
     def decode(self, data: bytes, is_binary: bool) -> WireMessage:
-        if is_binary:
-            return self._decode_binary(data)
-        value = loads(data)
+        return self._decode_binary(data) if is_binary else self._message(loads(data), data)
+
+    def decode_all(self, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
+        load = loader_for([data for _, data in messages])
+        for opcode, data in messages:
+            try:
+                if opcode == OP_BINARY:
+                    yield self._decode_binary(data)
+                    continue
+                try:
+                    value = load(data)
+                except ValueError:
+                    value = loads(data)
+                # What servers say most: [None, None, topic, event, payload]; the rest is looked at more closely.
+                if type(value) is list and len(value) == 5 and value[0] is value[1] is None:
+                    _, _, topic, event, _ = value
+                    if type(topic) is str and type(event) is str and event != POSTGRES_CHANGES:
+                        yield _new(WireMessage, value)
+                        continue
+                yield self._message(value, data)
+            except ProtocolError as error:
+                yield error
+
+    def _message(self, value: Any, data: bytes) -> WireMessage:
         if not isinstance(value, list):
             raise ProtocolError(f"a 2.0.0 message must be an array, not {type(value).__name__}")
         if len(value) < 5:
             raise ProtocolError(f"a 2.0.0 message has 5 elements, not {len(value)}")
-        message = _new(WireMessage, value) if len(value) == 5 else WireMessage(*value[:5])
-        join_ref, ref, topic, event, payload = message
-        if type(topic) is not str or type(event) is not str or ref is not None or join_ref is not None:
-            _check(message)
-        if event == POSTGRES_CHANGES and _loses_digits(data):
-            keep_numerics(payload, loads(data, exact=True)[4])
+        message = WireMessage(*value[:5])
+        _check(message)
+        if message.event == POSTGRES_CHANGES and _loses_digits(data):
+            keep_numerics(message.payload, loads(data, exact=True)[4])
         return message
 
     def _decode_binary(self, data: bytes) -> WireMessage:

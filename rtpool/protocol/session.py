@@ -10,11 +10,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import attrs
 
+from rtpool.errors import ProtocolError
 from rtpool.events import ChannelState
+from rtpool.protocol.frames import OP_BINARY, OP_TEXT, WsMessage
 from rtpool.protocol.heartbeat import Pulse
 from rtpool.protocol.messages import (
     HEARTBEAT,
@@ -45,7 +48,8 @@ from rtpool.protocol.states import ChannelInput, next_state
 
 __all__ = ["OutgoingFrame", "Session", "UNMATCHED_TOPIC"]
 
-ENDINGS = frozenset((PHX_CLOSE, PHX_ERROR))
+ANSWERS = frozenset((PHX_REPLY, PHX_CLOSE, PHX_ERROR))
+JOINED, JOINING = ChannelState.JOINED, ChannelState.JOINING
 EMPTY_OBJECT = JsonBody(b"{}")
 #: The reply to a push on a topic the server has no channel for.
 UNMATCHED_TOPIC = "unmatched topic"
@@ -347,15 +351,44 @@ class Session:
         Raises:
             ProtocolError: it is no Phoenix message; the session is unharmed.
         """
+        for error in self.receive_all([(OP_BINARY if is_binary else OP_TEXT, data)], now):
+            raise error
+
+    def receive_all(self, messages: Sequence[WsMessage], now: float) -> list[ProtocolError]:
+        """
+        Take data messages.
+
+        Returns:
+            What was wrong with those that are no Phoenix messages; the session is unharmed.
+        """
         self._pulse.heard = True
-        message = self._serializer.decode(data, is_binary)
-        event = message.event
-        if event == PHX_REPLY:
+        errors: list[ProtocolError] = []
+        topics = self._topics
+        for message in self._serializer.decode_all(messages):
+            if isinstance(message, ProtocolError):
+                errors.append(message)
+                continue
+            join_ref, _, topic, event, _ = message
+            if event in ANSWERS:
+                self._answered(message, now)
+                continue
+            channel = topics.get(topic)
+            # While a live channel is joined anew the old one still delivers, so joining counts.
+            if (
+                channel is None
+                or (channel.state is not JOINED and channel.state is not JOINING)
+                or (join_ref is not None and join_ref != "" and str(join_ref) != channel.join_ref)
+            ):
+                self.dropped += 1
+            else:
+                self._events.append(message)
+        return errors
+
+    def _answered(self, message: WireMessage, now: float) -> None:
+        if message.event == PHX_REPLY:
             self._reply(message, now)
-        elif event in ENDINGS:
-            self._ended(message)
         else:
-            self._deliver(message)
+            self._ended(message)
 
     def _reply(self, message: WireMessage, now: float) -> None:
         ref = str(message.ref)
@@ -431,18 +464,6 @@ class Session:
                 self._forget(message.topic, timed_out=False)
             return
         self._lose(message.topic, channel, happened, message.event, message.payload)
-
-    def _deliver(self, message: WireMessage) -> None:
-        join_ref = message.join_ref
-        channel = self._topics.get(message.topic)
-        if channel is None or (join_ref is not None and join_ref != "" and str(join_ref) != channel.join_ref):
-            self.dropped += 1
-            return
-        # While a live channel is joined anew the old one still delivers, so joining counts.
-        if channel.state is not ChannelState.JOINED and channel.state is not ChannelState.JOINING:
-            self.dropped += 1
-            return
-        self._events.append(message)
 
     # Inside
 

@@ -47,6 +47,13 @@ def _judge(results: Results, case: str, goal: Goal) -> Verdict:
             continue
         summary = results.summary(case, place)
         if summary is None:
+            figures = [
+                p.figure
+                for name, p in results.values
+                if (name, p.variant, p.participant) == (case, place.variant, place.participant)
+            ]
+            if figures:
+                raise ValueError(f"a goal of {case} looks at {place}, but what was measured there is {figures}")
             why = results.missing.get((case, place.variant, place.participant))
             return Verdict(case, goal, None, why or f"nothing came of {place.participant}, {place.variant}")
         medians.append(summary.median)

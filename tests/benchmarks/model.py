@@ -23,14 +23,26 @@ Figures = Mapping[str, float]
 
 @attrs.frozen
 class Settings:
-    """How much is measured. `scale` is 1, and less for a quick run: messages are multiplied by it."""
+    """
+    How much is measured.
+
+    Attributes:
+        rounds: how often each participant is measured.
+        scale: messages are multiplied by it; less than 1 for a quick run.
+        only: names of participants, up to a comma at least; empty for all of them.
+    """
 
     rounds: int = 5
     scale: float = 1.0
+    only: Sequence[str] = ()
 
     def messages(self, count: float) -> int:
-        """So many messages, at this scale."""
-        return max(1, round(count * self.scale))
+        """So many messages, at this scale; two at least, for there is time between two."""
+        return max(2, round(count * self.scale))
+
+    def wants(self, participant: str) -> bool:
+        """Whether a participant is measured."""
+        return not self.only or participant in self.only or participant.partition(",")[0] in self.only
 
 
 @contextlib.contextmanager
@@ -138,10 +150,18 @@ class Summary:
 
 @attrs.define
 class Results:
-    """What a run measured, in the order in which it was measured, and who was missing, and why."""
+    """
+    What a run measured.
 
-    values: dict[tuple[str, Place], list[float]] = attrs.field(factory=dict)  # by case and place; a value a round
-    missing: dict[tuple[str, str, str], str] = attrs.field(factory=dict)  # by case, variant and participant
+    Attributes:
+        values: by case and place, in the order in which they were measured; a value a round.
+        missing: who was not measured and why, by case, variant and participant.
+        failures: what went wrong, in words, in full.
+    """
+
+    values: dict[tuple[str, Place], list[float]] = attrs.field(factory=dict)
+    missing: dict[tuple[str, str, str], str] = attrs.field(factory=dict)
+    failures: list[str] = attrs.field(factory=list)
 
     def add(self, case: str, variant: str, participant: str, figures: Figures) -> None:
         """Note one round of a participant."""
@@ -152,6 +172,15 @@ class Results:
         """What came out, None where nothing did."""
         values = self.values.get((case, place))
         return Summary(values) if values else None
+
+    def fail(self, case: str, variant: str, participant: str, words: str) -> None:
+        """Note that a participant did not do what it should: nothing that it measured in this row counts."""
+        self.failures.append(f"{case}, {variant}, {participant}: {words}")
+        self.missing[case, variant, participant] = "FAILED, see the end"
+        for key in [
+            k for k in self.values if k[0] == case and (k[1].variant, k[1].participant) == (variant, participant)
+        ]:
+            del self.values[key]
 
     def figures(self, case: str, variant: str) -> list[str]:
         """The figures of a row, in order."""

@@ -76,9 +76,8 @@ def server(name: str, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             assert process.stdin is not None
             try:
                 line = process.stdout.readline()
-                if not line:
-                    raise Failed(f"{' '.join(command)} did not start")
-                yield json.loads(line)
+                if line:
+                    yield json.loads(line)
             finally:
                 process.stdin.close()
                 try:
@@ -87,5 +86,5 @@ def server(name: str, arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     process.kill()
         stderr.seek(0)
         told = stderr.read()
-        if told:
+        if told or not line:
             raise Failed(f"{' '.join(command)} wrote to its stderr:\n{told[-2000:]}")

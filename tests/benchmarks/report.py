@@ -19,10 +19,11 @@ __all__ = ["as_json", "environment", "environment_line"]
 def environment() -> dict[str, str]:
     """The machine, and the versions that were measured."""
     names = ("rtpool", "orjson", "websocket-client", "websockets")
+    there = {found.metadata["Name"] for found in metadata.distributions()}
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in names},
+        **{name: metadata.version(name) if name in there else "missing" for name in names},
         **peers.versions(),
     }
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from tests.benchmarks.model import Case, Place, Results, Row, Settings
+from tests.benchmarks.processes import Failed
 
 __all__ = ["measure", "number"]
 
 
 def measure(cases: Sequence[Case], settings: Settings, tell: Callable[[str], None] = print) -> Results:
     """
-    Measure cases.
+    Measure cases. A participant that fails is measured no further in that row, and told of in the results.
 
     Args:
         tell: is given the lines of each row's table as soon as the row is measured.
-
-    Raises:
-        Failed: a participant did not do what it should; nothing is measured on.
     """
     results = Results()
     for case in cases:
@@ -26,21 +24,34 @@ def measure(cases: Sequence[Case], settings: Settings, tell: Callable[[str], Non
         variants = max(len(row.variant) for row in rows)
         names = max(len(participant.name) for row in rows for participant in row.participants)
         for row in rows:
-            _measure_row(case.name, row, settings.rounds, results)
+            _measure_row(case.name, row, settings, results)
             for variant, name, rest in _table(case.name, row, results):
                 tell(f"  {variant:<{variants}}  {name:<{names}}  {rest}".rstrip())
     return results
 
 
-def _measure_row(case: str, row: Row, rounds: int, results: Results) -> None:
+def _measure_row(case: str, row: Row, settings: Settings, results: Results) -> None:
+    there = []
     for participant in row.participants:
-        if participant.missing is not None:
+        if not settings.wants(participant.name):
+            results.missing[case, row.variant, participant.name] = f"{participant.name} was left out"
+        elif participant.missing is not None:
             results.missing[case, row.variant, participant.name] = participant.missing
-    there = [participant for participant in row.participants if participant.missing is None]
-    with row.server() as served:
-        for _ in range(rounds):
-            for participant in there:
-                results.add(case, row.variant, participant.name, participant.measure(served))
+        else:
+            there.append(participant)
+    if not there:
+        return
+    try:
+        with row.server() as served:
+            for _ in range(settings.rounds):
+                for participant in list(there):
+                    try:
+                        results.add(case, row.variant, participant.name, participant.measure(served))
+                    except Failed as error:
+                        results.fail(case, row.variant, participant.name, str(error))
+                        there.remove(participant)
+    except Failed as error:
+        results.failures.append(f"{case}, {row.variant}, its server: {error}")
 
 
 def number(value: float) -> str:
@@ -65,5 +76,6 @@ def _table(case: str, row: Row, results: Results) -> Iterator[tuple[str, str, st
             rest = f"{number(summary.median):>10} {figure:<11} {spread:<26} {ratio:>7}"
             yield row.variant, participant.name, rest
     for participant in row.participants:
-        if participant.missing is not None:
-            yield row.variant, participant.name, f"not measured: {participant.missing}"
+        why = results.missing.get((case, row.variant, participant.name))
+        if why is not None and "left out" not in why:
+            yield row.variant, participant.name, f"not measured: {why}"

@@ -22,9 +22,10 @@ TOPIC = "realtime:lobby"
 class Desk:
     """In the dispatcher's place: hands everything over at once."""
 
-    def deliver(self, batch: list[tuple[Callable[[Any], None], Any]]) -> list[Any]:
-        for mailbox, delivery in batch:
-            mailbox(delivery.event)
+    def deliver(self, batch: list[tuple[Callable[[Any], None], list[Any]]]) -> list[Any]:
+        for mailbox, deliveries in batch:
+            for delivery in deliveries:
+                mailbox(delivery.event)
         return []
 
 

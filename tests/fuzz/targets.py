@@ -39,11 +39,11 @@ def frames(data: bytes) -> Hashable:
     assert read_stream(FrameDecoder(limit), pieces, limit) == whole, "it depends on the split"
     assert naive_stream(wire, limit) == whole
     for message in whole[0]:
-        masked = FrameEncoder(lambda size: bytes(range(7, 7 + size))).encode(message.opcode, message.data)
+        masked = FrameEncoder(lambda size: bytes(range(7, 7 + size))).encode(*message)
         assert naive_stream(unmasked(masked), 1 << 40)[0] == [message], "there and back"
-        if message.opcode == OP_CLOSE:
-            assert close_code(message.data) in {*CLOSE_CODES, 1005}
-    return tuple((m.opcode, len(m.data).bit_length()) for m in whole[0][:4]), whole[1]
+        if message[0] == OP_CLOSE:
+            assert close_code(message[1]) in {*CLOSE_CODES, 1005}
+    return tuple((m[0], len(m[1]).bit_length()) for m in whole[0][:4]), whole[1]
 
 
 def read_stream(decoder: FrameDecoder, pieces: list[bytes], limit: int) -> tuple[list[WsMessage], str]:
@@ -90,11 +90,11 @@ def naive_stream(wire: bytes, limit: int) -> tuple[list[WsMessage], str]:
         if op == OP_CLOSE and (len(data) == 1 or (data and int.from_bytes(data[:2], "big") not in CLOSE_CODES)):
             return messages, "ProtocolError"
         if op >= 8:
-            messages.append(WsMessage(op, data))
+            messages.append((op, data))
             continue
         opcode, body = opcode or op, body + data
         if fin:
-            messages.append(WsMessage(opcode, body))
+            messages.append((opcode, body))
             opcode, body = None, b""
     return messages, ""
 

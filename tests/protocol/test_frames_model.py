@@ -77,7 +77,7 @@ class FramesModel(RuleBasedStateMachine):
         self.opcode, self.body = self.opcode or opcode, self.body + data
         self.write(head + data)
         if fin:
-            self.due.append((len(self.wire), WsMessage(self.opcode, self.body)))
+            self.due.append((len(self.wire), (self.opcode, self.body)))
             self.opcode, self.body = None, b""
 
     @precondition(lambda self: self.mistake is None)
@@ -85,14 +85,14 @@ class FramesModel(RuleBasedStateMachine):
     def control_frame(self, opcode: int, length: int) -> None:
         """Also between fragments, and over the limit, which is for messages."""
         self.write(header(0x80 | opcode, length) + bytes(length))
-        self.due.append((len(self.wire), WsMessage(opcode, bytes(length))))
+        self.due.append((len(self.wire), (opcode, bytes(length))))
 
     @precondition(lambda self: self.mistake is None)
     @rule(code=st.sampled_from([*CLOSE_CODES, None]), reason=st.sampled_from([b"", b"bye", bytes(123)]))
     def close_frame(self, code: int | None, reason: bytes) -> None:
         payload = b"" if code is None else code.to_bytes(2, "big") + reason
         self.write(header(0x80 | OP_CLOSE, len(payload)) + payload)
-        self.due.append((len(self.wire), WsMessage(OP_CLOSE, payload)))
+        self.due.append((len(self.wire), (OP_CLOSE, payload)))
 
     @precondition(lambda self: self.mistake is None)
     @rule(kind=st.sampled_from(["mask", "bit", "opcode", "order", "control", "close"]), data=st.data())

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rtpool.errors import ProtocolError
 from rtpool.events import ChannelState
-from rtpool.protocol.frames import OP_CLOSE, FrameDecoder, WsMessage, close_code
+from rtpool.protocol.frames import OP_CLOSE, FrameDecoder, close_code
 from rtpool.protocol.heartbeat import PATIENCE
 from rtpool.protocol.messages import JsonBody, WireMessage
 from rtpool.protocol.refusals import classify_close
@@ -165,7 +165,7 @@ class SessionModel(RuleBasedStateMachine):
             if arrives:
                 self.let_arrive(1_000)
             wire = bytes((0x80 | OP_CLOSE, 2)) + code.to_bytes(2, "big")
-            assert FrameDecoder(100).receive(wire) == [WsMessage(OP_CLOSE, wire[2:])]
+            assert FrameDecoder(100).receive(wire) == [(OP_CLOSE, wire[2:])]
             assert close_code(wire[2:]) == code
             assert classify_close(code).retryable
         self.lose_the_connection()

@@ -16,7 +16,7 @@ import pytest
 from rtpool.errors import ProtocolError
 from rtpool.events import Message, Presence, SystemMessage
 from rtpool.protocol import json_engine
-from rtpool.protocol.frames import OP_CLOSE, FrameDecoder, WsMessage, close_code
+from rtpool.protocol.frames import OP_CLOSE, FrameDecoder, close_code
 from rtpool.protocol.refusals import (
     Action,
     classify_changes,
@@ -517,7 +517,7 @@ def test_every_end_of_a_socket_leaves_its_channels_to_be_joined_again() -> None:
                 used.add(code)
             if code not in (1005, 1006):
                 frame = b"\x88\x02" + code.to_bytes(2, "big")
-                assert FrameDecoder(1_000).receive(frame) == [WsMessage(OP_CLOSE, frame[2:])]
+                assert FrameDecoder(1_000).receive(frame) == [(OP_CLOSE, frame[2:])]
                 assert close_code(frame[2:]) == code
     assert close_code(b"") == 1005
     assert used == set(CLOSES)

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import rtpool
-from rtpool.engine.engine import Engine
+from rtpool.engine import mailboxes
+from rtpool.engine.threads import enter_user_code
 from rtpool.testing import RealtimeServer
 from tests.conftest import Figure, MakePool
 from tests.support.checking_lock import CheckingLock
@@ -50,14 +51,12 @@ def shuffled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if drawn < YIELDS:
             time.sleep(NAP if drawn < NAPS else 0.0)
 
-    run_user_code = Engine.run_user_code
-
-    def run_late(engine: Engine, *args: Any) -> bool:
+    def enter_late(callback: Any, value: Any) -> None:
         if chance.random() < LATE:
             time.sleep(LATE_BY)
-        return run_user_code(engine, *args)
+        enter_user_code(callback, value)
 
-    monkeypatch.setattr(Engine, "run_user_code", run_late)
+    monkeypatch.setattr(mailboxes, "enter_user_code", enter_late)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     CheckingLock.pause = staticmethod(pause)

@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
 
 import rtpool
-from rtpool.engine.engine import Engine
+from rtpool.engine import engine, mailboxes, threads
 from rtpool.testing import RealtimeServer, tokens
 
 __all__ = ["SecretsWatch", "install", "watch"]
@@ -217,7 +217,8 @@ def install() -> None:
             if isinstance(function, types.FunctionType) and (not name.startswith("_") or name == "__init__"):
                 setattr(kind, name, _watched(function))
     rtpool.get_pool = _watched(rtpool.get_pool)
-    Engine.run_user_code = _called_back(Engine.run_user_code)  # type: ignore[method-assign]
+    for caller in (engine, mailboxes):
+        caller.enter_user_code = _called_back(threads.enter_user_code)  # type: ignore[attr-defined]
     for module in list(sys.modules.values()):
         if module.__name__.startswith("rtpool.") and getattr(module, "warnings", None) is warnings:
             module.warnings = _Warnings()  # type: ignore[attr-defined]
@@ -257,15 +258,15 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     return watched
 
 
-def _called_back(function: Callable[..., bool]) -> Callable[..., bool]:
+def _called_back(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
-    def watched(engine: Engine, callback: Any, value: Any, where: str) -> bool:
+    def watched(callback: Any, value: Any) -> None:
         if isinstance(value, (rtpool.StatusChange, rtpool.Gap, rtpool.SystemMessage, rtpool.Push, rtpool.Heartbeat)):
-            watch.look("what a callback is told", repr(value), where)
+            watch.look("what a callback is told", repr(value), type(value).__name__)
             error = getattr(value, "error", None)
             if error is not None:
                 watch.look_at_error("what a callback is told", error)
-        return function(engine, callback, value, where)
+        function(callback, value)
 
     return watched
 

@@ -11,8 +11,8 @@ from tests.benchmarks.processes import server
 
 __all__ = ["CASE"]
 
-#: Messages of a round, by payload size in bytes, for rtpool; a round takes a second or two.
-MESSAGES = {50: 200_000, 250: 200_000, 2_000: 80_000, 100_000: 2_500}
+#: Messages of a round, by payload size in bytes, for rtpool; a round takes a second or so.
+MESSAGES = {50: 120_000, 250: 120_000, 2_000: 60_000, 100_000: 2_000}
 #: How many times that each of the others gets, so that its round takes as long.
 SHARES = {
     "rtpool": 1.0,

@@ -8,7 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Counted", "arguments", "rate", "say"]
+__all__ = ["PATIENCE", "Counted", "arguments", "rate", "say"]
+
+#: Seconds a client waits for the last message; less than `processes.PATIENCE`, so that it says itself what is missing.
+PATIENCE = 40
 
 
 class Counted:
@@ -41,7 +44,8 @@ class Counted:
         came, expected = self.numbers, range(self.expected)
         if len(came) == len(expected) and all(a == b for a, b in zip(came, expected, strict=True)):
             return
-        at = next((i for i, (a, b) in enumerate(zip(came, expected, strict=False)) if a != b), len(came))
+        at = next((i for i, (a, b) in enumerate(zip(came, expected, strict=False)) if a != b), None)
+        at = min(len(came), len(expected)) if at is None else at
         raise SystemExit(
             f"{len(came)} of {self.expected} messages came; the first wrong one is at {at}: {came[at:][:3]}"
         )

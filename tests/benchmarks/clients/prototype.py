@@ -10,7 +10,7 @@ It looks for no error, no fragment, no control frame, and knows one topic. Nothi
 from __future__ import annotations
 
 import json
-import select
+import selectors
 import socket
 import threading
 from collections import deque
@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 import websocket
 
-from tests.benchmarks.clients.counting import Counted, arguments, rate, say
+from tests.benchmarks.clients.counting import PATIENCE, Counted, arguments, rate, say
 
 READ_SIZE, WORKERS = 65_536, 4
 
@@ -80,9 +80,9 @@ class Mailbox:
 
 def read(sock: Any, mailbox: Mailbox) -> None:
     """The I/O thread's life: until the stream ends."""
-    poll, left, whole = select.poll(), b"", 0
-    poll.register(sock, select.POLLIN)
-    while poll.poll():
+    selector, left, whole = selectors.DefaultSelector(), b"", 0
+    selector.register(sock, selectors.EVENT_READ)
+    while selector.select():
         data = sock.recv(READ_SIZE)
         if not data:
             return
@@ -114,7 +114,8 @@ def main() -> None:
         thread.start()
     go = {"type": "broadcast", "event": "go", "payload": {"messages": told["messages"]}}
     ws.send(json.dumps(["1", "2", "realtime:bench-0", "broadcast", go]))
-    assert over.wait(100), f"{len(counter.numbers)} messages came"
+    assert over.wait(PATIENCE), f"{len(counter.numbers)} messages came"
+    assert ws.sock is not None
     ws.sock.shutdown(socket.SHUT_RDWR)  # its end is what the reading thread waits for
     with mailbox.ready:
         mailbox.over = True

@@ -14,7 +14,7 @@ from typing import Any
 from realtime import AsyncRealtimeClient
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from counting import Counted, arguments, rate, say  # type: ignore[import-not-found]
+from counting import PATIENCE, Counted, arguments, rate, say  # type: ignore[import-not-found]
 
 
 async def main() -> None:
@@ -43,7 +43,7 @@ async def main() -> None:
         await asyncio.wait_for(joined.acquire(), 30)
     await channels[0].send_broadcast("go", {"messages": told["messages"]})
     for _ in counted:
-        await asyncio.wait_for(over.acquire(), 100)
+        await asyncio.wait_for(over.acquire(), PATIENCE)
     say({"callbacks/s" if "channels" in told else "messages/s": rate(counted)})
     await client.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 import rtpool
-from tests.benchmarks.clients.counting import arguments, say
+from tests.benchmarks.clients.counting import PATIENCE, arguments, say
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
             time.sleep(0.0005)
         started = time.perf_counter()
         while not all(len(each) >= messages for each in heard):  # looks no further than the first that lacks some
-            assert time.perf_counter() - started < 100, f"{sum(map(len, heard))} callbacks"
+            assert time.perf_counter() - started < PATIENCE, f"{sum(map(len, heard))} callbacks"
             time.sleep(0.001)
         seconds = time.perf_counter() - started
         time.sleep(0.02)  # what comes twice comes now

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.benchmarks.clients.counting import Counted, arguments, rate, say
+from tests.benchmarks.clients.counting import PATIENCE, Counted, arguments, rate, say
 
 
 def callback(counter: Counted, last: Callable[[], None], *, binary: bool) -> Callable[[Any], None]:
@@ -54,7 +54,7 @@ def main() -> None:
         sockets = pool.stats().total_connections
         channels[0].send_broadcast("go", {"messages": told["messages"]})
         for _ in counted:
-            assert over.acquire(timeout=100), f"{[len(each.numbers) for each in counted][:10]} messages came"
+            assert over.acquire(timeout=PATIENCE), f"{[len(each.numbers) for each in counted][:10]} messages came"
         time.sleep(0.02)  # what comes twice comes now
         stats = pool.stats()
     assert not stats.messages_dropped, f"{stats.messages_dropped} messages were dropped"
