@@ -1,8 +1,8 @@
 """
 A synchronous, thread-based client for Supabase Realtime and Phoenix Channels: few sockets, many channels.
 
-Its modules are imported at the first use of a name: pytest's plugin and the command have this package imported in many a
-program that never opens a pool.
+Its modules are imported at the first use of a name: pytest's plugin and the command have this package imported where
+nobody opens a pool.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""How long the import takes in a fresh interpreter, beside that of the three dependencies and of the official client."""
+"""
+How long the import takes in a fresh interpreter, beside that of the three dependencies and of the official client.
+
+`import rtpool` imports its modules only when a name of it is used; the second row has that in it, as every program does
+that opens a pool.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +29,25 @@ def _participant(name: str, modules: str, missing: str | None = None, **told: An
 
 
 def rows(_settings: Settings) -> Sequence[Row]:
-    """One row."""
+    """Two rows."""
     official = [str(install.PYTHON), "-I"]
-    participants = [
-        _participant("rtpool", "rtpool"),
+    others = [
         _participant("its dependencies", DEPENDENCIES),
         _participant("realtime", "realtime", install.missing("py"), python=official),
     ]
-    return [Row("import", participants)]
+    return [
+        Row("alone", [_participant("rtpool", "rtpool"), *others]),
+        Row("first use", [_participant("rtpool", "rtpool; rtpool.RealtimePool"), *others]),
+    ]
 
 
-GOAL = Goal(
-    text="at most 1.3 x importing its dependencies",
-    of=Place("import", "rtpool", "ms"),
-    over=Place("import", "its dependencies", "ms"),
-    at_most=1.3,
-)
-CASE = Case("import", "the import in a fresh interpreter", rows, (GOAL,))
+GOALS = [
+    Goal(
+        text="at most 1.3 x importing its dependencies",
+        of=Place(variant, "rtpool", "ms"),
+        over=Place(variant, "its dependencies", "ms"),
+        at_most=1.3,
+    )
+    for variant in ("alone", "first use")
+]
+CASE = Case("import", "the import in a fresh interpreter", rows, GOALS)

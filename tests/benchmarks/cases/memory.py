@@ -1,6 +1,6 @@
 """
-What objects take: a Channel on a join there is, a join with its first Channel, a socket with its first join; and what is
-left of a message. Each object by itself, so a join's bytes are those beside an open socket.
+What objects take: a Channel on a join there is, a join with its first Channel, a socket with its first join; and what
+is left of a message.
 
 By `tracemalloc` it is what Python allocated for them, by the resident set what the process grew by. The latter is what
 counts, but for a message, of which a resident set of ten thousand pages says nothing.

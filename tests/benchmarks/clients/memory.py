@@ -1,10 +1,10 @@
 """
 What rtpool's objects take: a Channel on a join there is, a join with one Channel, a socket with one join, a message.
 
-Told ``"traced"`` it counts what Python allocates, by `tracemalloc`; else by how much the process has grown, its resident
-set, in which is what allocators, OpenSSL and the kernel's pages cost on top. One process does one of both: tracing takes
-memory itself. Traced, each Channel has received a message; the resident set is looked at before, for a message to a
-thousand Channels at once leaves it as large as it was when all of them had to wait.
+Told ``"traced"`` it counts what Python allocates, by `tracemalloc`; else by how much the process has grown, its
+resident set, in which is what allocators, OpenSSL and the kernel's pages cost on top. One process does one of both:
+tracing takes memory itself. Traced, each Channel has received a message; the resident set is looked at before, for a
+message to a thousand Channels at once leaves it as large as it was when all of them had to wait.
 """
 
 from __future__ import annotations
