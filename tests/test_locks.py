@@ -53,8 +53,8 @@ class Dropped:
 def test_every_lock_is_made_by_the_name_that_is_swapped() -> None:
     makers = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore"}
     programs = {"demo.py"}  # uses rtpool as anybody does
-    # What `Bell` and an outcome make is waited with and held by nobody. What a fork waits for is held while a descriptor
-    # is made or closed, and around nothing else.
+    # What `Bell` and an outcome make is waited with and held by nobody. What a fork waits for is held while a
+    # descriptor is made or closed, and around nothing else.
     others = {("threads.py", "Lock"), ("outcome.py", "Lock"), ("descriptors.py", "Lock")}
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
