@@ -44,7 +44,7 @@ from rtpool.protocol.messages import (
 )
 from rtpool.protocol.presence import UNTRACK, track_body
 from rtpool.push import Push
-from rtpool.registry import Attachment, Delivery, Subscriber
+from rtpool.registry import Attachment, Delivery, Subscriber, event_of
 
 if TYPE_CHECKING:
     from rtpool.pool import RealtimePool
@@ -405,7 +405,7 @@ class Channel(Callbacks):
                 if engine.forked:
                     continue
                 return
-            yield delivery.event
+            yield event_of(delivery)
 
     def get(self, timeout: float | None = None) -> Event:
         """
@@ -429,7 +429,7 @@ class Channel(Callbacks):
             ) from None
         except EOFError:
             raise self._not_subscribed() from None
-        event: Event = delivery.event
+        event: Event = event_of(delivery)
         return event
 
     def _stream(self, maxsize: int | None) -> Mailbox:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from rtpool.errors import ConfigConflict, RtpoolError
-from rtpool.events import ChannelState, Event
+from rtpool.events import Broadcast, ChannelState, Event
 from rtpool.outcome import Outcome
 from rtpool.protocol.json_engine import canonical, loads
 from rtpool.protocol.messages import WireMessage
@@ -34,6 +34,7 @@ __all__ = [
     "Share",
     "ShareKey",
     "Subscriber",
+    "event_of",
     "identity_of",
     "merge_configs",
 ]
@@ -95,6 +96,9 @@ class Delivery(NamedTuple):
     """
     One event on its way to a Channel; made once and shared by every Channel that gets it.
 
+    A `Broadcast` that nobody wants to hear as a Phoenix message goes alone: of what waits by the thousand the collector
+    looks at every object, again and again.
+
     Attributes:
         kind: ``broadcast postgres_changes presence system gap status raw``.
         name: the selector a callback is registered for: a broadcast's or Phoenix event's name, a presence type.
@@ -108,6 +112,11 @@ class Delivery(NamedTuple):
     event: Event
     wire: WireMessage | None = None
     changes: frozenset[ChangeBinding] = frozenset()
+
+
+def event_of(item: Delivery | Broadcast) -> Event:
+    """What the callback receives, of what goes to a Channel."""
+    return item if isinstance(item, Broadcast) else item.event
 
 
 @attrs.frozen(eq=False)

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rtpool import ConnectionFailed, HandshakeRefused, JoinRefused
-from rtpool.testing import faults, refusals
+from rtpool.testing import RealtimeServer, faults, refusals
 from tests.conftest import Figure
-from tests.support.matrix import PHASES, Cell, Row
+from tests.support.hand import Hand
+from tests.support.matrix import PHASES, Cell, Places, Row
 
 ROWS = [
     # The longest first: the server said that there are too many, and rtpool stays away for ten seconds and more.
@@ -81,3 +82,23 @@ def test_every_fault_in_every_phase_ends_in_recovery_or_in_a_typed_status(
     assert all(cell.strikes for cell in cells if not cell.problems), "a fault that never struck tests nothing"
     failed = [f"{cell.row.name}, {cell.phase}: {cell.problems}" for cell in cells if cell.problems]
     assert not failed, "\n".join(failed)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the state of sockets")
+@pytest.mark.parametrize("left", [True, False])
+def test_a_topic_has_two_places_where_it_is_asked_for_on_two_living_sockets_alone(
+    server: RealtimeServer, left: bool
+) -> None:
+    places = Places(server)
+    with Hand(server) as one:
+        with server.inject(faults.Freeze()) as frozen:
+            frozen.wait()
+            one.send("1", "1", "phx_join", {"config": {}})  # read when it thaws
+            if left:
+                one.ws.shutdown()
+            two = Hand(server)
+            two.join()
+        with two:
+            server.wait_for(lambda s: len(s.joins()) == 2)
+            server.wait_for(lambda s: len(s.connections) == (1 if left else 2))
+            assert bool(places.doubled) is not left

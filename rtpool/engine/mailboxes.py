@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.engine.engine import Engine
 from rtpool.engine.mailbox import Mailbox
 from rtpool.engine.threads import enter_user_code
-from rtpool.events import Gap, Message
+from rtpool.events import Broadcast, Event, Gap, Message
+from rtpool.protocol.messages import BROADCAST
 from rtpool.registry import Delivery, Subscriber
 
 __all__ = ["ChannelMailbox"]
@@ -40,24 +42,28 @@ class ChannelMailbox(Mailbox):
         super().__init__(subscriber, limit=limit or options.mailbox_limit, overflow=options.overflow, pulled=pulled)
         self._engine = engine
 
-    def run(self, item: Delivery) -> None:
+    def run(self, item: Delivery | Broadcast) -> None:
         """Call the callbacks that want one event."""
         self.run_each((item,))
 
-    def run_each(self, items: Sequence[Delivery]) -> None:
+    def run_each(self, items: Sequence[Delivery | Broadcast]) -> None:
         """
         Call the callbacks that want each event.
 
         All of a message's way to its callback is in one loop: each call in between would cost as much as all the rest.
         """
         engine, subscriber = self._engine, self.owner
+        event: Event
         for item in items:
-            kind, name, event, _, _ = item
+            if isinstance(item, Broadcast):
+                kind, name, event = BROADCAST, item.event, item
+            else:
+                kind, name, event, _, _ = item
             found = subscriber.held()
             bindings = found.all if found is not None else ()
             for binding in bindings:
                 if binding.change is not None or binding.kind != kind:
-                    if not binding.wants(item):
+                    if isinstance(item, Broadcast) or not binding.wants(item):
                         continue
                 elif binding.name != name and binding.name != "*":
                     continue
@@ -88,7 +94,6 @@ class ChannelMailbox(Mailbox):
         return self.owner.held()
 
 
-def _raw(subscriber: Subscriber, delivery: Delivery) -> Message:
+def _raw(subscriber: Subscriber, delivery: Any) -> Message:
     """The Phoenix message behind an event."""
-    assert delivery.wire is not None
     return Message(subscriber.topic, delivery.wire.event, delivery.wire.payload)

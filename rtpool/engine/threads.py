@@ -69,6 +69,9 @@ class PoolThread(threading.Thread):
             with _changed:
                 self.over = True
                 _changed.notify_all()
+            # A greenlet of before a fork is in the child as well, where Python has forgotten it, and at its end would
+            # fail to forget it once more, with a traceback. To ask for it makes it known.
+            threading.current_thread()
 
 
 def _renew() -> None:

@@ -288,14 +288,20 @@ import os, pathlib, sys, time
 import gevent
 from tests.servers import guest
 
-busy = guest.pool.channel("busy").on_broadcast("*", lambda message: time.sleep(0.5)).subscribe()
+over = []
+
+def be_busy(message):
+    time.sleep(0.5)
+    over.append(os.getpid())
+
+busy = guest.pool.channel("busy").on_broadcast("*", be_busy).subscribe()
 guest.channel.subscribe()
 guest.pool.broadcast("busy", "word", {})
 gevent.sleep(0.1)  # a callback is in its midst, and its greenlet will be in both
 assert [details.queued for details in guest.pool.stats().subscription_details if details.topic == "busy"] == [1]
 pid = os.fork()
 if pid == 0:
-    while not pathlib.Path("go").exists():
+    while not over or not pathlib.Path("go").exists():  # that greenlet ends here, too, and without a word
         time.sleep(0.01)
     guest.channel.subscribe()
     guest.pool.run_forever()

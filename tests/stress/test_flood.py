@@ -18,7 +18,7 @@ import pytest
 
 import rtpool
 from rtpool.engine.dispatcher import BATCH
-from rtpool.engine.transport import READ_SIZE, READS_PER_TURN
+from rtpool.engine.transport import READ_SIZE
 from tests.benchmarks.processes import server
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
@@ -28,8 +28,8 @@ from tests.support.wait import CAP, wait_until
 SIZE, MESSAGES = 200, 50_000
 #: More than a full mailbox, and than what the kernel keeps, come many times over.
 LIMIT, MANY = 500, 20_000
-#: Messages of one turn of the reading; a frame has SIZE bytes of payload and more around them.
-TURN = READ_SIZE * READS_PER_TURN // SIZE
+#: Messages of one read; a frame has SIZE bytes of payload and more around them.
+READ = READ_SIZE // SIZE
 #: Of the paced messages on the other Channels: how many, seconds from one to the next.
 PACED, EVERY = 100, 0.002
 DROPPING = ["drop_oldest", "drop_newest"]
@@ -123,7 +123,7 @@ class Scene:
     def until(self, predicate: Callable[[], object], what: str) -> None:
         """Wait, and see meanwhile that the mailbox never holds more than it may."""
         dispatcher, mailbox = self.pool._engine.dispatcher, self.flooded._subscriber.mailbox
-        most = LIMIT + (TURN if self.policy == "block" else 0)
+        most = LIMIT + (READ if self.policy == "block" else 0)
 
         def bounded() -> object:
             with dispatcher._lock:
@@ -229,7 +229,7 @@ def test_a_stuck_callback_that_blocks_stops_its_socket_and_no_other_and_nothing_
     connection = scene.pool._engine.coordinator.connections.all[0]
     scene.until(lambda: connection.paused_by, "it is read no further")
     received = scene.details.received
-    assert LIMIT <= received <= LIMIT + BATCH + TURN
+    assert LIMIT <= received <= LIMIT + BATCH + READ
     scene.pace(SAME)
     scene.pace(APART)
     scene.until(lambda: scene.is_served(scene.apart), "the other socket is served")
@@ -324,7 +324,7 @@ def test_a_slow_callback_gets_what_it_gets_in_order_and_hears_of_the_rest(policy
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_flood_takes_no_more_memory_than_a_full_mailbox_and_one_turn(policy: str, make_scene: MakeScene) -> None:
+def test_a_flood_takes_no_more_memory_than_a_full_mailbox_and_one_read(policy: str, make_scene: MakeScene) -> None:
     scene = make_scene(policy)
     tracemalloc.start()
     try:
@@ -340,5 +340,5 @@ def test_a_flood_takes_no_more_memory_than_a_full_mailbox_and_one_turn(policy: s
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # A message takes 4 KiB at the most, decoded and all; those of a turn are first bytes, which are kept once more.
-    assert peak <= (LIMIT + BATCH + TURN) * 4_096 + 2 * READ_SIZE * READS_PER_TURN
+    # A message takes 4 KiB at the most, decoded and all; those of a read are first bytes, which are kept once more.
+    assert peak <= (LIMIT + BATCH + READ) * 4_096 + 2 * READ_SIZE

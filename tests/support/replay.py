@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 from rtpool.engine.joins import Join, Outage
 from rtpool.engine.routing import Router
 from rtpool.errors import ProtocolError
-from rtpool.events import Gap
-from rtpool.protocol.messages import BinaryBody, Body, JsonBody, UserBroadcast, WireMessage
+from rtpool.events import Broadcast, Gap
+from rtpool.protocol.messages import BROADCAST, BinaryBody, Body, JsonBody, UserBroadcast, WireMessage
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.presence import PresenceCalls
 from rtpool.protocol.serializer import serializer_for
@@ -98,7 +98,9 @@ class _Users:
 
     def deliver(self, batch: list[tuple[Any, list[Delivery]]]) -> list[Any]:
         for _, deliveries in batch:
-            self._heard += deliveries
+            self._heard += [
+                Delivery(BROADCAST, item.event, item) if isinstance(item, Broadcast) else item for item in deliveries
+            ]
         return []
 
     def deliver_essential(self, mailbox: Any, run: Any, delivery: Delivery) -> None:
