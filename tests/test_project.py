@@ -171,6 +171,7 @@ def test_the_top_level_exports_what_it_says_and_every_error() -> None:
 def test_importing_rtpool_imports_no_extra_and_starts_nothing() -> None:
     code = (
         "import sys, threading, rtpool\n"
+        "rtpool.RealtimePool\n"
         "extras = {'websockets', 'click', 'rich', 'flask', 'asyncio', 'pytest'} & set(sys.modules)\n"
         "assert not extras, extras\n"
         "assert threading.active_count() == 1\n"

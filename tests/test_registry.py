@@ -219,6 +219,30 @@ def test_who_was_refused_waits_anew_and_who_still_waits_or_was_let_in_does_not(r
     assert attachment.ready is anew, "who was let in does not"
 
 
+def test_whatever_is_asked_of_a_share_is_news_to_who_looked_before(registry: Registry) -> None:
+    one, other = member(), member()
+    share = attached(registry, one).share
+    attached(registry, other)
+    for ask in (
+        lambda: registry.bind(one, binding("system")),
+        lambda: registry.detach(other),
+    ):
+        share.news = False
+        ask()
+        assert share.news
+    share.news = False
+    registry.bind(other, binding("system"))
+    assert not share.news, "it is not of the share any more"
+
+
+def test_channels_that_share_a_join_share_what_is_equal(registry: Registry) -> None:
+    one, other = member(ShareKey("realtime:room")), member(ShareKey("realtime:room"))
+    attached(registry, one)
+    attached(registry, other)
+    assert one.key is other.key
+    assert one.config is other.config
+
+
 # Callbacks
 
 

@@ -356,6 +356,8 @@ class Connections:
         """
         self._by_id.pop(connection.connection_id, None)
         connection.cancel_redial()
+        if connection.idle_timer is not None:
+            connection.idle_timer.cancel()  # which would keep all of it for a minute
         if connection.transport is None:
             connection.state = "closed"
             self._account(connection)

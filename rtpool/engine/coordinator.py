@@ -184,6 +184,7 @@ class Coordinator:
         """Mend what should not be, and close idle connections now; `done` gets the number of those."""
         self.audit.run(at_once=True)
         self.connections.close_idle(done)
+        self.joining.queue.run()  # forgets those that are closed
 
     def _resumed(self, slept: float, stopped: float) -> None:
         """The machine slept, or this process was stopped: ask at once who is still there."""
