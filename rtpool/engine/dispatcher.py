@@ -99,6 +99,7 @@ class Dispatcher:
         self._stopping = False
         self._forked = False
         self._idle = 0  # workers that wait
+        self._called = False  # one of them was called and has not come yet
         self._quiescing = 0  # threads that wait for a callback in progress
         self._in_hand: set[Mailbox] = set()
         self._long_hands = False  # one of them may be of more than `BATCH` items
@@ -441,11 +442,18 @@ class Dispatcher:
         mailbox.scheduled = True
         self._runnable.append(mailbox)
         if self._idle:
-            self._ready.notify()
+            self._call_worker()
         elif self._long_hands:
             for busy in self._in_hand:  # who took many items did so as nobody else waited
                 busy.interrupted = busy.interrupted or len(busy.hand) > BATCH
             self._long_hands = False
+
+    def _call_worker(self) -> None:
+        """Wake a worker, and it the next while there is work: all at once would only be in each other's way."""
+        assert self._lock.locked()
+        if not self._called:
+            self._called = True
+            self._ready.notify()
 
     def _discard(self, mailbox: Mailbox) -> None:
         assert self._lock.locked()
@@ -520,7 +528,10 @@ class Dispatcher:
                 self._idle += 1
                 self._ready.wait()
                 self._idle -= 1
+                self._called = False
             mailbox = self._runnable.popleft()
+            if self._runnable and self._idle:
+                self._call_worker()
             loss = None if mailbox.pulled else self._due_loss(mailbox)
             batch = mailbox.hand = self._next_batch(mailbox)
             self._long_hands = self._long_hands or len(batch) > BATCH

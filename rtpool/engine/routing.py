@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 
@@ -33,7 +33,8 @@ from rtpool.registry import Attachment, Delivery, Subscriber
 __all__ = ["Router"]
 
 
-class _Run(NamedTuple):
+@attrs.define(eq=False)
+class _Run:
     """Events of a join that go to the same mailboxes, those of `members`; whether one of them hears raw messages."""
 
     members: tuple[Subscriber, ...]
@@ -343,8 +344,15 @@ class Router:
         run.deliveries.append(delivery)
 
     def _begin_run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
-        sinks = [sink for member in members for sink in member.sinks]
-        run = self._last[join] = _Run(members, sinks, [], any(member.hears_raw for member in members))
+        sinks: list[Mailbox] = []
+        hears_raw = False
+        for member in members:
+            if member.stream is None:
+                sinks.append(member.mailbox)
+            else:
+                sinks += member.sinks
+            hears_raw = hears_raw or member.hears_raw
+        run = self._last[join] = _Run(members, sinks, [], hears_raw)
         self._runs.append(run)
         return run
 
