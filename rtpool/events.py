@@ -22,7 +22,6 @@ __all__ = [
     "Presence",
     "StatusChange",
     "SystemMessage",
-    "make_broadcast",
 ]
 
 

@@ -171,6 +171,13 @@ def _of_type(*types: type) -> Any:
     return check
 
 
+def _ssl_context(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    # By name: gevent puts another class in its place, and one from before is refused with the reason when it dials.
+    kinds = [(kind.__module__, kind.__name__) for kind in type(value).__mro__]
+    if value is not None and ("ssl", "SSLContext") not in kinds:
+        raise InvalidType(f"option {attribute.name} must be SSLContext or None, not {type(value).__name__}")
+
+
 def _pairs(option: str, value: Any) -> tuple[tuple[str, str], ...]:
     try:
         pairs = tuple((name, text) for name, text in (value.items() if isinstance(value, Mapping) else value))
@@ -341,9 +348,7 @@ class PoolOptions:
     protocol: str = attrs.field(default="2.0.0", validator=_one_of("2.0.0", "1.0.0"))
     topic_prefix: str = attrs.field(default="realtime:", validator=_of_type(str))
     after_fork: str = attrs.field(default="close", validator=_one_of("close", "resubscribe"))
-    ssl_context: ssl.SSLContext | None = attrs.field(
-        default=None, validator=_of_type(ssl.SSLContext, type(None)), repr=False
-    )
+    ssl_context: ssl.SSLContext | None = attrs.field(default=None, validator=_ssl_context, repr=False)
     proxy: str | None = attrs.field(default=None, validator=_proxy, repr=False)
     dial: Dial | None = attrs.field(default=None, validator=_callable_or_none, repr=False)
     headers: Sequence[tuple[str, str]] = attrs.field(default=(), converter=_headers, repr=False)

@@ -188,7 +188,7 @@ def test_a_log_handler_that_closes_the_pool_on_its_io_thread_is_not_kept_waiting
     assert not pool_threads(pool)
 
 
-@pytest.mark.parametrize("whose", ["engine", "loop", "budget", "dispatcher", "dialer"])
+@pytest.mark.parametrize("whose", ["engine", "budget", "dispatcher", "dialer"])
 def test_a_lock_that_somebody_holds_keeps_no_close_beyond_its_time(
     server: RealtimeServer, make_pool: MakePool, whose: str
 ) -> None:

@@ -156,7 +156,7 @@ def test_every_module_says_what_is_public_and_documents_it(name: str) -> None:
             assert thing.__doc__, public
             for attribute, value in vars(thing).items():
                 if callable(value) and not attribute.startswith("_") and not hasattr(value, "__attrs_attrs__"):
-                    assert value.__doc__ or attribute in ("encode", "decode"), f"{public}.{attribute}"
+                    assert value.__doc__ or attribute in ("encode", "decode", "decode_all"), f"{public}.{attribute}"
         elif callable(thing) and getattr(thing, "__module__", "").startswith("rtpool"):
             assert thing.__doc__, public
 

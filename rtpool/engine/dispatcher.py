@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.mailbox import Loss, Mailbox
+from rtpool.engine.mailbox import Essential, Loss, Mailbox
 from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread, take
 
 __all__ = ["Dispatcher", "Mailbox"]
@@ -26,23 +26,11 @@ Lock = threading.Lock
 
 #: Items a worker takes at a time while other mailboxes wait; and while none does, until one comes.
 BATCH, LONG_BATCH = 64, 256
-#: So often per full mailbox it is noted when an item came.
-MARKS = 16
 #: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
 RESUME_AT = 0.8
 #: How long `quiesce` waits for a callback in progress to return; and, where it has not even begun, for it to begin: on
 #: a machine that is busy a thread may stand still between the decision to call and the first line.
 QUIESCE_SECONDS, BEGIN_SECONDS = 0.1, 2.0
-
-
-class _Essential(NamedTuple):
-    """
-    An item that is never dropped and does not count: a status, a gap, a push's callback; and what must live until then.
-    """
-
-    run: Callable[[Any], None]
-    item: Any
-    held: object
 
 
 class Waiting(NamedTuple):
@@ -159,16 +147,16 @@ class Dispatcher:
     def waiting_since(self, mailbox: Mailbox) -> datetime:
         """Since when, at the latest, items have waited that were not delivered; a worker may have some in its hands."""
         with self._lock:
-            return self._oldest_came_at(mailbox)
+            return mailbox.oldest_came_at(self._wall())
 
     def waiting(self, mailbox: Mailbox) -> Waiting:
         """What waits, and what was lost and not announced yet."""
         with self._lock:
-            times = [self._oldest_came_at(mailbox)] if mailbox.queued else []
+            times = [mailbox.oldest_came_at(self._wall())] if mailbox.queued else []
             times += [mailbox.loss.first] if mailbox.loss is not None else []
             items = (*mailbox.hand, *(mailbox.spare or ()), *(mailbox.items or ()))
             return Waiting(
-                min(times, default=None), [item.item if isinstance(item, _Essential) else item for item in items]
+                min(times, default=None), [item.item if isinstance(item, Essential) else item for item in items]
             )
 
     def deliver(self, batch: Iterable[tuple[Mailbox, Sequence[Any]]]) -> list[Mailbox]:
@@ -194,9 +182,7 @@ class Dispatcher:
                 if mailbox.ordinary + count > mailbox.limit:
                     items = self._squeeze(mailbox, items, overflowed, now)
                     count = len(items)
-                marks = mailbox.marks
-                if not mailbox.ordinary or not marks or mailbox.appended - marks[-1][0] >= mailbox.limit / MARKS:
-                    self._mark(mailbox, now)
+                mailbox.mark(now)
                 mailbox.queue().extend(items)
                 mailbox.ordinary += count
                 mailbox.appended += count
@@ -214,7 +200,7 @@ class Dispatcher:
         with self._lock:
             if self._stopping:
                 return False
-            essential = _Essential(run, item, mailbox.hold())
+            essential = Essential(run, item, mailbox.hold())
             # A reader of a pull mailbox sees data only; its essentials run on a worker.
             aside = mailbox.pulled or mailbox.ended
             (mailbox.essentials() if aside else mailbox.queue()).append(essential)
@@ -307,7 +293,7 @@ class Dispatcher:
 
     def _take(self, mailbox: Mailbox) -> tuple[Loss | None, Any, bool]:
         assert self._lock.locked()
-        loss = self._due_loss(mailbox)
+        loss = mailbox.due_loss()
         if loss is not None:
             return loss, None, False
         mailbox.delivered += 1
@@ -376,7 +362,7 @@ class Dispatcher:
             return items[:room]
         loss = mailbox.loss
         if loss is None and policy == "drop_oldest":
-            loss = Loss(self._came_at(mailbox, mailbox.removed), 0)
+            loss = Loss(mailbox.came_at(mailbox.removed, now), 0)
         elif loss is None:
             loss = Loss(now, mailbox.appended + room)
         mailbox.loss = loss
@@ -385,44 +371,10 @@ class Dispatcher:
         if policy == "drop_newest":
             return items[:room]
         of_old = min(lost, mailbox.ordinary)
-        self._remove_oldest(mailbox, of_old)
+        mailbox.remove_oldest(of_old)
         mailbox.appended += lost - of_old  # came, and went at once
         mailbox.removed += lost
         return items[lost - of_old :]
-
-    def _remove_oldest(self, mailbox: Mailbox, count: int) -> None:
-        assert self._lock.locked()
-        queue = mailbox.queue()
-        essentials = []
-        mailbox.ordinary -= count
-        while count:
-            item = queue.popleft()
-            if isinstance(item, _Essential):
-                essentials.append(item)
-            else:
-                count -= 1
-        queue.extendleft(reversed(essentials))
-
-    def _mark(self, mailbox: Mailbox, now: datetime) -> None:
-        assert self._lock.locked()
-        marks = mailbox.marks = mailbox.marks or []
-        marks.append((mailbox.appended, now))
-        while len(marks) > 1 and marks[1][0] <= mailbox.removed - _ordinary_in_hand(mailbox):
-            del marks[0]
-
-    def _oldest_came_at(self, mailbox: Mailbox) -> datetime:
-        """When the oldest item came that waits, or that a worker has in its hands, or some time before."""
-        return self._came_at(mailbox, mailbox.removed - _ordinary_in_hand(mailbox))
-
-    def _came_at(self, mailbox: Mailbox, index: int) -> datetime:
-        """When the item of this number came, or some time before."""
-        assert self._lock.locked()
-        came = self._wall()
-        for count, at in reversed(mailbox.marks or ()):
-            came = at
-            if count <= index:
-                break
-        return came
 
     def _drop(self, mailbox: Mailbox, count: int) -> None:
         assert self._lock.locked()
@@ -441,24 +393,27 @@ class Dispatcher:
         assert self._lock.locked()
         mailbox.scheduled = True
         self._runnable.append(mailbox)
+        self._find_worker()
+
+    def _find_worker(self) -> None:
+        """
+        Wake a worker; it wakes the next while there is work, for all at once would only be in each other's way. Where
+        none is left, who has many items in hand is to look up: it took them as nobody else waited.
+        """
+        assert self._lock.locked()
         if self._idle:
-            self._call_worker()
+            if not self._called:
+                self._called = True
+                self._ready.notify()
         elif self._long_hands:
-            for busy in self._in_hand:  # who took many items did so as nobody else waited
+            for busy in self._in_hand:
                 busy.interrupted = busy.interrupted or len(busy.hand) > BATCH
             self._long_hands = False
-
-    def _call_worker(self) -> None:
-        """Wake a worker, and it the next while there is work: all at once would only be in each other's way."""
-        assert self._lock.locked()
-        if not self._called:
-            self._called = True
-            self._ready.notify()
 
     def _discard(self, mailbox: Mailbox) -> None:
         assert self._lock.locked()
         items, mailbox.items = mailbox.items or (), None
-        kept = [item for item in items if isinstance(item, _Essential)]
+        kept = [item for item in items if isinstance(item, Essential)]
         self._drop(mailbox, len(items) - len(kept))
         mailbox.ordinary = 0
         mailbox.loss = None
@@ -472,15 +427,6 @@ class Dispatcher:
             return True
         return False
 
-    def _due_loss(self, mailbox: Mailbox) -> Loss | None:
-        """A loss that stands before the next item, to be announced now."""
-        assert self._lock.locked()
-        loss = mailbox.loss
-        if loss is None or loss.after > mailbox.removed:
-            return None
-        mailbox.loss = None
-        return loss
-
     def _next_batch(self, mailbox: Mailbox) -> Sequence[Any]:
         """Items that are all essential, or all ordinary, with no loss between them."""
         assert self._lock.locked()
@@ -492,11 +438,11 @@ class Dispatcher:
         if not items or mailbox.pulled:
             return ()
         size = BATCH if self._runnable else LONG_BATCH
-        essential = isinstance(items[0], _Essential)
+        essential = isinstance(items[0], Essential)
         if not essential and mailbox.loss is not None:
             size = min(size, mailbox.loss.after - mailbox.removed)
         if essential or mailbox.ordinary < len(items):
-            same = itertools.takewhile(lambda item: isinstance(item, _Essential) is essential, items)
+            same = itertools.takewhile(lambda item: isinstance(item, Essential) is essential, items)
             batch = tuple(itertools.islice(same, size))
         else:
             batch = tuple(itertools.islice(items, size))
@@ -530,18 +476,18 @@ class Dispatcher:
                 self._idle -= 1
                 self._called = False
             mailbox = self._runnable.popleft()
-            if self._runnable and self._idle:
-                self._call_worker()
-            loss = None if mailbox.pulled else self._due_loss(mailbox)
+            if self._runnable:
+                self._find_worker()
+            loss = None if mailbox.pulled else mailbox.due_loss()
             batch = mailbox.hand = self._next_batch(mailbox)
             self._long_hands = self._long_hands or len(batch) > BATCH
             mailbox.running = threading.get_ident()
-            mailbox.interrupted = False
+            mailbox.interrupted = self._stopping
             generation = mailbox.generation
             self._in_hand.add(mailbox)
         finally:
             self._lock.release()
-        done, ordinary = 0, _ordinary_in_hand(mailbox)
+        done, ordinary = 0, mailbox.ordinary_in_hand
         try:
             if loss is not None:
                 self._announce(mailbox, loss)
@@ -578,7 +524,7 @@ class Dispatcher:
             done += mailbox.done
         return done
 
-    def _run_essentials(self, mailbox: Mailbox, batch: Sequence[_Essential]) -> int:
+    def _run_essentials(self, mailbox: Mailbox, batch: Sequence[Essential]) -> int:
         done = 0
         for essential in batch:
             if self._forked or (mailbox.interrupted and done):
@@ -593,8 +539,8 @@ class Dispatcher:
         mailbox.running = None
         mailbox.hand = ()
         if rest:
-            if isinstance(rest[0], _Essential):
-                aside = generation != mailbox.generation or self._stopping
+            if isinstance(rest[0], Essential):
+                aside = mailbox.ended or mailbox.pulled or generation != mailbox.generation or self._stopping
                 (mailbox.essentials() if aside else mailbox.queue()).extendleft(reversed(rest))
             elif generation == mailbox.generation and not self._stopping:
                 mailbox.queue().extendleft(reversed(rest))
@@ -622,9 +568,3 @@ class Dispatcher:
     def _report(self) -> None:
         # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
         self._log.exception("! a worker of pool %s failed outside a callback", self._name)
-
-
-def _ordinary_in_hand(mailbox: Mailbox) -> int:
-    """How many items that are not essential a worker has in its hands."""
-    hand = mailbox.hand
-    return 0 if not hand or isinstance(hand[0], _Essential) else len(hand)

@@ -5,11 +5,24 @@ What waits for one Channel; the dispatcher fills and empties it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Loss", "Mailbox"]
+__all__ = ["Essential", "Loss", "Mailbox"]
+
+#: So often per full mailbox it is noted when an item came.
+MARKS = 16
+
+
+class Essential(NamedTuple):
+    """
+    An item that is never dropped and does not count: a status, a gap, a push's callback; and what must live until then.
+    """
+
+    run: Callable[[Any], None]
+    item: Any
+    held: object
 
 
 class Loss:
@@ -133,3 +146,55 @@ class Mailbox:
         if self.spare is None:
             self.spare = deque()
         return self.spare
+
+    @property
+    def ordinary_in_hand(self) -> int:
+        """How many items that are not essential a worker has in its hands."""
+        hand = self.hand
+        return 0 if not hand or isinstance(hand[0], Essential) else len(hand)
+
+    def mark(self, now: datetime) -> None:
+        """Note when the next item comes, if it is time for that."""
+        marks = self.marks
+        if marks is None:
+            marks = self.marks = []
+        elif self.ordinary and self.appended - marks[-1][0] < self.limit / MARKS:
+            return
+        marks.append((self.appended, now))
+        if len(marks) > 1:
+            of_interest = self.removed - self.ordinary_in_hand
+            while len(marks) > 1 and marks[1][0] <= of_interest:
+                del marks[0]
+
+    def came_at(self, index: int, now: datetime) -> datetime:
+        """When the item of this number came, or some time before."""
+        came = now
+        for count, at in reversed(self.marks or ()):
+            came = at
+            if count <= index:
+                break
+        return came
+
+    def oldest_came_at(self, now: datetime) -> datetime:
+        """When the oldest item came that waits, or that a worker has in its hands, or some time before."""
+        return self.came_at(self.removed - self.ordinary_in_hand, now)
+
+    def due_loss(self) -> Loss | None:
+        """A loss that stands before the next item, to be announced now."""
+        loss = self.loss
+        if loss is None or loss.after > self.removed:
+            return None
+        self.loss = None
+        return loss
+
+    def remove_oldest(self, count: int) -> None:
+        """Take out so many ordinary items, the oldest."""
+        queue, essentials = self.queue(), []
+        self.ordinary -= count
+        while count:
+            item = queue.popleft()
+            if isinstance(item, Essential):
+                essentials.append(item)
+            else:
+                count -= 1
+        queue.extendleft(reversed(essentials))

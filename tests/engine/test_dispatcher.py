@@ -402,7 +402,7 @@ def test_a_loss_begins_when_the_oldest_of_the_lost_came_or_not_long_before(limit
     begun = (first - start).total_seconds()
     assert came[taken] - limit / 16 - 1 <= begun <= came[taken]
     assert box.marks is not None
-    assert len(box.marks) <= 16 + 64 + 3  # of a full mailbox, and of what a worker may have in its hands
+    assert len(box.marks) <= 16 + 3
     dispatcher.stop()
 
 
@@ -516,8 +516,8 @@ def test_since_when_items_wait_is_told_by_when_the_oldest_of_them_came() -> None
         times["now"] = now + timedelta(seconds=10 + number)
         dispatcher.deliver([(box, [number])])
         dispatcher.take(box, 0)
-    # A worker may have the latest 64 in its hands; when the others came is of no more interest.
-    assert dispatcher.waiting_since(box) == now + timedelta(seconds=10 + 200 - 64)
+    # When those came that were taken is of no more interest.
+    assert dispatcher.waiting_since(box) == now + timedelta(seconds=10 + 199)
 
 
 def test_what_waits_is_told_with_what_a_worker_has_in_its_hands_and_since_when(dispatcher: Dispatcher) -> None:

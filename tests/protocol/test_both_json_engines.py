@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import enum
 import json
+import re
 import struct
 import types
 import uuid
@@ -396,7 +397,7 @@ WRITTEN += [
 ]
 REFUSED: list[tuple[Any, type[Exception]]] = [(value, InvalidType) for value in (
     Point(), datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc), datetime.date(2026, 1, 1), uuid.UUID(int=1),
-    b"x", {1, 2}, {(1,): 1}, object(), enum.Enum("E", "A").A,  # type: ignore[attr-defined]
+    b"x", {1}, {(1,): 1}, object(), enum.Enum("E", "A").A,  # type: ignore[attr-defined]
 )]  # fmt: skip
 REFUSED += [(value, InvalidValue) for value in (float("nan"), float("inf"), -float("inf"), "\ud800", {"\udfff": 1})]
 ENGINES: list[Callable[[], types.ModuleType]] = [lambda: json_engine, without_orjson]
@@ -409,7 +410,11 @@ def test_a_value_is_written_as_pythons_own_library_writes_it(value: Any, engine:
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=["orjson", "plain"])
-@pytest.mark.parametrize(("value", "error"), REFUSED, ids=repr)
+@pytest.mark.parametrize(
+    ("value", "error"),
+    REFUSED,
+    ids=lambda given: re.sub(r" at 0x\w+", "", repr(given)),  # the same in every process
+)
 def test_what_pythons_own_library_does_not_write_is_refused(
     value: Any, error: type[Exception], engine: Callable[[], Any]
 ) -> None:

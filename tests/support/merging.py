@@ -102,7 +102,7 @@ def merge_until_one_is_left(server: RealtimeServer, pool: rtpool.RealtimePool) -
 
 def is_resting(pool: rtpool.RealtimePool) -> bool:
     it: Mover = pool._engine.coordinator.mover
-    return it._move is None and it._source is None
+    return it.move is None and it._source is None
 
 
 class Publishers:
@@ -179,9 +179,9 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[Any], None
     done, original = threading.Event(), getattr(Mover, step)
 
     def wrapper(self: Mover, *args: Any) -> Any:
-        move = self._move
+        move = self.move
         result = original(self, *args)
-        move = move or self._move
+        move = move or self.move
         if move is not None and not done.is_set():
             done.set()
             do(move)
