@@ -114,7 +114,9 @@ if not TYPE_CHECKING:  # a checker knows the names by what is above, and is to r
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         for home in ("actions", "channel", "errors", "events", "options", "pool", "push", "rest", "stats"):
             found = vars(importlib.import_module(f"{__name__}.{home}"))
-            globals().update({public: found[public] for public in found["__all__"] if public in __all__})
+            for public in found["__all__"]:
+                if public in __all__:
+                    globals().setdefault(public, found[public])  # a program may have put its own there
         if name not in globals():  # a module of ours is there now, too
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return globals()[name]

@@ -483,7 +483,7 @@ class Dispatcher:
             self._long_hands = self._long_hands or len(batch) > BATCH
             mailbox.running = threading.get_ident()
             mailbox.interrupted = self._stopping
-            generation = mailbox.generation
+            generation = mailbox.taken_at = mailbox.generation
             self._in_hand.add(mailbox)
         finally:
             self._lock.release()

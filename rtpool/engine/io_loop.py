@@ -52,6 +52,16 @@ class Pollable(Protocol):
         """Whether it can be read without waiting."""
 
 
+class _Post:
+    """A call that was posted. It is equal to itself alone: looking for it runs no code of others."""
+
+    __slots__ = ("args", "call")
+
+    def __init__(self, call: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.call = call
+        self.args = args
+
+
 class Timer:
     """A call at an instant; `cancel` forgets it."""
 
@@ -110,7 +120,7 @@ class IoLoop:
         self.now = clock()
         # Any thread appends here, this one takes. No lock: of threads that post at full speed, one that is interrupted
         # while it holds it would have all others line up behind it, and they would stay in line from then on.
-        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._inbox: deque[_Post] = deque()
         self._asleep = False  # it waits, or is about to, and has to be woken up
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -177,17 +187,20 @@ class IoLoop:
         """
         if self._stopped:
             return False
-        posted = (call, args)
+        posted = _Post(call, args)
         self._inbox.append(posted)
         if self._asleep:  # looked at after it was appended, as the loop looks into the inbox after it said so
             self._asleep = False
             self._wake()
-        return not self._has_stopped() or not self._take_back(posted)
+        if not self._has_stopped():
+            return True
+        # A signal handler may have forked just now: in the child nothing was posted.
+        return not self._forked and not self._take_back(posted)
 
     def _has_stopped(self) -> bool:
         return self._stopped
 
-    def _take_back(self, posted: tuple[Callable[..., None], tuple[Any, ...]]) -> bool:
+    def _take_back(self, posted: _Post) -> bool:
         """Whether something that was posted as the loop ended is still there, and so was never called."""
         try:
             self._inbox.remove(posted)
@@ -381,8 +394,8 @@ class IoLoop:
     def _run_inbox(self) -> None:
         inbox = self._inbox
         for _ in range(len(inbox)):  # what comes meanwhile is for the next turn
-            call, args = inbox.popleft()
-            call(*args)
+            post = inbox.popleft()
+            post.call(*post.args)
 
     def _run_timers(self) -> None:
         while self._timers and (self._timers[0][2].cancelled or self._timers[0][0] <= self.now):
@@ -395,11 +408,11 @@ class IoLoop:
         self._stopped = True
         while True:  # what was posted in the last moment: it answers its waiters
             try:
-                call, args = self._inbox.popleft()
+                post = self._inbox.popleft()
             except IndexError:  # who posts now takes it back
                 break
             try:
-                call(*args)
+                post.call(*post.args)
             except Exception:
                 self._log.exception("! a late call to pool %s failed", self._name)
         self._timers.clear()

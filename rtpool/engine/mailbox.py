@@ -76,6 +76,7 @@ class Mailbox:
         "runs",
         "scheduled",
         "spare",
+        "taken_at",
     )
 
     def __init__(self, owner: Any, *, limit: int, overflow: str, pulled: bool = False) -> None:
@@ -101,7 +102,8 @@ class Mailbox:
         self.ended = True  # closed to ordinary items until its Channel is attached
         self.overflowed = 0  # the number of the subscription that fell behind
         self.holder = 0  # the number of the subscription it is, or was last, open for
-        self.generation = 0  # of the subscription; a worker drops what an earlier one left in its hands
+        # Of the subscription, and when a worker took what it has in hand: it drops what an earlier one left there.
+        self.generation = self.taken_at = 0
         self.received = 0
         self.delivered = 0
         self.dropped = 0

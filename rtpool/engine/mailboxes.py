@@ -71,7 +71,7 @@ class ChannelMailbox(Mailbox):
                 # A callback before this one may have called off() or unsubscribe(), or forked and gone on in the child.
                 if found is not None and found.all is not bindings and binding not in found.all:
                     continue
-                if self.ended and kind not in OUTLIVES:
+                if self.generation != self.taken_at and kind not in OUTLIVES:
                     continue
                 if engine.forked:
                     return

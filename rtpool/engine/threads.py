@@ -186,8 +186,11 @@ def outcome_of(future: Awaited[T], timeout: float) -> T:
         except FutureTimeout:
             if os.getpid() != process:
                 raise PoolForked("what is waited for is the parent process's, which alone hears of it") from None
-            if left <= SLICE_SECONDS or future.done():  # the outcome itself may be a time-out
+            if future.done():  # just now; or the outcome itself is a time-out
+                break
+            if left <= SLICE_SECONDS:
                 raise
+    return future.result(0)
 
 
 def start_thread(thread: threading.Thread) -> KeyboardInterrupt | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -27,6 +28,9 @@ __all__ = ["NumberText", "canonical", "dumps", "json_object", "loader_for", "loa
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(code) in "-0123456789" else ord(" ") for code in range(256))
 _LONG_NUMBER = b"0" * 20
 _SAMPLES, _LONG_SAMPLE = slice(None, None, 5), b"0" * 4
+#: How deep an object of ours may be nested: half of what Python's recursion limit lets a fresh thread write or compare.
+MAX_DEPTH = 500
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]')
 #: Digits of an integer that Python reads (`sys.set_int_max_str_digits`); PostgreSQL's numeric has up to 131,072.
 MAX_DIGITS = 4_000
 
@@ -108,13 +112,26 @@ def json_object(value: object, what: str = "the payload") -> bytes:
 
     Raises:
         InvalidType: no mapping, or a type JSON does not have.
-        InvalidValue: as `dumps`.
+        InvalidValue: as `dumps`; or it is nested deeper than `MAX_DEPTH`.
     """
-    if isinstance(value, dict):
-        return dumps(value, what)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, (dict, Mapping)):
         raise InvalidType(f"{what} must be a JSON object (a dict), not {type(value).__name__}")
-    return dumps(dict(value), what)
+    data = dumps(value if isinstance(value, dict) else dict(value), what)
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and (depth := _depth(data)) > MAX_DEPTH:
+        raise InvalidValue(f"{what} is nested {depth} deep; {MAX_DEPTH} is the most that every thread can look through")
+    return data
+
+
+def _depth(text: bytes) -> int:
+    """How deep a JSON text is nested."""
+    depth = deepest = 0
+    for found in _BRACKETS.finditer(text):
+        if found[0] in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found[0] in (b"]", b"}"):
+            depth -= 1
+    return deepest
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -31,6 +31,7 @@ from rtpool.protocol.messages import (
     JsonBody,
     WireMessage,
 )
+from rtpool.protocol.refusals import words_of
 from rtpool.protocol.serializer import Serializer
 from rtpool.protocol.session_events import (
     ChannelLost,
@@ -404,7 +405,7 @@ class Session:
             self._events.append(HeartbeatReplied(latency))
             self._send_joins()
             return
-        status, response = str(payload.get("status")), payload.get("response")
+        status, response = words_of(payload.get("status", "")), payload.get("response")
         if pending is None or pending.topic != message.topic:
             self._stray_reply(ref, message.topic, status, response)
             return

@@ -650,3 +650,84 @@ def test_in_a_forked_child_the_callback_that_forked_is_the_last_to_run() -> None
     dispatcher.start()  # never again
     assert got.events == [0]
     assert (box.delivered, box.dropped) == (1, 2)
+
+
+def test_after_stop_no_ordinary_item_begins_of_what_stood_in_line(drained: Recorder) -> None:
+    import time
+
+    dispatcher, got = Dispatcher("test", 1, on_drained=drained), Recorder()
+    gate = Gate()
+    busy, waiting = mailbox(gate), mailbox(got)
+    for box in (busy, waiting):
+        dispatcher.open(box)
+    dispatcher.start()
+    fill(dispatcher, busy, range(1))
+    assert gate.begun.wait(CAP)
+    fill(dispatcher, waiting, range(300))
+    dispatcher.stop()
+    gate.release.set()
+    assert dispatcher.join(time.monotonic() + CAP) == []
+    assert got.events == []
+    assert (dispatcher.delivered, dispatcher.dropped) == (1, 300)
+
+
+def test_essentials_of_a_mailbox_that_ended_keep_their_order_when_their_worker_is_called_away(
+    dispatcher: Dispatcher,
+) -> None:
+    gate, got = Gate(), Recorder()
+    box, other = mailbox(got), mailbox(got)
+    dispatcher.open(other)
+    for number in range(200):
+        dispatcher.deliver_essential(box, gate if not number else got, number)
+    dispatcher.start()
+    assert gate.begun.wait(CAP)
+    dispatcher.quiesce(box)  # and so interrupts it
+    dispatcher.deliver_essential(box, got, 200)
+    gate.release.set()
+    assert got.wait(200) == list(range(1, 201))
+
+
+def test_who_took_many_items_looks_up_when_more_wait_than_workers_come(drained: Recorder) -> None:
+    import time
+
+    dispatcher = Dispatcher("test", 2, on_drained=drained)
+    stuck, free, many = Gate(), Recorder(), Recorder()
+    steps = threading.Semaphore(0)
+    long, blocked, quick = mailbox(lambda item: (many(item), steps.acquire(timeout=CAP))), mailbox(stuck), mailbox(free)
+    for box in (long, blocked, quick):
+        dispatcher.open(box)
+    fill(dispatcher, long, range(300))
+    dispatcher.start()
+    many.wait(1)
+    dispatcher.deliver([(blocked, [0]), (quick, [0])])
+    assert stuck.begun.wait(CAP)
+    steps.release()
+    assert free.wait(1) == [0]
+    assert len(many.events) <= 3
+    stuck.release.set()
+    dispatcher.stop()
+    steps.release(300)
+    assert dispatcher.join(time.monotonic() + CAP) == []
+
+
+@pytest.mark.parametrize("pulled", [False, True])
+def test_what_drop_newest_loses_is_told_where_it_happened_while_the_flood_goes_on(
+    dispatcher: Dispatcher, *, pulled: bool
+) -> None:
+    gate = Gate()
+    box = mailbox(None if pulled else gate, limit=4, overflow="drop_newest")
+    dispatcher.open(box)
+    if not pulled:
+        dispatcher.start()
+        fill(dispatcher, box, range(1))
+        assert gate.begun.wait(CAP)  # 0 is in hand
+    fill(dispatcher, box, range(1, 7))  # 1 to 4 go in
+    if pulled:
+        assert [dispatcher.take(box, 0) for _ in range(2)] == [1, 2]
+        dispatcher.deliver([(box, [7, 8, 9])])
+        assert [dispatcher.take(box, 0) for _ in range(5)] == [3, 4, ("lost", 3), 7, 8]
+        return
+    gate.release.set()
+    assert gate.got.wait(6) == [0, 1, 2, 3, 4, ("lost", 2)]
+    fill(dispatcher, box, range(7, 8))
+    assert gate.got.wait(7)[-1] == 7

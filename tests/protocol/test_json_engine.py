@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rtpool.errors import InvalidType, InvalidValue, ProtocolError
 from rtpool.protocol import json_engine
-from rtpool.protocol.json_engine import MAX_DIGITS, NumberText, canonical, dumps, json_object, loads, quoted
+from rtpool.protocol.json_engine import MAX_DEPTH, MAX_DIGITS, NumberText, canonical, dumps, json_object, loads, quoted
 
 EDGES = [edge + step for edge in (2**53, 2**63, -(2**63), 2**64, 10**18, 10**19) for step in (-1, 0, 1)]
 
@@ -195,3 +195,19 @@ def test_a_name_is_quoted_as_it_is_written() -> None:
     assert (quoted(1), quoted(True)) == (b"1", b"true")
     with pytest.raises(InvalidValue):
         quoted("\ud800")
+
+
+def nested(depth: int) -> dict[str, object]:
+    """An object so deep, with brackets in texts that are none."""
+    value: object = '[{"\\'
+    for _ in range(depth - 1):
+        value = [value]
+    return {"[": value}
+
+
+def test_an_object_is_refused_that_is_nested_deeper_than_any_thread_can_look_through() -> None:
+    assert json.loads(json_object(nested(MAX_DEPTH))) == nested(MAX_DEPTH)
+    with pytest.raises(InvalidValue, match=f"nested {MAX_DEPTH + 1} deep"):
+        json_object(nested(MAX_DEPTH + 1))
+    wide = {"rows": [{} for _ in range(3 * MAX_DEPTH)]}
+    assert json.loads(json_object(wide)) == wide

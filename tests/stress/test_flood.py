@@ -27,7 +27,7 @@ from tests.support.wait import CAP, wait_until
 #: Of the flood: bytes of a payload, and messages until the numbers begin anew.
 SIZE, MESSAGES = 200, 50_000
 #: More than a full mailbox, and than what the kernel keeps, come many times over.
-LIMIT, MANY = 500, 20_000
+LIMIT, MANY = 2_000, 20_000
 #: Messages of one read; a frame has SIZE bytes of payload and more around them.
 READ = READ_SIZE // SIZE
 #: Of the paced messages on the other Channels: how many, seconds from one to the next.
