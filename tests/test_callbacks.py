@@ -336,3 +336,22 @@ def test_status_listeners_hear_the_channel_and_the_pool(server: RealtimeServer, 
     pool.close()
     assert [c.status for c in of_channel.wait(3)] == ["joining", "joined", "closed"]
     assert [c.status for c in of_pool.wait(3)] == ["connecting", "connected", "closed"]
+
+
+def test_what_came_for_the_subscription_before_is_heard_by_no_callback_of_the_next(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    begun, release, heard = threading.Event(), threading.Event(), Recorder()
+
+    def first(message: rtpool.Broadcast) -> None:
+        begun.set()
+        assert release.wait(CAP)
+
+    channel = pool.channel("room").on_broadcast("x", first).on_broadcast("x", heard).subscribe()
+    server.broadcast("room", "x", {"of": "the first"})
+    assert begun.wait(CAP)
+    channel.unsubscribe()
+    channel.subscribe()
+    release.set()
+    server.broadcast("room", "x", {"of": "the second"})
+    assert [message.payload for message in heard.wait(1)] == [{"of": "the second"}]

@@ -546,6 +546,8 @@ class Dispatcher:
                 mailbox.queue().extendleft(reversed(rest))
                 mailbox.ordinary += len(rest)
                 mailbox.removed -= len(rest)
+                if mailbox.loss is not None and mailbox.overflow == "drop_oldest":
+                    mailbox.loss.after = mailbox.removed + len(rest)  # these came before what was lost
             else:
                 self._drop(mailbox, len(rest))
         if self._stopping:

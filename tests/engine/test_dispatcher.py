@@ -731,3 +731,16 @@ def test_what_drop_newest_loses_is_told_where_it_happened_while_the_flood_goes_o
     assert gate.got.wait(6) == [0, 1, 2, 3, 4, ("lost", 2)]
     fill(dispatcher, box, range(7, 8))
     assert gate.got.wait(7)[-1] == 7
+
+
+def test_what_a_worker_puts_back_comes_before_the_loss_of_what_came_after_it(dispatcher: Dispatcher) -> None:
+    gate = Gate()
+    box = mailbox(gate, limit=5)
+    dispatcher.open(box)
+    fill(dispatcher, box, range(3))
+    dispatcher.start()
+    assert gate.begun.wait(CAP)  # 0 to 2 are in hand
+    fill(dispatcher, box, range(3, 10))  # 3 and 4 are lost
+    dispatcher.quiesce(box)  # 1 and 2 are put back
+    gate.release.set()
+    assert gate.got.wait(9) == [0, 1, 2, ("lost", 2), 5, 6, 7, 8, 9]
