@@ -90,7 +90,7 @@ def dumps(value: Any, what: str = "the payload") -> bytes:
         raise InvalidValue(f"{what} cannot be written as JSON: {error}") from error
 
 
-@functools.lru_cache(maxsize=1_024, typed=True)
+@functools.lru_cache(maxsize=256, typed=True)
 def quoted(name: str | int | None) -> bytes:
     """
     What `dumps` makes of a name that comes again and again: a topic, an event, the ref of a join.
