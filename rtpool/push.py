@@ -83,7 +83,8 @@ class Push:
 
     def add_done_callback(self, fn: Callable[[Push], object]) -> None:
         """
-        Have `fn(push)` called on a worker, in order with the Channel's callbacks, once the outcome is known.
+        Have `fn(push)` called on a worker, in order with the Channel's callbacks, once the outcome is known. Of what
+        one read of the socket brings, outcomes come last.
 
         Once the pool is closed it is not called any more; a warning in the log says so.
 

@@ -371,3 +371,21 @@ def test_the_servers_word_about_messages_slows_broadcasts_down_or_names_the_opti
     told = Counter(line for line in caplog.messages if "max_events_per_second" in line)
     assert len(told) == 2
     assert set(told.values()) == {1}
+
+
+def test_a_push_whose_time_is_over_before_its_turn_comes_is_not_sent(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    channel = pool.channel("room").subscribe()
+    begun, release = threading.Event(), threading.Event()
+    pool._engine.loop.post(lambda: (begun.set(), release.wait(10)))
+    assert begun.wait(10)
+    late = channel.send_broadcast("x", {"n": "late"}, timeout=0.01)
+    wait_until(lambda: time.monotonic() > late._outgoing.deadline)
+    release.set()
+    with pytest.raises(rtpool.PushTimeout) as caught:
+        late.result()
+    assert not caught.value.sent
+    channel.send_broadcast("x", {"n": "next"}).result()
+    server.wait_for(lambda s: any(m.event == "broadcast" for m in s.received))
+    assert [m.payload["payload"]["n"] for m in server.received if m.event == "broadcast"] == ["next"]

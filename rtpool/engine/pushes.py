@@ -54,6 +54,8 @@ class Pushes:
             (join.presence_calling if telling else join.presence_pushes)[outgoing] = None
             self._expire_at_deadline(outgoing, lambda: self._expire_presence(join, outgoing))
             self.say_presence(join)
+        elif outgoing.deadline <= self._loop.now:  # who is told that it was not sent may send it again
+            self.refuse(outgoing, outgoing.timed_out(written=False))
         elif join.buffer or not self._may_send(join) or not self.queue.passes() or not self._hand_over(join, outgoing):
             self._keep(join, outgoing, first=False)
             if join.joined:
@@ -222,7 +224,7 @@ class Pushes:
         pushes, join.presence_calling = join.presence_calling, {}
         join.presence_calls.answered(self._loop.now, ok=event.outcome == "reply" and event.status == "ok")
         for outgoing in pushes:
-            self._budget.settle(outgoing, event.response, outgoing.error_of(event))
+            self._settling.append((outgoing, event.response, outgoing.error_of(event)))
         join.replaying = False  # replays come before the answer: one process sends both
         self.say_presence(join)
 
