@@ -20,6 +20,7 @@ from rtpool.registry import (
     Registry,
     ShareKey,
     Subscriber,
+    event_of,
     identity_of,
     merge_configs,
 )
@@ -464,3 +465,8 @@ def test_what_the_server_cannot_take_nobody_wishes_any_more(registry: Registry) 
     registry.track(one, b"{}")
     registry.refuse_tracking(share)
     assert (share.wish, share.trackers) == (None, ())
+
+
+def test_a_broadcast_goes_alone_or_in_a_delivery_and_is_the_event_of_both() -> None:
+    broadcast = Broadcast("room", "x", {})
+    assert event_of(broadcast) is event_of(Delivery("broadcast", "x", broadcast)) is broadcast

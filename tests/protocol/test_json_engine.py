@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 
 from rtpool.errors import InvalidType, InvalidValue, ProtocolError
 from rtpool.protocol import json_engine
-from rtpool.protocol.json_engine import MAX_DEPTH, MAX_DIGITS, NumberText, canonical, dumps, json_object, loads, quoted
+from rtpool.protocol.json_engine import (
+    MAX_DEPTH,
+    MAX_DIGITS,
+    NumberText,
+    canonical,
+    dumps,
+    json_object,
+    loader_for,
+    loads,
+    quoted,
+)
 
 EDGES = [edge + step for edge in (2**53, 2**63, -(2**63), 2**64, 10**18, 10**19) for step in (-1, 0, 1)]
 
@@ -211,3 +221,15 @@ def test_an_object_is_refused_that_is_nested_deeper_than_any_thread_can_look_thr
         json_object(nested(MAX_DEPTH + 1))
     wide = {"rows": [{} for _ in range(3 * MAX_DEPTH)]}
     assert json.loads(json_object(wide)) == wide
+
+
+LONG_NUMBER = b'{"n":123456789012345678901234567890}'
+
+
+@pytest.mark.parametrize("texts", [[b"{}"], [b"{}", b'{"n":1}'], [LONG_NUMBER], [b"{}", LONG_NUMBER], [b"1" * 13]])
+def test_what_decodes_several_texts_reads_each_as_it_would_be_read_alone(
+    texts: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [loader_for(texts)(text) for text in texts] == [loads(text) for text in texts]
+    monkeypatch.setattr(json_engine, "orjson", None)
+    assert [loader_for(texts)(text) for text in texts] == [loads(text) for text in texts]

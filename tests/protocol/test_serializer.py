@@ -187,3 +187,40 @@ def test_a_version_1_message_that_lacks_a_key_is_refused_by_its_name() -> None:
 def test_a_kind_of_frame_that_nobody_knows_is_refused_by_its_number() -> None:
     with pytest.raises(ProtocolError, match="unknown kind 9"):
         SerializerV2().decode(b"\x09abc", True)
+
+
+#: Beside the vectors: where decoding many at once takes another way than decoding one.
+FRAMES = [
+    (1, b'[null,null,"t","broadcast",{"event":"x","payload":{}}]'),
+    (1, b'["1",null,"t","broadcast",{}]'),
+    (1, b'[null,"2","t","broadcast",{}]'),
+    (1, b'[null,null,"t","e",{},"more"]'),
+    (1, b'[null,null,"t","e"]'),
+    (1, b'[null,null,1,"e",{}]'),
+    (1, b'[null,null,"t",["e"],{}]'),
+    (1, b'[null,null,"t","postgres_changes",{"data":{"columns":[{"name":"n","type":"numeric"}],"record":{"n":1.10}}}]'),
+    (1, b'[null,null,"t","e",{"n":1e999}]'),
+    (1, b'{"topic":"t","event":"e","payload":{},"ref":null}'),
+    (1, b'[null,null,"t","e",'),
+    (2, b"\x02\x01\x01teraw"),
+    (2, b"\x09"),
+]
+LONG = (1, b'[null,null,"t","e",{"n":123456789012345678901234567890}]')
+
+
+@pytest.mark.parametrize("vsn", ["1.0.0", "2.0.0"])
+@pytest.mark.parametrize("more", [[], [LONG]], ids=["short numbers", "a long number"])
+def test_many_frames_decode_each_as_it_would_alone(vsn: str, more: list[tuple[int, bytes]]) -> None:
+    serializer = serializer_for(vsn)
+    recorded = [(2 if vector["frame"] == "binary" else 1, wire_of(vector)) for vector in VECTORS]
+
+    def alone(opcode: int, data: bytes) -> Any:
+        try:
+            return serializer.decode(data, opcode == 2)
+        except ProtocolError as error:
+            return error
+
+    frames = FRAMES + recorded + more
+    for found, wanted in zip(serializer.decode_all(frames), (alone(*frame) for frame in frames), strict=True):
+        assert (type(found), repr(found)) == (type(wanted), repr(wanted))
+    assert [repr(m) for frame in frames for m in serializer.decode_all([frame])] == [repr(alone(*f)) for f in frames]
