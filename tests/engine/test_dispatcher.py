@@ -744,3 +744,18 @@ def test_what_a_worker_puts_back_comes_before_the_loss_of_what_came_after_it(dis
     dispatcher.quiesce(box)  # 1 and 2 are put back
     gate.release.set()
     assert gate.got.wait(9) == [0, 1, 2, ("lost", 2), 5, 6, 7, 8, 9]
+
+
+def test_a_bug_in_what_is_essential_does_not_end_the_worker(
+    dispatcher: Dispatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(item: str) -> None:
+        raise RuntimeError(f"bug with {item}")
+
+    got = Recorder()
+    box = mailbox(got)
+    dispatcher.start()
+    dispatcher.deliver_essential(box, run, "the first")
+    dispatcher.deliver_essential(box, got, "the second")
+    assert got.wait(1) == ["the second"]
+    assert "bug with the first" in caplog.text
