@@ -200,10 +200,3 @@ def test_files_and_functions_stay_small() -> None:
                 assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}: {node.name}"
         banned = r"\btime\.sleep\((?!0\))|\bRLock\b|\btime\.time\("  # to sleep for no time is to let others go on
         assert not re.search(banned, text) or "testing" in path.parts, path.name
-
-
-def test_a_name_that_a_program_put_in_place_stays_whatever_else_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = object()
-    monkeypatch.setattr(rtpool, "get_pool", mine)
-    assert not hasattr(rtpool, "anything")
-    assert rtpool.get_pool is mine

@@ -362,7 +362,7 @@ class Dispatcher:
             return items[:room]
         loss = mailbox.loss
         if loss is None and policy == "drop_oldest":
-            loss = Loss(mailbox.came_at(mailbox.removed, now), 0)
+            loss = Loss(mailbox.came_at(mailbox.removed, now) if mailbox.ordinary else now, 0)
         elif loss is None:
             loss = Loss(now, mailbox.appended + room)
         mailbox.loss = loss
@@ -552,9 +552,11 @@ class Dispatcher:
                 self._drop(mailbox, len(rest))
         if self._stopping:
             self._discard(mailbox)
-        mailbox.scheduled = False
-        if mailbox.spare or ((mailbox.items or mailbox.loss is not None) and not mailbox.pulled):
-            self._line_up(mailbox)
+        mailbox.scheduled = bool(mailbox.spare) or (
+            not mailbox.pulled and bool(mailbox.items or mailbox.loss is not None)
+        )
+        if mailbox.scheduled:
+            self._runnable.append(mailbox)  # this very worker looks for the next
         if self._quiescing:
             self._changed.notify_all()
 

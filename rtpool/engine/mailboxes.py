@@ -52,14 +52,14 @@ class ChannelMailbox(Mailbox):
 
         All of a message's way to its callback is in one loop: each call in between would cost as much as all the rest.
         """
-        engine, subscriber = self._engine, self.owner
+        engine, subscriber, held = self._engine, self.owner, self.owner.held
         event: Event
         for item in items:
             if isinstance(item, Broadcast):
                 kind, name, event = BROADCAST, item.event, item
             else:
                 kind, name, event, _, _ = item
-            found = subscriber.held()
+            found = held()
             bindings = found.all if found is not None else ()
             for binding in bindings:
                 if binding.change is not None or binding.kind != kind:

@@ -15,7 +15,7 @@ from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.joins import Echo, Join, Outage, content_of
 from rtpool.engine.outgoing import Outgoing
 from rtpool.errors import MailboxOverflow
-from rtpool.events import Broadcast, Gap, Message, Presence, StatusChange, SystemMessage, make_broadcast
+from rtpool.events import Broadcast, BroadcastFields, Gap, Message, Presence, StatusChange, SystemMessage
 from rtpool.protocol.json_engine import loads
 from rtpool.protocol.messages import (
     BROADCAST,
@@ -113,9 +113,11 @@ class Router:
             if run.hears_raw or not isinstance(payload, dict) or "meta" in payload:
                 self.route(join, message)
                 continue
-            event = payload.get("event")
-            if isinstance(event, str):
-                deliver(make_broadcast(topic, event, payload.get("payload"), None, False))
+            name = payload.get("event")
+            if isinstance(name, str):
+                event: Any = BroadcastFields(topic, name, payload.get("payload"), None, False)
+                event.__class__ = Broadcast
+                deliver(event)
             else:
                 self.route(join, message)
 
@@ -136,7 +138,7 @@ class Router:
         if isinstance(meta, dict):
             message_id = meta["id"] if isinstance(meta.get("id"), str) else None
             replayed = meta.get("replayed") is True
-        event = make_broadcast(join.name, name, payload.get("payload"), message_id, replayed)
+        event = Broadcast(join.name, name, payload.get("payload"), message_id, replayed)
         if join.echoes and message_id is None:
             sender = join.claim_echo(name, event.payload, self._wall().timestamp())
             if sender is not None and not sender.receive_own:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rtpool.errors import InvalidType, InvalidValue, ProtocolError
@@ -53,21 +53,19 @@ class NumberText(float):
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-#: What `_encoder` makes anew for each value it encodes, where Python has it in C; half the time of a small one. Without
-#: the table of what is being encoded, which threads cannot share: a cycle ends at the recursion limit.
-_make_parts = getattr(json.encoder, "c_make_encoder", None)
-_parts: Callable[[Any, int], Iterable[str]] | None = _make_parts and _make_parts(
-    None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
-)
+#: What `_encoder` makes for each value it encodes, where Python has it in C; without its detours a small value takes
+#: half the time.
+_make_encoder = getattr(json.encoder, "c_make_encoder", None)
 
 
 def _write(value: Any) -> str:
-    if _parts is None:  # PyPy
+    if _make_encoder is None:  # PyPy
         return _encoder.encode(value)
-    try:
-        return "".join(_parts(value, 0))
-    except RecursionError:
-        return _encoder.encode(value)  # names a cycle as what it is
+    # The table of what is being encoded, by which a cycle is seen, is this call's own.
+    parts = _make_encoder(
+        {}, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+    )  # fmt: skip
+    return "".join(parts(value, 0))
 
 
 def dumps(value: Any, what: str = "the payload") -> bytes:

@@ -20,6 +20,7 @@ from rtpool.events import ChannelState
 from rtpool.protocol.frames import OP_BINARY, OP_TEXT, WsMessage
 from rtpool.protocol.heartbeat import Pulse
 from rtpool.protocol.messages import (
+    BROADCAST,
     HEARTBEAT,
     PHOENIX_TOPIC,
     PHX_CLOSE,
@@ -371,7 +372,7 @@ class Session:
                 errors.append(message)
                 continue
             join_ref, _, topic, event, _ = message
-            if event in ANSWERS:
+            if event != BROADCAST and event in ANSWERS:
                 self._answered(message, now)
                 continue
             channel = topics.get(topic)

@@ -759,3 +759,35 @@ def test_a_bug_in_what_is_essential_does_not_end_the_worker(
     dispatcher.deliver_essential(box, got, "the second")
     assert got.wait(1) == ["the second"]
     assert "bug with the first" in caplog.text
+
+
+def test_a_loss_in_a_mailbox_that_was_empty_begins_when_it_happens() -> None:
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    times, losses = {"now": start}, list[tuple[datetime, datetime, int]]()
+    dispatcher = Dispatcher("test", 1, on_drained=print, wall=lambda: times["now"])
+    box = mailbox(None, limit=50, losses=losses)
+    dispatcher.open(box)
+    dispatcher.deliver([(box, [0])])
+    assert dispatcher.take(box, 0) == 0
+    times["now"] += timedelta(hours=3)
+    dispatcher.deliver([(box, list(range(60)))])
+    dispatcher.take(box, 0)
+    assert losses == [(times["now"], times["now"], 10)]
+    dispatcher.stop()
+
+
+def test_as_many_busy_mailboxes_as_workers_do_not_call_each_other_away(drained: Recorder) -> None:
+    import time
+
+    dispatcher, hands = Dispatcher("test", 2, on_drained=drained), Recorder()
+    box_of: dict[int, Mailbox] = {}
+    boxes = [mailbox(lambda item: hands((item[0], box_of[item[0]].runs)), limit=10_000) for _ in range(2)]
+    for number, box in enumerate(boxes):
+        box_of[number] = box
+        dispatcher.open(box)
+    dispatcher.deliver([(box, [(number, n) for n in range(2_000)]) for number, box in enumerate(boxes)])
+    dispatcher.start()
+    hands.wait(4_000)
+    dispatcher.stop()
+    assert dispatcher.join(time.monotonic() + CAP) == []
+    assert max(run for _, run in hands.events) <= 2_000 // 64 + 2

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import sys
+import tracemalloc
 import types
 from collections import UserDict
 from decimal import Decimal
@@ -185,7 +186,7 @@ def test_it_is_written_as_the_standard_library_writes_it_also_where_python_has_n
     expected = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     assert dumps(value) == expected
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_engine, "_parts", None)
+        patch.setattr(json_engine, "_make_encoder", None)
         assert dumps(value) == expected
 
 
@@ -233,3 +234,14 @@ def test_what_decodes_several_texts_reads_each_as_it_would_be_read_alone(
     assert [loader_for(texts)(text) for text in texts] == [loads(text) for text in texts]
     monkeypatch.setattr(json_engine, "orjson", None)
     assert [loader_for(texts)(text) for text in texts] == [loads(text) for text in texts]
+
+
+def test_a_cycle_is_seen_at_once_and_not_written_until_the_stack_ends() -> None:
+    payload: dict[str, Any] = {"big": "x" * 10_000}
+    payload["self"] = payload
+    tracemalloc.start()
+    with pytest.raises(InvalidValue, match="Circular"):
+        json_object(payload)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
