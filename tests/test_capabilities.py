@@ -49,7 +49,7 @@ def test_connect_opens_one_connection_without_any_channel(server: RealtimeServer
     pool.on_status(statuses)
     assert pool.stats().connection_status == "idle"
     pool.connect()
-    assert len(server.connections) == 1
+    server.wait_for(lambda s: len(s.connections) == 1)
     assert pool.stats().connection_status == "connected"
     pool.connect()
     assert server.connections_total == 1
