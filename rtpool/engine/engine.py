@@ -46,6 +46,8 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 #: Heartbeats that wait for a listener that is busy; more are not told.
 MAX_HEARTBEATS = 100
+#: How long a finalizer may take to return, in which Ctrl-C struck.
+RETURN_SECONDS = 0.05
 #: Seconds a pool gets to say goodbye when it is forgotten, or at the end of the process.
 ABANDON_SECONDS = 1.0
 
@@ -440,8 +442,8 @@ class Engine:
         assert self._told_to_stop is not None
         why, deadline = self._told_to_stop
         if self._owes_interrupt:
-            _thread.interrupt_main()
-            self._owes_interrupt = False
+            # Not at once: the finalizer that was struck may not have returned yet, and would drop this one as well.
+            self.loop.call_later(RETURN_SECONDS, self._pay_interrupt)
         if why:
             tell = self._log.warning if self.warn_at_exit else self._log.info  # as of pools that are meant to stay
             tell("- pool %s is closed: %s", self.name, why)
@@ -449,6 +451,11 @@ class Engine:
         self.budget.close()
         self._stop_dialling()
         self.loop.post(self.coordinator.shutdown, deadline)  # after what was accepted before
+
+    def _pay_interrupt(self) -> None:
+        if self._owes_interrupt:
+            self._owes_interrupt = False
+            _thread.interrupt_main()
 
     def _failed(self, error: BaseException) -> None:
         with self._lock:
@@ -459,6 +466,7 @@ class Engine:
 
     def _ended(self) -> None:
         """The I/O thread is about to end; in good order, or because it failed."""
+        self._pay_interrupt()
         with self._lock:
             self._state = "stopping"
         self.budget.close()
