@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
 from rtpool.engine.mailbox import Essential, Loss, Mailbox
-from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread, take
+from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread, step_aside
 
 __all__ = ["Dispatcher", "Mailbox"]
 
@@ -466,8 +466,8 @@ class Dispatcher:
 
         A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
         """
-        take(self._lock)
-        try:
+        step_aside(self._lock)
+        with self._lock:
             while not self._runnable:
                 if self._stopping:
                     return False
@@ -485,24 +485,20 @@ class Dispatcher:
             mailbox.interrupted = self._stopping
             generation = mailbox.taken_at = mailbox.generation
             self._in_hand.add(mailbox)
-        finally:
-            self._lock.release()
         done, ordinary = 0, mailbox.ordinary_in_hand
         try:
             if loss is not None:
                 self._announce(mailbox, loss)
             done = self._run(mailbox, batch, generation) if ordinary else self._run_essentials(mailbox, batch)
         finally:
-            take(self._lock)
-            try:
+            step_aside(self._lock)
+            with self._lock:
                 self._in_hand.discard(mailbox)
                 if ordinary:
                     mailbox.delivered += done
                     self.delivered += done
                 self._put_back(mailbox, batch[done:] if done < len(batch) else (), generation)
                 drained = self._has_drained(mailbox)
-            finally:
-                self._lock.release()
         if self._forked:
             return False
         if drained:

@@ -242,18 +242,6 @@ def join_all(threads: Iterable[threading.Thread], deadline: float) -> list[str]:
     return alive
 
 
-def take(lock: threading.Lock) -> None:
-    """
-    Take a lock that many threads take at full speed, for a few lines; the caller releases it.
-
-    A thread that waits for a lock gets it without the interpreter's own, and keeps it while it waits for that.
-    Meanwhile the others come and line up, and so they do from then on: each passage waits for a change of threads, and
-    four workers do half the work of one. Who tries again instead lets whoever holds it go on, which is all it takes.
-    """
-    while not lock.acquire(blocking=False):
-        time.sleep(0)
-
-
 def enter_user_code(callback: Callable[[T], object], value: T) -> None:
     """
     Call a user's callback. By this frame on a thread's stack `is_in_user_code` knows that it has begun.
