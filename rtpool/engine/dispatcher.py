@@ -78,6 +78,8 @@ class Dispatcher:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
+        #: How long batches took that workers are through with. Read anywhere.
+        self.callback_seconds = 0.0
         # Guards: everything below, the counters, and every Mailbox
         self._lock = Lock()
         self._ready = threading.Condition(self._lock)
@@ -485,15 +487,19 @@ class Dispatcher:
             mailbox.interrupted = self._stopping
             generation = mailbox.taken_at = mailbox.generation
             self._in_hand.add(mailbox)
+            begun = mailbox.begun = time.monotonic()
         done, ordinary = 0, mailbox.ordinary_in_hand
         try:
             if loss is not None:
                 self._announce(mailbox, loss)
             done = self._run(mailbox, batch, generation) if ordinary else self._run_essentials(mailbox, batch)
         finally:
+            took = time.monotonic() - begun
             step_aside(self._lock)
             with self._lock:
                 self._in_hand.discard(mailbox)
+                mailbox.callback_seconds += took
+                self.callback_seconds += took
                 if ordinary:
                     mailbox.delivered += done
                     self.delivered += done

@@ -52,7 +52,9 @@ class Mailbox:
 
     __slots__ = (
         "appended",
+        "begun",
         "blocked",
+        "callback_seconds",
         "delivered",
         "done",
         "dropped",
@@ -95,6 +97,7 @@ class Mailbox:
         self.loss: Loss | None = None
         self.scheduled = False
         self.running: int | None = None  # the worker's thread id
+        self.begun = 0.0  # when it took what it has in hand, monotonic
         self.runs = 0
         self.interrupted = False  # the worker is to look up after the item in progress
         self.done = 0  # items of its hand the worker is through with
@@ -107,6 +110,7 @@ class Mailbox:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
+        self.callback_seconds = 0.0  # for which it was in workers' hands, until they put it back
 
     # What a kind of mailbox says; called without a lock.
 

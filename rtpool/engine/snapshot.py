@@ -36,6 +36,7 @@ def stats_of(engine: Engine) -> PoolStats:
         messages_delivered=engine.dispatcher.delivered,
         messages_dropped=engine.dispatcher.dropped,
         callback_errors=engine.callback_errors,
+        callback_seconds=engine.dispatcher.callback_seconds,
         gaps=sum(gaps.values()),
         gaps_by_cause=gaps,
         pushes_sent=coordinator.pushes.sent,
@@ -63,4 +64,5 @@ def _details(subscriber: Subscriber) -> SubscriptionDetails:
         queued=max(0, sum(m.queued for m in mailboxes)),
         delivered=sum(m.delivered for m in mailboxes),
         dropped=sum(m.dropped for m in mailboxes),
+        callback_seconds=sum(m.callback_seconds for m in mailboxes),
     )
