@@ -77,7 +77,7 @@ class Watch:
             InvalidType: something is no pool.
         """
         for pool in pools:
-            if not isinstance(getattr(pool, "_engine", None), Engine):
+            if not isinstance(getattr(pool, "_engine", None), Engine) or not hasattr(pool, "stats"):
                 raise InvalidType(f"pools must be RealtimePool, not {type(pool).__name__}")
         self._everything = self._everything or not pools
         self._pools = tuple(dict.fromkeys((*self._pools, *map(weakref.ref, pools))))
