@@ -14,7 +14,7 @@ import attrs
 from rtpool.events import ChannelState
 from rtpool.stats import PoolStats
 
-__all__ = ["CONNECTION_STATES", "METRICS", "STATUSES", "UNMEASURED", "Metric"]
+__all__ = ["METRICS", "Metric", "SUFFIXES", "UNMEASURED"]
 
 #: What labels may be: all of it is told from the start, so that a rate misses no first increment.
 CONNECTION_STATES = ("dialing", "open", "waiting", "error")

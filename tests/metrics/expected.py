@@ -35,7 +35,7 @@ GAUGES = {
     "events_per_second": ("rtpool_push_limit_per_second", "rtpool.push.limit"),
     "heartbeat_latency": ("rtpool_heartbeat_latency_seconds", "rtpool.heartbeat.latency"),
 }
-CAUSES = "transport,heartbeat,server restart,token,rejoin,overflow,feed restart,fork,replay".split(",")
+CAUSES = ["transport", "heartbeat", "server restart", "token", "rejoin", "overflow", "feed restart", "fork", "replay"]
 
 
 def prometheus_points(stats: PoolStats) -> Points:

@@ -196,9 +196,10 @@ def test_pools_are_not_kept_alive(server: RealtimeServer) -> None:
     del unused
     gc.collect()
     assert [dead[0](), dead[2]()] == [None, None], "not even its engine, for it was never used"
+    held = [used]
+    del used
     with pytest.warns(ResourceWarning, match="was never closed"):
-        del used
-        gc.collect()
+        held.clear()
     assert dead[1]() is None
     (last,) = watch.read()
     assert last.pool == name
