@@ -26,6 +26,9 @@ OFFICIAL_JS = ["node", str(CLIENTS / "realtime_receive.js")]
 PEERS: Mapping[str, tuple[list[str], Mapping[str, Any]]] = {
     "rtpool": (RTPOOL, {}),
     "rtpool, no orjson": (RTPOOL, {"orjson": False}),
+    "rtpool, debugger": (RTPOOL, {"watched": "debugger"}),
+    "rtpool, Prometheus": (RTPOOL, {"watched": "prometheus"}),
+    "rtpool, frames recorded": (RTPOOL, {"options": {"record_frames": True}}),
     "realtime": (OFFICIAL_PY, {}),
     "realtime-js": (OFFICIAL_JS, {}),
     "websocket-client": (LOOP, {"with": "websocket-client"}),

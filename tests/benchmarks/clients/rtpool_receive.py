@@ -1,12 +1,14 @@
-"""rtpool receives: a callback on each Channel, on the pool's own workers."""
+"""rtpool receives: a callback on each Channel, on the pool's own workers. Something may look at the pool meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.benchmarks.clients.counting import PATIENCE, Counted, arguments, rate, say
@@ -24,6 +26,46 @@ def callback(counter: Counted, last: Callable[[], None], *, binary: bool) -> Cal
             last()
 
     return receive_bytes if binary else receive
+
+
+@contextlib.contextmanager
+def debugged(pool: Any) -> Iterator[None]:
+    """A debugger looks at it once a second."""
+    from rtpool.debug import Debugger
+
+    debugger = Debugger(pool)
+    debugger.enable(1.0)
+    yield
+    debugger.disable()
+
+
+@contextlib.contextmanager
+def scraped(pool: Any) -> Iterator[None]:
+    """Prometheus does, over HTTP. What scrapes is in this process as well, so that is counted, too."""
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from rtpool.metrics import PrometheusCollector
+
+    registry, over = CollectorRegistry(), threading.Event()
+    registry.register(PrometheusCollector(pool))
+    page, serving = start_http_server(0, "127.0.0.1", registry)
+
+    def scrape() -> None:
+        while not over.wait(1.0):
+            with urllib.request.urlopen(f"http://127.0.0.1:{page.server_port}/metrics", timeout=10) as answer:
+                assert b"rtpool_messages_received_total" in answer.read()
+
+    scraping = threading.Thread(target=scrape)
+    scraping.start()
+    yield
+    over.set()
+    page.shutdown()
+    for thread in (scraping, serving):
+        thread.join()
+    page.server_close()
+
+
+WATCHERS = {"debugger": debugged, "prometheus": scraped}
 
 
 def main() -> None:
@@ -44,7 +86,8 @@ def main() -> None:
         **told.get("options", {}),
     }
     url = f"{'https' if context else 'http'}://127.0.0.1:{told['port']}"
-    with rtpool.RealtimePool(url, api_key="k", **options) as pool:
+    watched = WATCHERS.get(told.get("watched", ""), contextlib.nullcontext)
+    with rtpool.RealtimePool(url, api_key="k", **options) as pool, watched(pool):
         channels = [pool.channel(f"bench-{index}") for index in range(topics)]
         for channel, counter in zip(channels, counted, strict=True):
             channel.on_broadcast("x", callback(counter, over.release, binary=told.get("binary", False)))
