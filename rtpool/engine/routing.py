@@ -4,6 +4,7 @@ From a message of a join to the mailboxes of the Channels that share it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -29,6 +30,7 @@ from rtpool.protocol.postgres import ChangeBinding, index_ids, matching, parse_c
 from rtpool.protocol.presence import PresenceChange
 from rtpool.protocol.refusals import words_of
 from rtpool.registry import Attachment, Delivery, Subscriber
+from rtpool.stats import GAP_CAUSES
 
 __all__ = ["Router"]
 
@@ -74,7 +76,8 @@ class Router:
                 POSTGRES_CHANGES: self._postgres_changes,
                 SYSTEM: self._system,
             }
-        self.gaps = 0
+        #: Announced, by cause.
+        self.gaps = Counter(dict.fromkeys(GAP_CAUSES, 0))
 
     def flush(self) -> list[Mailbox]:
         """Hand over what was collected; return the mailboxes that overflowed and need a decision."""
@@ -312,7 +315,7 @@ class Router:
                 self._gap(subscriber, gap)
 
     def _gap(self, subscriber: Subscriber, gap: Gap) -> None:
-        self.gaps += 1
+        self.gaps[gap.cause] += 1
         self._essential(subscriber, Delivery("gap", gap.cause, gap))
 
     def tell(self, subscriber: Subscriber, change: StatusChange) -> None:
@@ -333,7 +336,7 @@ class Router:
         return error
 
     def _overflow_gap(self, subscriber: Subscriber, mailbox: Mailbox) -> Gap:
-        self.gaps += 1
+        self.gaps["overflow"] += 1
         since = self._dispatcher.waiting_since(mailbox) - timedelta(seconds=UNDER_WAY)
         return Gap(subscriber.topic, "overflow", since, self._wall(), certain=True)
 

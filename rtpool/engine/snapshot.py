@@ -18,6 +18,8 @@ def stats_of(engine: Engine) -> PoolStats:
     totals = sockets.totals()
     connections = tuple(connection.details() for connection in sockets.all)
     subscribers = engine.registry.subscribers()
+    gaps = dict(coordinator.router.gaps)
+    gaps["overflow"] += engine.overflow_gaps
     latencies = [c.heartbeat_latency for c in connections if c.state == "open" and c.heartbeat_latency is not None]
     return PoolStats(
         connection_status="closed" if engine.closed else sockets.status,
@@ -35,7 +37,8 @@ def stats_of(engine: Engine) -> PoolStats:
         messages_dropped=engine.dispatcher.dropped,
         callback_errors=engine.callback_errors,
         callback_seconds=engine.dispatcher.callback_seconds,
-        gaps=coordinator.router.gaps + engine.overflow_gaps,
+        gaps=sum(gaps.values()),
+        gaps_by_cause=gaps,
         pushes_sent=coordinator.pushes.sent,
         pushes_delayed=coordinator.pushes.queue.delayed,
         joins_per_second=coordinator.joining.queue.per_second,
