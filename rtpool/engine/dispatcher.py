@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from rtpool.engine.logs import Log
-from rtpool.engine.mailbox import Essential, Loss, Mailbox
+from rtpool.engine.mailbox import Essential, InHand, Loss, Mailbox
 from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread, step_aside
 
 __all__ = ["Dispatcher", "Mailbox"]
@@ -78,6 +78,8 @@ class Dispatcher:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
+        #: Of the dropped ones, those that met a full mailbox. Read anywhere.
+        self.lost = 0
         #: How long batches took that workers are through with. Read anywhere.
         self.callback_seconds = 0.0
         # Guards: everything below, the counters, and every Mailbox
@@ -160,6 +162,11 @@ class Dispatcher:
             return Waiting(
                 min(times, default=None), [item.item if isinstance(item, Essential) else item for item in items]
             )
+
+    def in_hand(self) -> list[InHand]:
+        """What the workers are at."""
+        with self._lock:
+            return [mailbox.in_hand(mailbox.running) for mailbox in self._in_hand if mailbox.running is not None]
 
     def deliver(self, batch: Iterable[tuple[Mailbox, Sequence[Any]]]) -> list[Mailbox]:
         """
@@ -357,6 +364,8 @@ class Dispatcher:
             overflowed.append(mailbox)
             return items
         self._drop(mailbox, lost)
+        mailbox.lost += lost
+        self.lost += lost
         if policy == "close":
             if not mailbox.blocked:
                 mailbox.blocked, mailbox.overflowed = True, mailbox.holder

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-__all__ = ["Essential", "Loss", "Mailbox"]
+__all__ = ["Essential", "InHand", "Loss", "Mailbox"]
 
 #: So often per full mailbox it is noted when an item came.
 MARKS = 16
@@ -34,6 +34,25 @@ class Loss:
         self.count = 0
         self.first = self.last = at
         self.after = after  # how many ordinary items had been put in when it began: it stands behind them
+
+
+class InHand(NamedTuple):
+    """
+    What a worker has in hand.
+
+    Attributes:
+        mailbox: what it took that from.
+        worker: its thread's number.
+        begun: when, monotonic.
+        place: what changes when the worker is through with an item.
+        first: whether the item in progress is the first of them, so that it began then.
+    """
+
+    mailbox: Mailbox
+    worker: int
+    begun: float
+    place: tuple[int, int]
+    first: bool
 
 
 class Mailbox:
@@ -66,6 +85,7 @@ class Mailbox:
         "items",
         "limit",
         "loss",
+        "lost",
         "marks",
         "ordinary",
         "overflow",
@@ -110,6 +130,7 @@ class Mailbox:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
+        self.lost = 0  # of the dropped ones, those for which it had no room
         self.callback_seconds = 0.0  # for which it was in workers' hands, until they put it back
 
     # What a kind of mailbox says; called without a lock.
@@ -158,6 +179,11 @@ class Mailbox:
         """How many items that are not essential a worker has in its hands."""
         hand = self.hand
         return 0 if not hand or isinstance(hand[0], Essential) else len(hand)
+
+    def in_hand(self, worker: int) -> InHand:
+        """What a worker has in its hands, as a look from another thread sees it."""
+        first = len(self.hand) == 1 or (self.ordinary_in_hand > 0 and not self.done)
+        return InHand(self, worker, self.begun, (self.runs, self.done), first)
 
     def mark(self, now: datetime) -> None:
         """Note when the next item comes, if it is time for that."""
