@@ -35,7 +35,7 @@ from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.sizes import SizeLimits
 from rtpool.registry import Callback, Registry
 
-__all__ = ["Companion", "Engine"]
+__all__ = ["Companion", "Engine", "running"]
 
 Lock = threading.Lock
 
@@ -522,3 +522,8 @@ class Engine:
 
 def _name(callback: Callback) -> str:
     return getattr(callback, "__qualname__", type(callback).__name__)
+
+
+def running() -> list[Engine]:
+    """The engines of this process that run."""
+    return list(_running)
