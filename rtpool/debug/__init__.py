@@ -4,6 +4,9 @@ What is wrong with a pool, in plain words, with what to do about it.
 
 from __future__ import annotations
 
+from rtpool.debug.debugger import Debugger
 from rtpool.debug.issues import CODES, Code, Issue, Severity
+from rtpool.debug.lifecycle import LifecycleReport
+from rtpool.debug.thresholds import Thresholds
 
-__all__ = ["CODES", "Code", "Issue", "Severity"]
+__all__ = ["CODES", "Code", "Debugger", "Issue", "LifecycleReport", "Severity", "Thresholds"]

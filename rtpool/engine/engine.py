@@ -35,7 +35,7 @@ from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.sizes import SizeLimits
 from rtpool.registry import Callback, Registry
 
-__all__ = ["Companion", "Engine", "running_engines"]
+__all__ = ["Companion", "Engine", "running"]
 
 Lock = threading.Lock
 
@@ -96,11 +96,6 @@ def _leave_to_parent() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_leave_to_parent)
-
-
-def running_engines() -> list[Engine]:
-    """The engines of this process whose pools are in use. From any thread."""
-    return list(_running)
 
 
 class _PoolMailbox(Mailbox):
@@ -527,3 +522,8 @@ class Engine:
 
 def _name(callback: Callback) -> str:
     return getattr(callback, "__qualname__", type(callback).__name__)
+
+
+def running() -> list[Engine]:
+    """The engines of this process that run."""
+    return list(_running)

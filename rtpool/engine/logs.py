@@ -36,6 +36,10 @@ class Log:
         """Write at WARNING."""
         self._write(self._logger.warning, words, args)
 
+    def error(self, words: str, *args: object) -> None:
+        """Write at ERROR."""
+        self._write(self._logger.error, words, args)
+
     def exception(self, words: str, *args: object) -> None:
         """Write at ERROR, with the exception that is being handled."""
         self._write(self._logger.exception, words, args)

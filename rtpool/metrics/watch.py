@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from rtpool.engine.engine import Engine, running_engines
+from rtpool.engine.engine import Engine, running
 from rtpool.engine.snapshot import stats_of
 from rtpool.errors import InvalidType
 from rtpool.metrics.table import METRICS
@@ -88,7 +88,7 @@ class Watch:
 
     def _engines(self) -> list[Engine]:
         now, before = self._clock(), self._known
-        found = dict.fromkeys(running_engines() if self._everything else ())
+        found = dict.fromkeys(running() if self._everything else ())
         found |= dict.fromkeys(pool._engine for ref in self._pools if (pool := ref()) is not None)
         told: list[Engine] = []
         known: dict[Engine, float | None] = {}
