@@ -29,6 +29,7 @@ from urllib.parse import quote, quote_plus, urlsplit
 
 import rtpool
 from rtpool.engine import engine, mailboxes, threads
+from rtpool.metrics.watch import Watch
 from rtpool.testing import RealtimeServer, tokens
 
 __all__ = ["SecretsWatch", "install", "watch"]
@@ -188,6 +189,7 @@ class SecretsWatch(logging.Handler):
             parts += [channel, channel._subscriber, channel._subscriber.key, channel._subscriber.attachment]
         self.look(f"the repr of a part of {pool!r}", *map(_shown, parts))
         self.look("stats", repr(stats), json.dumps(stats.as_dict(), default=repr))
+        self.look("metrics", repr(Watch(pool).read()))
         self.look("health", repr(health), json.dumps(health.as_dict(), default=repr))
         self.look("the name of a thread", *(thread.name for thread in threading.enumerate()))
 

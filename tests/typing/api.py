@@ -10,6 +10,7 @@ from typing_extensions import assert_type
 
 import rtpool
 from rtpool.filters import Column, Filter, col
+from rtpool.metrics import PrometheusCollector, instrument
 
 
 def heard(message: rtpool.Broadcast) -> None:
@@ -57,6 +58,10 @@ def use(pool: rtpool.RealtimePool) -> None:
     assert_type(events, Iterator[rtpool.events.Event])
     assert_type(pool.stats(), rtpool.PoolStats)
     assert_type(pool.health().reasons, tuple[str, ...])
+    assert_type(pool.stats().gaps_by_cause["transport"], int)
+    assert_type(PrometheusCollector(pool, pool), PrometheusCollector)
+    instrument(pool)
+    instrument()
     pool.run_forever(handle_sigterm=True)
     assert_type(pool.close(timeout=1), bool)
     assert_type(rtpool.get_pool("https://x.supabase.co", api_key="k"), rtpool.RealtimePool)
