@@ -181,7 +181,7 @@ def test_importing_rtpool_imports_no_extra_and_starts_nothing() -> None:
         "rtpool.RealtimePool\n"
         "extras = {'websockets', 'click', 'rich', 'flask', 'asyncio', 'pytest'} & set(sys.modules)\n"
         "assert not extras, extras\n"
-        "assert not [name for name in sys.modules if name.startswith(('rtpool.debug', 'rtpool.testing', 'rtpool.cli'))]\n"
+        "assert not [n for n in sys.modules if n.startswith(('rtpool.debug', 'rtpool.testing', 'rtpool.cli'))]\n"
         "assert threading.active_count() == 1\n"
     )
     done = run(["-c", code])
