@@ -93,25 +93,24 @@ class Router:
         """Deliver one message of a join."""
         self._handlers.get(message.event, self._raw)(join, message)
 
-    def broadcasts(self, join: Join, messages: Iterator[WireMessage]) -> None:
+    def broadcasts(self, join: Join, payloads: Iterator[Any]) -> None:
         """
-        Deliver broadcasts of a join.
+        Deliver broadcasts of a join, see `Broadcasts`.
 
-        All that most of them need is in one loop: a call for each message would cost as much as the rest.
+        All that most of them need is in one loop: a call for each would cost as much as the rest.
         """
         if not self._supabase or join.echoes or join.replay is not None:
-            for message in messages:
-                self.route(join, message)
+            for payload in payloads:
+                self._one_broadcast(join, payload)
             return
         topic, members = join.name, join.members
         run = self._last.get(join)
         if run is None or run.members is not members:
             run = self._begin_run(join, members)
         deliver = run.deliveries.append
-        for message in messages:
-            payload = message[4]
+        for payload in payloads:
             if run.hears_raw or not isinstance(payload, dict) or "meta" in payload:
-                self.route(join, message)
+                self._one_broadcast(join, payload)
                 continue
             name = payload.get("event")
             if isinstance(name, str):
@@ -119,7 +118,10 @@ class Router:
                 event.__class__ = Broadcast
                 deliver(event)
             else:
-                self.route(join, message)
+                self._one_broadcast(join, payload)
+
+    def _one_broadcast(self, join: Join, payload: Any) -> None:
+        self.route(join, WireMessage(None, None, join.topic, BROADCAST, payload))
 
     # By event
 
