@@ -33,14 +33,9 @@ from rtpool.registry import Attachment, Delivery, Subscriber
 __all__ = ["Router"]
 
 
-@attrs.define(eq=False)
-class _Run:
-    """Events of a join that go to the same mailboxes, those of `members`; whether one of them hears raw messages."""
-
-    members: tuple[Subscriber, ...]
-    sinks: list[Mailbox]
-    deliveries: list[Delivery | Broadcast]
-    hears_raw: bool
+#: Events of a join that go to the same mailboxes: to those of which members, the events, whether one of the members
+#: hears raw messages. No class of its own: with a message or two for each of many joins it is much of what they cost.
+_Run = tuple[tuple[Subscriber, ...], list[Delivery | Broadcast], bool]
 
 
 class Router:
@@ -60,7 +55,7 @@ class Router:
         self._supabase = supabase
         # What was routed and not handed over yet, in order; the last run of each join, which may be added to; who wants
         # the changes that some of the server's bindings are for.
-        self._runs: list[_Run] = []
+        self._batch: list[tuple[Mailbox, list[Delivery | Broadcast]]] = []
         self._last: dict[Join, _Run] = {}
         self._audiences: dict[tuple[Join, frozenset[ChangeBinding]], tuple[Subscriber, ...]] = {}
         self._full: list[Mailbox] = []
@@ -83,11 +78,11 @@ class Router:
         return full
 
     def _hand_over(self) -> None:
-        if self._runs:
-            runs, self._runs = self._runs, []
+        if self._batch:
+            batch, self._batch = self._batch, []
             self._last.clear()
             self._audiences.clear()
-            self._full += self._dispatcher.deliver([(sink, run.deliveries) for run in runs for sink in run.sinks])
+            self._full += self._dispatcher.deliver(batch)
 
     def route(self, join: Join, message: WireMessage) -> None:
         """Deliver one message of a join."""
@@ -105,12 +100,13 @@ class Router:
             return
         topic, members = join.name, join.members
         run = self._last.get(join)
-        if run is None or run.members is not members:
+        if run is None or run[0] is not members:
             run = self._begin_run(join, members)
-        deliver = run.deliveries.append
+        _, deliveries, hears_raw = run
+        deliver = deliveries.append
         for message in messages:
             payload = message[4]
-            if run.hears_raw or not isinstance(payload, dict) or "meta" in payload:
+            if hears_raw or not isinstance(payload, dict) or "meta" in payload:
                 self.route(join, message)
                 continue
             name = payload.get("event")
@@ -150,9 +146,10 @@ class Router:
             if replayed:
                 members = tuple(s for s in members if s.attachment is not None and s.attachment.caught_up)
         run = self._last.get(join)
-        if run is None or run.members is not members:
+        if run is None or run[0] is not members:
             run = self._begin_run(join, members)
-        run.deliveries.append(Delivery(BROADCAST, name, event, message) if run.hears_raw else event)
+        _, deliveries, hears_raw = run
+        deliveries.append(Delivery(BROADCAST, name, event, message) if hears_raw else event)
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
         change = parse_change(join.name, message.payload)
@@ -341,26 +338,25 @@ class Router:
 
     def _deliver(self, join: Join, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
         run = self._last.get(join)
-        if run is None or run.members is not members:
+        if run is None or run[0] is not members:
             run = self._begin_run(join, members)
-        run.deliveries.append(delivery)
+        run[1].append(delivery)
 
     def _begin_run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
-        sinks: list[Mailbox] = []
+        deliveries: list[Delivery | Broadcast] = []
         hears_raw = False
         for member in members:
             if member.stream is None:
-                sinks.append(member.mailbox)
+                self._batch.append((member.mailbox, deliveries))
             else:
-                sinks += member.sinks
+                self._batch += [(sink, deliveries) for sink in member.sinks]
             hears_raw = hears_raw or member.hears_raw
-        run = self._last[join] = _Run(members, sinks, [], hears_raw)
-        self._runs.append(run)
+        run = self._last[join] = members, deliveries, hears_raw
         return run
 
     def _deliver_to(self, sink: Mailbox, delivery: Delivery) -> None:
         self._last.clear()  # what comes after it comes after it
-        self._runs.append(_Run((), [sink], [delivery], True))
+        self._batch.append((sink, [delivery]))
 
     def _essential(self, subscriber: Subscriber, delivery: Delivery) -> None:
         self._hand_over()  # keeps the order
