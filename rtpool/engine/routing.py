@@ -4,7 +4,7 @@ From a message of a join to the mailboxes of the Channels that share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -28,14 +28,16 @@ from rtpool.protocol.messages import (
 from rtpool.protocol.postgres import ChangeBinding, index_ids, matching, parse_change
 from rtpool.protocol.presence import PresenceChange
 from rtpool.protocol.refusals import words_of
+from rtpool.protocol.session_events import SessionEvent
 from rtpool.registry import Attachment, Delivery, Subscriber
 
 __all__ = ["Router"]
 
 
-#: Events of a join that go to the same mailboxes: to those of which members, the events, whether one of the members
-#: hears raw messages. No class of its own: with a message or two for each of many joins it is much of what they cost.
-_Run = tuple[tuple[Subscriber, ...], list[Delivery | Broadcast], bool]
+#: Events of a join that go to the same mailboxes: to those of which members, the topic as they call it, the events,
+#: whether one of the members hears raw messages. No class of its own: with a message or two for each of many joins, it
+#: would be much of what they cost.
+_Run = tuple[tuple[Subscriber, ...], str, list[Delivery | Broadcast], bool]
 
 
 class Router:
@@ -88,34 +90,45 @@ class Router:
         """Deliver one message of a join."""
         self._handlers.get(message.event, self._raw)(join, message)
 
-    def broadcasts(self, join: Join, messages: Iterator[WireMessage]) -> None:
+    def broadcasts(self, joins: Mapping[str, Join], events: Iterator[SessionEvent], now: float) -> SessionEvent | None:
         """
-        Deliver broadcasts of a join.
+        Deliver the plain broadcasts that come next, as most do: by nobody here, not stored, to nobody who hears raw
+        messages. All they need is in one loop: a call for each message would cost as much as the rest.
 
-        All that most of them need is in one loop: a call for each message would cost as much as the rest.
+        Args:
+            joins: of the connection, by topic.
+            now: monotonic seconds.
+
+        Returns:
+            The first event that is something else, None at the end.
         """
-        if not self._supabase or join.echoes or join.replay is not None:
-            for message in messages:
-                self.route(join, message)
-            return
-        topic, members = join.name, join.members
-        run = self._last.get(join)
-        if run is None or run[0] is not members:
-            run = self._begin_run(join, members)
-        _, deliveries, hears_raw = run
-        deliver = deliveries.append
-        for message in messages:
-            payload = message[4]
-            if hears_raw or not isinstance(payload, dict) or "meta" in payload:
-                self.route(join, message)
-                continue
+        supabase = self._supabase
+        ways: dict[str, tuple[str, Callable[[Broadcast], None]]] = {}  # by topic, the name it has here, what delivers
+        for event in events:
+            # By index: Python unpacks only what is a tuple and nothing more without an iterator.
+            if not isinstance(event, WireMessage) or event[3] != BROADCAST:
+                return event
+            way = ways.get(event[2])
+            if way is None:
+                join = joins.get(event[2])
+                if join is None or not supabase or join.echoes or join.replay is not None:
+                    return event
+                join.heard_at = now
+                _, topic, deliveries, hears_raw = self._run(join, join.members)
+                if hears_raw:
+                    return event
+                way = ways[event[2]] = topic, deliveries.append
+            topic, deliver = way
+            payload = event[4]
+            if not isinstance(payload, dict) or "meta" in payload:
+                return event
             name = payload.get("event")
-            if isinstance(name, str):
-                event: Any = BroadcastFields(topic, name, payload.get("payload"), None, False)
-                event.__class__ = Broadcast
-                deliver(event)
-            else:
-                self.route(join, message)
+            if not isinstance(name, str):
+                return event
+            broadcast: Any = BroadcastFields(topic, name, payload.get("payload"), None, False)
+            broadcast.__class__ = Broadcast
+            deliver(broadcast)
+        return None
 
     # By event
 
@@ -145,10 +158,7 @@ class Router:
             join.replay.remember(Delivery(BROADCAST, name, event, message))
             if replayed:
                 members = tuple(s for s in members if s.attachment is not None and s.attachment.caught_up)
-        run = self._last.get(join)
-        if run is None or run[0] is not members:
-            run = self._begin_run(join, members)
-        _, deliveries, hears_raw = run
+        _, _, deliveries, hears_raw = self._run(join, members)
         deliveries.append(Delivery(BROADCAST, name, event, message) if hears_raw else event)
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
@@ -337,12 +347,13 @@ class Router:
     # Inside
 
     def _deliver(self, join: Join, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
-        run = self._last.get(join)
-        if run is None or run[0] is not members:
-            run = self._begin_run(join, members)
-        run[1].append(delivery)
+        self._run(join, members)[2].append(delivery)
 
-    def _begin_run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
+    def _run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
+        """What to add events for these members to, behind all that the join was sent before."""
+        run = self._last.get(join)
+        if run is not None and run[0] is members:
+            return run
         deliveries: list[Delivery | Broadcast] = []
         hears_raw = False
         for member in members:
@@ -351,7 +362,7 @@ class Router:
             else:
                 self._batch += [(sink, deliveries) for sink in member.sinks]
             hears_raw = hears_raw or member.hears_raw
-        run = self._last[join] = members, deliveries, hears_raw
+        run = self._last[join] = members, join.name, deliveries, hears_raw
         return run
 
     def _deliver_to(self, sink: Mailbox, delivery: Delivery) -> None:
