@@ -495,7 +495,7 @@ class Dispatcher:
                 step_aside(self._lock)
                 with self._lock:
                     self._put_back(mailbox, batch, done)
-                    drained = self._has_drained(mailbox)
+                    drained = mailbox.blocked and self._has_drained(mailbox)
                     if through and self._runnable and not (drained or self._forked):
                         taken = self._take_up()
             if drained and not self._forked:
@@ -508,7 +508,7 @@ class Dispatcher:
         mailbox = self._runnable.popleft()
         if self._runnable:
             self._find_worker()
-        loss = None if mailbox.pulled else mailbox.due_loss()
+        loss = None if mailbox.loss is None or mailbox.pulled else mailbox.due_loss()
         batch = mailbox.hand = self._next_batch(mailbox)
         self._long_hands = self._long_hands or len(batch) > BATCH
         mailbox.running = threading.get_ident()
@@ -520,7 +520,7 @@ class Dispatcher:
     def _run(self, mailbox: Mailbox, batch: Sequence[Any]) -> int:
         """Run a batch, outside the lock; return how many of its items are used up."""
         done = 0
-        if not mailbox.ordinary_in_hand:
+        if not batch or isinstance(batch[0], Essential):
             for essential in batch:
                 if self._forked or (mailbox.interrupted and done):
                     break
@@ -543,7 +543,7 @@ class Dispatcher:
         """A worker is through with so many items of a batch, and takes its hands off the mailbox."""
         assert self._lock.locked()
         self._in_hand.discard(mailbox)
-        if mailbox.ordinary_in_hand:
+        if done and not isinstance(batch[0], Essential):
             mailbox.delivered += done
             self.delivered += done
         mailbox.runs += 1
@@ -553,11 +553,10 @@ class Dispatcher:
             self._put_back_rest(mailbox, tuple(batch)[done:])
         if self._stopping:
             self._discard(mailbox)
-        mailbox.scheduled = bool(mailbox.spare) or (
-            not mailbox.pulled and bool(mailbox.items or mailbox.loss is not None)
-        )
-        if mailbox.scheduled:
+        if mailbox.spare or (not mailbox.pulled and (mailbox.items or mailbox.loss is not None)):
             self._runnable.append(mailbox)  # this very worker looks for the next
+        else:
+            mailbox.scheduled = False
         if self._quiescing:
             self._changed.notify_all()
 
