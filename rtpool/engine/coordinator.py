@@ -350,12 +350,15 @@ class Coordinator:
         joins = {} if connection.state == "closing" and connection.paused_by else connection.joins
         mover = self.mover
         for event in events:
-            if isinstance(event, Broadcasts) and mover.move is None:
-                self._broadcasts(joins.get(event.topic), event.payloads)
-            elif isinstance(event, Broadcasts):
-                for message in event.messages():
-                    if not mover.heard(connection, message):
-                        self._received(joins.get(event.topic), message)
+            if isinstance(event, Broadcasts):
+                join = joins.get(event.topic)
+                if mover.move is not None:
+                    for message in event.messages():
+                        if not mover.heard(connection, message):
+                            self._received(joins.get(event.topic), message)
+                elif join is not None:
+                    join.heard_at = self._loop.now
+                    self.router.broadcasts(join, event.payloads, self._received)
             elif mover.move is not None and mover.heard(connection, event):
                 continue
             elif isinstance(event, WireMessage):
@@ -387,18 +390,6 @@ class Coordinator:
             if join.replay.finished():
                 self.router.announce_cut(join)
             self.readiness.flow(join)
-
-    def _broadcasts(self, join: Join | None, payloads: list[Any]) -> None:
-        if join is None:
-            return
-        join.heard_at = self._loop.now
-        rest = iter(payloads)
-        while True:
-            try:
-                self.router.broadcasts(join, rest)
-                break
-            except Exception:  # as below; the rest of them is still to come
-                self._log.exception("! a broadcast on %r could not be understood", join.name)
 
     def _received(self, join: Join | None, message: WireMessage) -> None:
         if join is None:

@@ -158,15 +158,15 @@ class Mailbox:
     def mark(self, now: datetime) -> None:
         """Note when the next item comes, if it is time for that."""
         marks = self.marks
-        if marks is None:
-            marks = self.marks = []
-        elif self.ordinary and self.appended - marks[-1][0] < self.limit / MARKS:
+        if marks is None or not (self.ordinary or self.hand):
+            self.marks = [(self.appended, now)]
+            return
+        if self.ordinary and self.appended - marks[-1][0] < self.limit / MARKS:
             return
         marks.append((self.appended, now))
-        if len(marks) > 1:
-            of_interest = self.removed - self.ordinary_in_hand
-            while len(marks) > 1 and marks[1][0] <= of_interest:
-                del marks[0]
+        of_interest = self.removed - self.ordinary_in_hand
+        while len(marks) > 1 and marks[1][0] <= of_interest:
+            del marks[0]
 
     def came_at(self, index: int, now: datetime) -> datetime:
         """When the item of this number came, or some time before."""
