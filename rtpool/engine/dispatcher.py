@@ -168,7 +168,7 @@ class Dispatcher:
         Put items into mailboxes, in order, under one lock.
 
         Args:
-            batch: mailboxes and what each gets; the items may be the same object for many.
+            batch: mailboxes and what each gets, which nobody changes from now on; it may be the same object for many.
 
         Returns:
             The mailboxes that reached their limit and whose policy, ``block`` or ``close``, the I/O thread carries out.
@@ -188,10 +188,10 @@ class Dispatcher:
                     items = self._squeeze(mailbox, items, overflowed, now)
                     count = len(items)
                 mailbox.mark(now)
-                if mailbox.items is None:
-                    mailbox.items = deque(items)
+                if mailbox.items:
+                    mailbox.queue().extend(items)
                 else:
-                    mailbox.items.extend(items)
+                    mailbox.items = items
                 mailbox.ordinary += count
                 mailbox.appended += count
                 if mailbox.pulled:
@@ -456,6 +456,7 @@ class Dispatcher:
         if len(batch) == len(items):
             mailbox.items = None
         else:
+            items = mailbox.queue()
             for _ in batch:
                 items.popleft()
         if not essential:

@@ -84,8 +84,9 @@ class Mailbox:
         self.pulled = pulled
         self.limit = limit
         self.overflow = overflow
-        # An empty deque has 760 bytes; most mailboxes wait for hours.
-        self.items: deque[Any] | None = None
+        # None, for an empty deque has 760 bytes and most mailboxes wait for hours; what came first, as it came; a deque
+        # once there is more, see `queue`.
+        self.items: Sequence[Any] | None = None
         self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
         # Ordinary items put in and taken out since it was opened, and when some of them came: (how many had, when).
         self.appended = self.removed = 0
@@ -138,10 +139,11 @@ class Mailbox:
         return self.received - self.delivered - self.dropped
 
     def queue(self) -> deque[Any]:
-        """The items, to add to."""
-        if self.items is None:
-            self.items = deque()
-        return self.items
+        """The items, to add to and to take from."""
+        items = self.items
+        if not isinstance(items, deque):
+            self.items = items = deque(items or ())
+        return items
 
     def essentials(self) -> deque[Any]:
         """The spare items, to add to."""
