@@ -20,7 +20,6 @@ from rtpool.events import ChannelState
 from rtpool.protocol.frames import OP_BINARY, OP_TEXT, WsMessage
 from rtpool.protocol.heartbeat import Pulse
 from rtpool.protocol.messages import (
-    BROADCAST,
     HEARTBEAT,
     PHOENIX_TOPIC,
     PHX_CLOSE,
@@ -29,6 +28,7 @@ from rtpool.protocol.messages import (
     PHX_LEAVE,
     PHX_REPLY,
     Body,
+    Broadcasts,
     JsonBody,
     WireMessage,
 )
@@ -370,26 +370,24 @@ class Session:
         """
         self._pulse.heard = True
         errors: list[ProtocolError] = []
-        topics = self._topics
         for message in self._serializer.decode_all(messages):
             if isinstance(message, ProtocolError):
                 errors.append(message)
-                continue
-            join_ref, _, topic, event, _ = message
-            if event != BROADCAST and event in ANSWERS:
+            elif isinstance(message, WireMessage) and message.event in ANSWERS:
                 self._answered(message, now)
-                continue
-            channel = topics.get(topic)
-            # While a live channel is joined anew the old one still delivers, so joining counts.
-            if (
-                channel is None
-                or (channel.state is not JOINED and channel.state is not JOINING)
-                or (join_ref is not None and join_ref != "" and str(join_ref) != channel.join_ref)
-            ):
-                self.dropped += 1
-            else:
+            elif self._is_for_us(message):
                 self._events.append(message)
+            else:
+                self.dropped += len(message.payloads) if isinstance(message, Broadcasts) else 1
         return errors
+
+    def _is_for_us(self, message: WireMessage | Broadcasts) -> bool:
+        """Whether it is of a channel that is live here; while that is joined anew the old one still delivers."""
+        channel = self._topics.get(message.topic)
+        if channel is None or (channel.state is not JOINED and channel.state is not JOINING):
+            return False
+        join_ref = message.join_ref if isinstance(message, WireMessage) else None
+        return join_ref is None or join_ref == "" or str(join_ref) == channel.join_ref
 
     def _answered(self, message: WireMessage, now: float) -> None:
         if message.event == PHX_REPLY:
