@@ -28,6 +28,7 @@ from rtpool.protocol.frames import (
     WsMessage,
     close_code,
 )
+from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.placement import Slot
 from rtpool.protocol.refusals import classify_close
 from rtpool.protocol.serializer import serializer_for
@@ -415,6 +416,8 @@ class Connection:
 
     def _heed(self, events: list[SessionEvent]) -> None:
         for event in events:
+            if isinstance(event, WireMessage):
+                continue
             if isinstance(event, HeartbeatReplied):
                 self.heartbeat_latency = self._way = event.latency
                 self._is_sure(self._clock() - event.latency)
