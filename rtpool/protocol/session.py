@@ -337,11 +337,15 @@ class Session:
         """Do what is due: time-outs, the heartbeat."""
         if self._untimed_due <= now:
             self._time_pushes()
+        due: dict[str, _Pending] = {}
         while self._timers and self._timers[0][0] <= now:
             at, ref = heapq.heappop(self._timers)
             pending = self._pending.get(ref)
             if pending is not None and pending.deadline == at:
-                self._expire(ref, pending, now)
+                due[ref] = pending
+        # Pushes first: the end of a topic that is due as well would make those lost that have timed out.
+        for ref, pending in sorted(due.items(), key=lambda entry: entry[1].kind != "push"):
+            self._expire(ref, pending, now)
         waited = self._pulse.lost(now, self._join_due(now))
         if waited is not None:
             self._events.append(HeartbeatLost(waited))

@@ -399,6 +399,20 @@ def test_the_time_of_a_join_begins_when_the_one_before_it_is_done() -> None:
     assert JoinFailed("realtime:c", None, True) in driver.session.events()
 
 
+@pytest.mark.parametrize("late", [0.0, 30.0])
+def test_a_push_that_is_due_together_with_the_leave_of_its_topic_has_timed_out(driver: Driver, late: float) -> None:
+    driver.joined()
+    for token in range(12):  # refs of one digit, and of two
+        assert driver.session.push(TOPIC, "ask", BODY, token=token, wants_reply=True, now=0.0, deadline=10.0 + late)
+    driver.session.leave(TOPIC, 0.0)
+    driver.sent()
+    driver.advance(10.0 + late)
+
+    settled = [e for e in driver.session.events() if isinstance(e, (PushSettled, Left))]
+    assert settled.pop() == Left(TOPIC, True)
+    assert set(settled) == {PushSettled(token, "timeout", "ok", None, True) for token in range(12)}
+
+
 def test_a_join_that_times_out_makes_the_session_ask_whether_the_server_lives() -> None:
     driver = Driver(join_timeout=10.0)
     driver.session.join(TOPIC, BODY, driver.now)

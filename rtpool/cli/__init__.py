@@ -1,0 +1,30 @@
+"""
+The commands of `rtpool`, a module each.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+import rtpool
+from rtpool.cli.demo import demo
+from rtpool.cli.listen import listen
+from rtpool.cli.send import send
+from rtpool.cli.serve import serve
+
+__all__ = ["cli"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rtpool.__version__, prog_name="rtpool")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens to standard error.")
+def cli(verbose: bool) -> None:
+    """Synchronous Supabase Realtime and Phoenix Channels."""
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
+
+
+for command in (demo, serve, listen, send):
+    cli.add_command(command)
