@@ -378,17 +378,12 @@ class Coordinator:
                     self._channel_event(join, event)
         if said:
             self._broadcasts(joins, said)
-        if unsent:
-            self.pushes.keep_unsent(unsent)
-        full = self.router.flush()
-        # A worker that was woken waits for the interpreter, which it gets when this thread waits.
-        if full:
-            self._overflowed(full)
+        self.pushes.keep_unsent(unsent)
+        self._overflowed(self.router.flush())
         self.pushes.tell_settled()
         if may_join:
             self.joining.queue.run()
-        if self._parting is not None:
-            self._part_when_joined()
+        self._part_when_joined()
 
     def _push_settled(self, event: PushSettled, unsent: list[tuple[Join, Outgoing]]) -> None:
         join: Join | None = event.token[0] if event.token is not None else None
