@@ -7,7 +7,6 @@ server's order, while different Channels run in parallel.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import threading
@@ -67,7 +66,7 @@ class Dispatcher:
         num_workers: int,
         *,
         on_drained: Callable[[Mailbox], None],
-        wall: Callable[[], datetime] = functools.partial(datetime.now, timezone.utc),
+        wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
         log: Log | None = None,
     ) -> None:
         self._name = name
