@@ -321,10 +321,9 @@ class IoLoop:
             ready = []
         self._asleep = False
         self.now = self.clock()
-        woken = False
         for key, events in ready:
             if key.data is None:
-                woken = True
+                self._drain_wake_ups()
             elif id(key.data) in self._pollables:
                 key.data.ready(events, self.now)
         for pollable, _ in list(self._pollables.values()):
@@ -338,11 +337,9 @@ class IoLoop:
         for pollable, _ in list(self._pollables.values()):
             if id(pollable) in self._pollables:
                 pollable.tick(self.now)
-        if woken:  # after what it was woken for: the call lets others have the interpreter
-            self._drain_wake_ups()
 
     def _timeout(self) -> float | None:
-        if self._inbox or self._interrupted:  # whose wake-up may have been drained
+        if self._inbox:
             return 0.0
         while self._timers and self._timers[0][2].cancelled:
             heapq.heappop(self._timers)

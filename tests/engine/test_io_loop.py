@@ -137,15 +137,6 @@ def test_a_failing_loop_tells_why_and_ends(parts: Parts, caplog: pytest.LogCaptu
     assert "a bug" in caplog.text
 
 
-def test_an_interrupt_is_heard_though_its_wake_up_goes_with_another(parts: Parts) -> None:
-    loop, ends = parts
-    loop.start()
-    for count in range(1, 21):
-        loop.post(loop.interrupt)  # after the turn looked for one, and before it drains what woke it up
-        assert ends.wait(count) == ["interrupted"] * count
-    finish(loop)
-
-
 def test_an_interrupt_is_heard_without_a_lock(parts: Parts) -> None:
     loop, ends = parts
     loop.start()
