@@ -33,7 +33,7 @@ from rtpool.registry import Attachment, Delivery, Subscriber
 __all__ = ["Router"]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Run:
     """Events of a join that go to the same mailboxes, those of `members`; whether one of them hears raw messages."""
 

@@ -75,7 +75,7 @@ class OutgoingFrame(NamedTuple):
         return f"<OutgoingFrame {self.what} ref {self.ref}, {len(self.data)} bytes>"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Topic:
     """What this connection knows of one topic."""
 
@@ -86,7 +86,7 @@ class _Topic:
     leave: _Pending | None = None  # an earlier one of the topic, told by its close, may be answered yet
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Pending:
     """A frame that awaits its reply."""
 
