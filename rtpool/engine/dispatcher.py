@@ -490,7 +490,8 @@ class Dispatcher:
                     lock.acquire()
                     if ear in self._waiting:  # not called, but struck by Ctrl-C, as a greenlet may be
                         self._waiting.remove(ear)
-                self._called = False
+                    else:
+                        self._called = False
             taken: _Taken | None = self._take_up()
         while taken is not None:
             mailbox, batch, loss = taken  # what was taken before is let go of here, and not under the lock
