@@ -254,8 +254,9 @@ def is_service_key(key: str | None) -> bool:
 
 
 def _is_sibling(engine: Engine, other: Engine) -> bool:
-    same = other is not engine and other.endpoint == engine.endpoint and engine.endpoint.api_key is not None
-    return same and other.started and not other.closed
+    mine, theirs = engine.endpoint, other.endpoint
+    same = other is not engine and mine.url == theirs.url and mine.api_key == theirs.api_key
+    return same and engine.options.is_supabase == other.options.is_supabase and other.started and not other.closed
 
 
 def _channel(engine: Engine, subscriber: Subscriber, now: datetime.datetime) -> ChannelSeen | None:
