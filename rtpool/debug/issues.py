@@ -221,8 +221,8 @@ CODES: Mapping[str, Code] = _catalogue(
         severity=Severity.INFO,
         title="a socket is nearly full of channels",
         meaning="The server allows max_channels_per_connection channels a socket. The next Channels open another one.",
-        advice="Nothing, while the project's connection limit allows another socket. Else let Channels share: equal "
-        "topics with equal tokens and presence keys are one channel on the server.",
+        advice="Do nothing while the project's connection limit allows another socket. Else let Channels share: equal "
+        "topics with equal tokens and presence keys are one channel. If the server takes fewer, lower the option.",
     ),
     Code(
         code="RTP014",

@@ -178,7 +178,7 @@ class Observation:
         name, options, stats: the pool's.
         started, closed: where it is in its life.
         orphaned: whether the thread that started it has ended.
-        stalled: seconds for which the I/O thread has not come round.
+        stalled: seconds for which the I/O thread has not come round, if it did not answer.
         inside: what only the I/O thread knows; None when it did not tell.
         channels: every subscribed one.
         in_hand: what the workers are at.
@@ -220,9 +220,10 @@ def observe(engine: Engine) -> Observation:
     now = datetime.datetime.now(datetime.timezone.utc)
     coordinator, dispatcher, key = engine.coordinator, engine.dispatcher, engine.endpoint.api_key
     live = engine.started and not engine.closed
+    inside = _ask_inside(engine) if live else None
     starter = engine.started_by() if engine.started_by is not None else None
     return Observation(
-        inside=_ask_inside(engine) if live else None,
+        inside=inside,
         at=time.monotonic(),
         wall=now.timestamp(),
         name=engine.name,
@@ -231,7 +232,7 @@ def observe(engine: Engine) -> Observation:
         started=engine.started,
         closed=engine.closed,
         orphaned=engine.started and (starter is None or not starter.is_alive()),
-        stalled=engine.loop.clock() - engine.loop.now if live else 0.0,
+        stalled=engine.loop.clock() - engine.loop.now if live and inside is None else 0.0,
         channels=tuple(seen for s in engine.registry.subscribers() if (seen := _channel(engine, s, now)) is not None),
         in_hand=tuple(dispatcher.in_hand()) if live else (),
         siblings=tuple(sorted(other.name for other in engines.running() if live and _is_sibling(engine, other))),
@@ -253,8 +254,9 @@ def is_service_key(key: str | None) -> bool:
 
 
 def _is_sibling(engine: Engine, other: Engine) -> bool:
-    same = other is not engine and other.endpoint == engine.endpoint and engine.endpoint.api_key is not None
-    return same and other.started and not other.closed
+    mine, theirs = engine.endpoint, other.endpoint
+    same = other is not engine and mine.url == theirs.url and mine.api_key == theirs.api_key
+    return same and engine.options.is_supabase == other.options.is_supabase and other.started and not other.closed
 
 
 def _channel(engine: Engine, subscriber: Subscriber, now: datetime.datetime) -> ChannelSeen | None:
