@@ -140,7 +140,7 @@ def test_a_socket_that_belongs_to_nobody_is_found_at_once(
 def test_heartbeats_that_are_answered_late_are_found_until_one_is_answered_in_time(
     server: RealtimeServer, make_pool: MakePool, watch: WatchPool, how: str
 ) -> None:
-    pool = make_pool(heartbeat_interval=0.1, heartbeat_timeout=10.0)
+    pool = make_pool(heartbeat_interval=1.0, heartbeat_timeout=10.0)
     pool.channel("room").subscribe()
     watching = watch(pool, late_heartbeat=0.03)
     seconds = 0.35 if how == "late" else 1.0
@@ -401,6 +401,20 @@ def test_a_service_key_in_the_urls_query_is_found_and_not_in_a_header(watch: Wat
             watching.finds("RTP022", f"pool {pool._engine.name}", "with access tokens of users")
             channel.unsubscribe()
             watching.is_cured_of("RTP022")
+
+
+def test_a_service_key_in_a_header_is_an_issue_only_beside_tokens_of_users(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    key = server.token(role="service_role")
+    pool = make_pool(headers={"Authorization": f"Bearer {key}"})
+    pool.channel("room").subscribe()
+    watching = watch(pool)
+    assert not watching.of("RTP022")
+    own = pool.channel("own", access_token=server.token(sub="ann")).subscribe()
+    watching.finds("RTP022", f"pool {pool._engine.name}", "it is used with access tokens of users")
+    own.unsubscribe()
+    watching.is_cured_of("RTP022")
 
 
 # Limits
