@@ -70,7 +70,7 @@ class Dispatcher:
         log: Log | None = None,
     ) -> None:
         self._name = name
-        self._log = log or Log(logging.getLogger("rtpool.dispatch"))
+        self._log = log or Log(logging.getLogger("rtpool.dispatch"), pool=name)
         self._num_workers = num_workers
         self._on_drained = on_drained
         self._wall = wall
@@ -92,6 +92,11 @@ class Dispatcher:
         self._in_hand: set[Mailbox] = set()
         self._long_hands = False  # one of them may be of more than `BATCH` items
         self._threads: list[PoolThread] = []  # replaced whole
+
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """The workers, once they were started."""
+        return tuple(self._threads)
 
     def start(self) -> KeyboardInterrupt | None:
         """
@@ -118,7 +123,8 @@ class Dispatcher:
                     self._threads = threads[:index]
                 if not index:
                     raise
-                self._log.warning("! pool %s has %d workers, and not %d: %s", self._name, index, len(threads), error)
+                words = "! pool %(pool)s has %(workers)d workers, and not %(wanted)d: %(why)s"
+                self._log.warning("thread_not_started", words, workers=index, wanted=len(threads), error=error)
                 break
         return interrupt
 
@@ -167,7 +173,8 @@ class Dispatcher:
             batch: mailboxes and what each gets; the items may be the same object for many.
 
         Returns:
-            The mailboxes that reached their limit and whose policy, ``block`` or ``close``, the I/O thread carries out.
+            The mailboxes that reached their limit: those whose policy, ``block`` or ``close``, the I/O thread carries
+            out, and those that began to drop.
         """
         overflowed: list[Mailbox] = []
         with self._lock:
@@ -361,6 +368,8 @@ class Dispatcher:
                 overflowed.append(mailbox)
             return items[:room]
         loss = mailbox.loss
+        if loss is None:
+            overflowed.append(mailbox)
         if loss is None and policy == "drop_oldest":
             loss = Loss(mailbox.came_at(mailbox.removed, now) if mailbox.ordinary else now, 0)
         elif loss is None:
@@ -567,4 +576,4 @@ class Dispatcher:
 
     def _report(self) -> None:
         # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
-        self._log.exception("! a worker of pool %s failed outside a callback", self._name)
+        self._log.bug("worker_failed", "! a worker of pool %(pool)s failed outside a callback")

@@ -189,6 +189,7 @@ class SecretsWatch(logging.Handler):
         self.look(f"the repr of a part of {pool!r}", *map(_shown, parts))
         self.look("stats", repr(stats), json.dumps(stats.as_dict(), default=repr))
         self.look("health", repr(health), json.dumps(health.as_dict(), default=repr))
+        self.look("the dump", pool.debug_dump(), pool.debug_dump(as_json=True))
         self.look("the name of a thread", *(thread.name for thread in threading.enumerate()))
 
 
