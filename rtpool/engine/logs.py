@@ -24,8 +24,9 @@ __all__ = ["Log", "Logs", "logger_for"]
 
 #: Seconds between two lines of `Log.rarely` about one subject; and subjects that are remembered.
 RARELY, SUBJECTS = 10.0, 1_000
-#: Characters of a frame that are shown, and bytes that are looked at for them: a secret may begin in the former.
-ELIDED, LOOKED_AT = 75, 1_000
+#: Characters of a payload that are shown, at most so many before it, and bytes that are looked at for secrets: one may
+#: begin in what is shown.
+ELIDED, HEAD, LOOKED_AT = 75, 400, 1_000
 
 
 class Log:
@@ -119,7 +120,7 @@ class Log:
 
     def received(self, connection: int, data: bytes) -> None:
         """A frame that came."""
-        fields = {"connection": connection, "bytes": len(data), "data": self._elided(data)}
+        fields = {"connection": connection, "bytes": len(data), "data": self._elided(data, head=True)}
         self._frame("frame_received", "< %(connection)d %(bytes)d bytes %(data)r", fields)
 
     def sent(self, connection: int, frame: OutgoingFrame) -> None:
@@ -127,7 +128,7 @@ class Log:
         fields = {"connection": connection, "what": frame.what, "ref": frame.ref, "bytes": len(frame.data)}
         words, shown = "> %(connection)d %(what)s ref %(ref)s, %(bytes)d bytes", ""
         if self._records_frames and frame.event not in (PHX_JOIN, ACCESS_TOKEN):
-            fields["data"], shown = self._elided(frame.data), " %(data)r"
+            fields["data"], shown = self._elided(frame.data, head=False), " %(data)r"
         self._frame("frame_sent", words, fields, shown)
 
     def _frame(self, event: str, words: str, fields: dict[str, Any], shown: str = "") -> None:
@@ -139,8 +140,11 @@ class Log:
                 del every["data"]
             self._write(logging.DEBUG, words, every)
 
-    def _elided(self, data: bytes) -> str:
-        return self._hide(bytes(data[:LOOKED_AT]).decode("utf-8", "backslashreplace"))[:ELIDED]
+    def _elided(self, data: bytes, *, head: bool) -> str:
+        """A frame as it is shown, with or without what is before its payload."""
+        text = self._hide(bytes(data[:LOOKED_AT]).decode("utf-8", "backslashreplace"))
+        begin = max(0, text.find("{", 0, HEAD))
+        return text[0 if head else begin : begin + ELIDED]
 
     # Inside
 
