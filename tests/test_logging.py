@@ -121,6 +121,7 @@ def test_a_lost_connection_is_told_with_what_happens_next_and_what_may_be_lost(
     assert lost.text.startswith(f"! connection 1 of pool {pool._engine.name} lost: connection 1 to ws://")
     assert lost.fields["error"] == "ConnectionFailed"
     assert lost.fields["connection"] == 1
+    assert lost.fields["cause"] == "transport"
     assert lost.fields["why"] in lost.text
     assert waiting.fields["attempt"] == 1
     assert 0 <= waiting.fields["delay"] <= 0.05

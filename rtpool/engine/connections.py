@@ -313,7 +313,8 @@ class Connections:
             error = failed
         now = self._loop.now
         words = "! connection %(connection)d of pool %(pool)s lost: %(why)s"
-        self._log.warning("connection_lost", words, connection=connection.connection_id, error=error)
+        told = {"connection": connection.connection_id, "cause": error.cause, "error": error}
+        self._log.warning("connection_lost", words, **told)
         connection.session.disconnected()
         self._drop_socket(connection)
         connection.state = "waiting"

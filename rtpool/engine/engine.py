@@ -471,8 +471,11 @@ class Engine:
             # Not at once: the finalizer that was struck may not have returned yet, and would drop this one as well.
             self.loop.call_later(RETURN_SECONDS, self._pay_interrupt)
         if why:
-            tell = self._log.warning if self.warn_at_exit else self._log.info  # as of pools that are meant to stay
-            tell("pool_abandoned", "- pool %(pool)s is closed: %(why)s", why=why)
+            words = "- pool %(pool)s is closed: %(why)s"
+            if self.warn_at_exit:
+                self._log.warning("pool_abandoned", words, why=why)
+            else:  # as of pools that are meant to stay
+                self._log.info("pool_abandoned", words, why=why)
             self._told_to_stop = "", deadline
         self.budget.close()
         self._stop_dialling()

@@ -254,6 +254,8 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
             raise
         if function.__name__ in ("stats", "health"):
             watch.look(f"what {function.__qualname__}() returns", repr(result), str(result.as_dict()))
+        if function.__name__ == "debug_dump":
+            watch.look(f"what {function.__qualname__}() returns", result)
         return result
 
     return watched
