@@ -24,6 +24,7 @@ from rtpool.errors import (
     InvalidValue,
     JoinRefused,
     JoinTimeout,
+    MessageTooBig,
     NotSubscribed,
     PoolClosed,
     PoolForked,
@@ -341,7 +342,11 @@ class Channel(Callbacks):
         else:
             check_timeout(timeout)
         engine, subscriber = self._engine, self._subscriber
-        engine.sizes.check(subscriber.key.topic, event, body, name=self.topic)
+        try:
+            engine.sizes.check(subscriber.key.topic, event, body, name=self.topic)
+        except MessageTooBig:
+            engine.count_too_big()
+            raise
         if engine.closed:
             raise PoolClosed(f"the pool {engine.name} is closed; make a new one")
         if subscriber.attachment is None:

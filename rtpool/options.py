@@ -308,7 +308,7 @@ class PoolOptions:
         params: more parameters of the connection's URL, a mapping or pairs; what a plain Phoenix socket is given, or
             Realtime's ``log_level``.
         logger: a `logging.Logger` or `LoggerAdapter` to write to instead of ``rtpool``; a logger gets children ``io``,
-            ``pool``, ``session`` and ``dispatch``.
+            ``pool``, ``session``, ``dispatch`` and ``debug``.
         debug: log every message at DEBUG, payloads elided.
         recorder_size: entries that the flight recorder keeps, see `RealtimePool.debug_dump`: so many about the pool and
             its connections, and so many about topics and frames. 0 turns it off.

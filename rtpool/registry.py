@@ -256,6 +256,7 @@ class Subscriber:
         "key",
         "leaving",
         "mailbox",
+        "pushed",
         "replay",
         "stream",
         "stream_claimed",
@@ -296,6 +297,8 @@ class Subscriber:
         self.stream_claimed = False
         #: Pushes accepted and not settled; guarded by the send budget's lock.
         self.unsettled = 0
+        #: Whether it ever pushed anything; likewise.
+        self.pushed = False
         #: Whether its subscription was the parent's, in a forked child, and it was not subscribed since.
         self.forked = False
 

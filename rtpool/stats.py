@@ -4,11 +4,25 @@ What a pool can tell about itself: frozen snapshots, safe to keep, JSON-able, fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-__all__ = ["ConnectionDetails", "Health", "PoolStats", "SubscriptionDetails"]
+__all__ = ["GAP_CAUSES", "ConnectionDetails", "Health", "PoolStats", "SubscriptionDetails"]
+
+#: What `Gap.cause` may be.
+GAP_CAUSES = (
+    "transport",
+    "heartbeat",
+    "server restart",
+    "token",
+    "rejoin",
+    "overflow",
+    "feed restart",
+    "fork",
+    "replay",
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +68,8 @@ class SubscriptionDetails:
         received: events that came for it; each is delivered, dropped or queued.
         queued: events waiting in its mailbox, or in a worker's hands.
         delivered, dropped: events handed over, and lost to overflow or queued when it was unsubscribed.
+        callback_seconds: how long its callbacks took. Counted when a worker is through with the events it took at a
+            time, up to 256 of them.
     """
 
     topic: str
@@ -64,6 +80,7 @@ class SubscriptionDetails:
     queued: int
     delivered: int
     dropped: int
+    callback_seconds: float
 
 
 @attrs.frozen(kw_only=True)
@@ -84,7 +101,10 @@ class PoolStats:
         messages_delivered: events handed to a callback or an iterator.
         messages_dropped: events lost to a full mailbox, or queued when their Channel ended.
         callback_errors: callbacks that raised.
+        callback_seconds: how long callbacks took, those for status included; workers at work together count each.
+            Counted when a worker is through with the events it took at a time, up to 256 of them.
         gaps: `Gap` events announced.
+        gaps_by_cause: how many of them each cause had, every one of `GAP_CAUSES`.
         pushes_sent: pushes handed to the kernel.
         pushes_delayed: pushes that had to wait their turn because of the option `max_events_per_second`.
         joins_per_second, events_per_second: how many joins, and pushes, may go out a second at present: as the options
@@ -112,7 +132,9 @@ class PoolStats:
     messages_delivered: int
     messages_dropped: int
     callback_errors: int
+    callback_seconds: float
     gaps: int
+    gaps_by_cause: Mapping[str, int] = attrs.field(hash=False)
     pushes_sent: int
     pushes_delayed: int
     joins_per_second: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -355,3 +356,30 @@ def test_what_came_for_the_subscription_before_is_heard_by_no_callback_of_the_ne
     release.set()
     server.broadcast("room", "x", {"of": "the second"})
     assert [message.payload for message in heard.wait(1)] == [{"of": "the second"}]
+
+
+def test_the_time_that_callbacks_take_is_counted_for_their_channels_and_for_the_pool(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool = make_pool(num_workers=2)
+    entered, go_on = threading.Barrier(3), threading.Event()
+
+    def waits(_: rtpool.Broadcast) -> None:
+        entered.wait(CAP)
+        go_on.wait(CAP)
+
+    channels = [pool.channel(topic).on_broadcast("*", waits).subscribe() for topic in ("a", "b")]
+    wait_until(lambda: pool.channels() and not pool._engine.dispatcher._in_hand)
+    before = pool.stats().callback_seconds
+    for channel in channels:
+        server.broadcast(channel.topic, "x", {})
+    entered.wait(CAP)
+    both_run = time.monotonic()
+    wait_until(lambda: time.monotonic() - both_run >= 0.05)
+    least = time.monotonic() - both_run
+    go_on.set()
+
+    wait_until(lambda: pool.stats().messages_delivered == 2)
+    stats = pool.stats()
+    assert all(details.callback_seconds >= least for details in stats.subscription_details)
+    assert stats.callback_seconds - before >= 2 * least

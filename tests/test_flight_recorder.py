@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import rtpool
-from rtpool.debug.signals import DumpOnSignal, dump_on_signal
+from rtpool.debug import DumpOnSignal, dump_on_signal
 from rtpool.engine import dump
 from rtpool.engine.engine import Engine, engines
 from rtpool.engine.flight_recorder import SHOWN, TEXT, FlightRecorder

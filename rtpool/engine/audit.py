@@ -18,7 +18,7 @@ from rtpool.events import ChannelState
 from rtpool.options import PoolOptions
 from rtpool.registry import Registry, ShareKey
 
-__all__ = ["Audit", "Finding"]
+__all__ = ["Audit", "Finding", "MOMENT", "NEVER_FOR_A_MOMENT"]
 
 
 #: Seconds for which a finding must last: what another thread is about to do explains it until then.
@@ -124,6 +124,10 @@ class Audit:
             self._log.bug("repair", "! pool %(pool)s mends: %(why)s", kind=finding.kind, why=finding.words)
             finding.mend()
         return mended
+
+    def findings(self) -> list[Finding]:
+        """What should not be at present; a moment may explain it, see `MOMENT`."""
+        return list(self._look())
 
     def _look(self) -> Iterator[Finding]:
         yield from self._connections_astray()

@@ -15,7 +15,7 @@ from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.logs import Log
 from rtpool.engine.reconnecting import Reconnecting
 from rtpool.engine.transport import TransportClosed
-from rtpool.errors import ConnectionFailed, PoolClosed, RtpoolError
+from rtpool.errors import ConnectionFailed, MessageTooBig, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.session_events import SessionEvent
@@ -126,6 +126,8 @@ class Connections:
         self.all: tuple[Connection, ...] = ()
         self.status = self._announced = "idle"
         self.reconnect_attempts = 0
+        #: Received messages that were larger than `max_message_size`; each cost its connection.
+        self.too_big = 0
         # Those that count, and what those that are gone had counted; replaced together.
         self._past = Totals(0, 0, 0, 0)
         self._books: tuple[tuple[Connection, ...], Totals] = ((), self._past)
@@ -304,6 +306,7 @@ class Connections:
         if connection in self._closing:
             self._closed(connection)
             return
+        self.too_big += isinstance(error, MessageTooBig)
         if isinstance(error, TransportClosed) or not isinstance(error, ConnectionFailed):
             # Whatever the peer did wrong on this socket, the next one may be fine.
             failed = ConnectionFailed(

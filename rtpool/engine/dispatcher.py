@@ -14,10 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 from rtpool.engine.logs import Log
-from rtpool.engine.mailbox import Essential, Loss, Mailbox
+from rtpool.engine.mailbox import Essential, InHand, Loss, Mailbox, Waiting
 from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread, step_aside
 
 __all__ = ["Dispatcher", "Mailbox"]
@@ -31,19 +31,6 @@ RESUME_AT = 0.8
 #: How long `quiesce` waits for a callback in progress to return; and, where it has not even begun, for it to begin: on
 #: a machine that is busy a thread may stand still between the decision to call and the first line.
 QUIESCE_SECONDS, BEGIN_SECONDS = 0.1, 2.0
-
-
-class Waiting(NamedTuple):
-    """
-    What of a mailbox was not handed over yet.
-
-    Attributes:
-        since: since when, at the latest, None when nothing waits and nothing was lost unsaid.
-        items: what waits, what is essential included, and what a worker has in its hands; it may be through with some.
-    """
-
-    since: datetime | None
-    items: list[Any]
 
 
 #: What a worker took: a mailbox, of that a batch, and the loss to announce before it.
@@ -82,6 +69,10 @@ class Dispatcher:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
+        #: Of the dropped ones, those that met a full mailbox. Read anywhere.
+        self.lost = 0
+        #: How long batches took that workers are through with. Read anywhere.
+        self.callback_seconds = 0.0
         # Guards: everything below, the counters, and every Mailbox
         self._lock = Lock()
         self._waiting: list[threading.Lock] = []  # an ear of each worker that waits; the last is warm, and called first
@@ -161,12 +152,12 @@ class Dispatcher:
     def waiting(self, mailbox: Mailbox) -> Waiting:
         """What waits, and what was lost and not announced yet."""
         with self._lock:
-            times = [mailbox.oldest_came_at(self._wall())] if mailbox.queued else []
-            times += [mailbox.loss.first] if mailbox.loss is not None else []
-            items = (*mailbox.hand, *(mailbox.spare or ()), *(mailbox.items or ()))
-            return Waiting(
-                min(times, default=None), [item.item if isinstance(item, Essential) else item for item in items]
-            )
+            return mailbox.waiting(self._wall())
+
+    def in_hand(self) -> list[InHand]:
+        """What the workers are at."""
+        with self._lock:
+            return [mailbox.in_hand(mailbox.running) for mailbox in self._in_hand if mailbox.running is not None]
 
     def deliver(self, batch: Iterable[tuple[Mailbox, Sequence[Any]]]) -> list[Mailbox]:
         """
@@ -379,28 +370,16 @@ class Dispatcher:
             overflowed.append(mailbox)
             return items
         self._drop(mailbox, lost)
+        mailbox.lost += lost
+        self.lost += lost
         if policy == "close":
             if not mailbox.blocked:
                 mailbox.blocked, mailbox.overflowed = True, mailbox.holder
                 overflowed.append(mailbox)
             return items[:room]
-        loss = mailbox.loss
-        if loss is None:
+        if mailbox.loss is None:
             overflowed.append(mailbox)
-        if loss is None and policy == "drop_oldest":
-            loss = Loss(mailbox.came_at(mailbox.removed, now) if mailbox.ordinary else now, 0)
-        elif loss is None:
-            loss = Loss(now, mailbox.appended + room)
-        mailbox.loss = loss
-        loss.count += lost
-        loss.last = now
-        if policy == "drop_newest":
-            return items[:room]
-        of_old = min(lost, mailbox.ordinary)
-        mailbox.remove_oldest(of_old)
-        mailbox.appended += lost - of_old  # came, and went at once
-        mailbox.removed += lost
-        return items[lost - of_old :]
+        return mailbox.lose(items, lost, now)
 
     def _drop(self, mailbox: Mailbox, count: int) -> None:
         assert self._lock.locked()
@@ -501,7 +480,7 @@ class Dispatcher:
                         self._waiting.remove(ear)
                     else:
                         self._called = False
-            taken: _Taken | None = self._take_up()
+            taken: _Taken | None = self._take_up(time.monotonic())
         while taken is not None:
             mailbox, batch, loss = taken  # what was taken before is let go of here, and not under the lock
             taken, drained, through, done = None, False, False, 0
@@ -511,17 +490,21 @@ class Dispatcher:
                 done = self._run(mailbox, batch)
                 through = True
             finally:
+                now = time.monotonic()
                 step_aside(self._lock)
                 with self._lock:
+                    took = now - mailbox.begun
+                    mailbox.callback_seconds += took
+                    self.callback_seconds += took
                     self._put_back(mailbox, batch, done)
                     drained = mailbox.blocked and self._has_drained(mailbox)
                     if through and self._runnable and not (drained or self._forked):
-                        taken = self._take_up()
+                        taken = self._take_up(now)
             if drained and not self._forked:
                 self._on_drained(mailbox)
         return not self._forked
 
-    def _take_up(self) -> _Taken:
+    def _take_up(self, now: float) -> _Taken:
         """Take the mailbox that waits longest, and wake another worker for the next."""
         assert self._lock.locked()
         mailbox = self._runnable.popleft()
@@ -532,6 +515,7 @@ class Dispatcher:
         self._long_hands = self._long_hands or len(batch) > BATCH
         mailbox.running = threading.get_ident()
         mailbox.interrupted = self._stopping
+        mailbox.begun = now
         mailbox.taken_at = mailbox.generation
         self._in_hand.add(mailbox)
         return mailbox, batch, loss

@@ -13,8 +13,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from rtpool.engine.clocks import boot_clock
 from rtpool.engine.coordinator import Coordinator
@@ -28,7 +28,7 @@ from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.patches import pass_on
 from rtpool.engine.routing import GAP, gap_fields
 from rtpool.engine.streams import prepare
-from rtpool.engine.threads import closing, enter_user_code
+from rtpool.engine.threads import closing, enter_user_code, join_all
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Gap, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
@@ -36,7 +36,7 @@ from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.sizes import SizeLimits
 from rtpool.registry import Callback, Registry
 
-__all__ = ["Engine", "engines"]
+__all__ = ["Companion", "Engine", "engines", "running"]
 
 Lock = threading.Lock
 
@@ -118,6 +118,17 @@ class _PoolMailbox(Mailbox):
         return self.owner._hooks_now()
 
 
+class Companion(Protocol):
+    """What runs beside a pool, on threads of its own, and ends with it."""
+
+    @property
+    def threads(self) -> Iterable[threading.Thread]:
+        """What `Engine.stop` waits for."""
+
+    def stop(self) -> None:
+        """The pool ends. Called once, on any thread, without a lock; it does not wait."""
+
+
 class Engine:
     """
     Registry, I/O loop, dialer, workers and coordinator of one pool.
@@ -172,8 +183,13 @@ class Engine:
         self._heartbeats_waiting = 0
         self._status_told = ""
         self.overflow_gaps = 0
+        #: Pushes that were larger than the server takes.
+        self.too_big = 0
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
+        #: The thread that started it; None before, and perhaps when it is gone.
+        self.started_by: weakref.ref[threading.Thread] | None = None
+        self._companions: tuple[Companion, ...] = ()
         self._told_to_stop: tuple[str, float] | None = None  # why, if nobody called close(), and the deadline
         self._owes_interrupt = False
         self._launched = threading.Event()
@@ -198,7 +214,7 @@ class Engine:
             tell_heartbeat=self._tell_heartbeat,
             logs=logs,
         )
-        # Guards: _state, Hooks, callback_errors, overflow_gaps, _heartbeats_waiting
+        # Guards: _state, Hooks, callback_errors, overflow_gaps, too_big, _companions, _heartbeats_waiting
         self._lock = Lock()
         self._state = "new"  # new running stopping
         self._process = os.getpid()
@@ -240,6 +256,7 @@ class Engine:
             raise self._gone()
         if state == "new":
             _running.add(self)
+            self.started_by = weakref.ref(threading.current_thread())
             try:
                 interrupt = self.dispatcher.start()
                 interrupt = self.loop.start() or interrupt
@@ -333,6 +350,7 @@ class Engine:
             for dialer in (self.dialer, self.callers, self.deciders):
                 alive += dialer.join(deadline)
             alive += self.dispatcher.join(deadline)
+            alive += join_all((thread for each in self._companions for thread in each.threads), deadline)
         _running.discard(self)
         for name in alive:
             words = "- thread %(left)s did not stop within %(timeout).1f s"
@@ -370,6 +388,25 @@ class Engine:
         self.dispatcher.after_fork()
         self.budget.after_fork()
         self.registry.after_fork()
+
+    def attend(self, companion: Companion) -> None:
+        """
+        Have what runs beside the pool end with it.
+
+        Raises:
+            PoolClosed: the pool was stopped.
+        """
+        with self._lock:
+            stopped = self._state == "stopping"
+            if not stopped:
+                self._companions = (*self._companions, companion)
+        if stopped:
+            raise self._gone()
+
+    def dismiss(self, companion: Companion) -> None:
+        """It ended by itself."""
+        with self._lock:
+            self._companions = tuple(each for each in self._companions if each is not companion)
 
     def warn_forgotten(self, how: str) -> None:
         """Issue the `ResourceWarning` of a pool that was not closed, on the line that calls the caller's caller."""
@@ -431,6 +468,11 @@ class Engine:
             self.overflow_gaps += 1
         fields = gap_fields(gap.cause, gap.lost_from, gap.lost_to)
         self.logs.dispatch.rarely(mailbox, "gap", f"{GAP}: %(lost)d events", topic=gap.topic, lost=count, **fields)
+
+    def count_too_big(self) -> None:
+        """A push was refused for its size."""
+        with self._lock:
+            self.too_big += 1
 
     def _announce(self, change: StatusChange) -> None:
         if change.status != self._status_told:  # each attempt of an outage has a line of its own
@@ -498,6 +540,8 @@ class Engine:
         self._pay_interrupt()
         with self._lock:
             self._state = "stopping"
+        for companion in self._companions:
+            companion.stop()
         self.budget.close()
         self._stop_dialling()
         self.dispatcher.stop()
@@ -507,3 +551,8 @@ class Engine:
 
 def _name(callback: Callable[..., object]) -> str:
     return getattr(callback, "__qualname__", type(callback).__name__)
+
+
+def running() -> list[Engine]:
+    """The engines of this process that run."""
+    return list(_running)

@@ -83,6 +83,10 @@ class Log:
         """Tell at WARNING."""
         self._tell(logging.WARNING, words, self._all(event, fields))
 
+    def error(self, event: str, words: str, /, **fields: Any) -> None:
+        """Tell at ERROR."""
+        self._tell(logging.ERROR, words, self._all(event, fields))
+
     def rarely(self, subject: object, event: str, words: str, /, **fields: Any) -> None:
         """Tell at WARNING what comes in floods: of each subject every `RARELY` seconds, and how much was left out."""
         now = time.monotonic()
@@ -199,6 +203,7 @@ class Logs:
         io: connections.
         session: joins, refusals, gaps, tokens.
         dispatch: workers, and what mailboxes lose.
+        debug: what a `rtpool.debug.Debugger` finds.
         recorder: the flight recorder; None where the options want none.
 
     Thread-safety: immutable.
@@ -208,7 +213,7 @@ class Logs:
         self.recorder = FlightRecorder(options.recorder_size) if options.recorder_size else None
         #: Takes secrets out of a text.
         self.hide = Redactor(options, *secrets).hide_all
-        self.pool, self.io, self.session, self.dispatch = (
+        self.pool, self.io, self.session, self.dispatch, self.debug = (
             Log(
                 _given(options, room),
                 self.recorder,
@@ -217,7 +222,7 @@ class Logs:
                 record_frames=options.record_frames,
                 pool=name,
             )
-            for room in ("pool", "io", "session", "dispatch")
+            for room in ("pool", "io", "session", "dispatch", "debug")
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-__all__ = ["Essential", "Loss", "Mailbox"]
+__all__ = ["Essential", "InHand", "Loss", "Mailbox", "Waiting"]
 
 #: So often per full mailbox it is noted when an item came.
 MARKS = 16
@@ -36,6 +36,38 @@ class Loss:
         self.after = after  # how many ordinary items had been put in when it began: it stands behind them
 
 
+class Waiting(NamedTuple):
+    """
+    What of a mailbox was not handed over yet.
+
+    Attributes:
+        since: since when, at the latest, None when nothing waits and nothing was lost unsaid.
+        items: what waits, what is essential included, and what a worker has in its hands; it may be through with some.
+    """
+
+    since: datetime | None
+    items: list[Any]
+
+
+class InHand(NamedTuple):
+    """
+    What a worker has in hand.
+
+    Attributes:
+        mailbox: what it took that from.
+        worker: its thread's number.
+        begun: when, monotonic.
+        place: what changes when the worker is through with an item.
+        first: whether the item in progress is the first of them, so that it began then.
+    """
+
+    mailbox: Mailbox
+    worker: int
+    begun: float
+    place: tuple[int, int]
+    first: bool
+
+
 class Mailbox:
     """
     What waits for one Channel. A kind of mailbox says in `run` what becomes of an item, on a worker.
@@ -52,7 +84,9 @@ class Mailbox:
 
     __slots__ = (
         "appended",
+        "begun",
         "blocked",
+        "callback_seconds",
         "delivered",
         "done",
         "dropped",
@@ -64,6 +98,7 @@ class Mailbox:
         "items",
         "limit",
         "loss",
+        "lost",
         "marks",
         "ordinary",
         "overflow",
@@ -96,6 +131,7 @@ class Mailbox:
         self.loss: Loss | None = None
         self.scheduled = False
         self.running: int | None = None  # the worker's thread id
+        self.begun = 0.0  # when it took what it has in hand, monotonic
         self.runs = 0
         self.interrupted = False  # the worker is to look up after the item in progress
         self.done = 0  # items of its hand the worker is through with
@@ -108,6 +144,8 @@ class Mailbox:
         self.received = 0
         self.delivered = 0
         self.dropped = 0
+        self.lost = 0  # of the dropped ones, those for which it had no room
+        self.callback_seconds = 0.0  # for which it was in workers' hands, until they put it back
 
     # What a kind of mailbox says; called without a lock.
 
@@ -157,6 +195,11 @@ class Mailbox:
         hand = self.hand
         return 0 if not hand or isinstance(hand[0], Essential) else len(hand)
 
+    def in_hand(self, worker: int) -> InHand:
+        """What a worker has in its hands, as a look from another thread sees it."""
+        first = len(self.hand) == 1 or (self.ordinary_in_hand > 0 and not self.done)
+        return InHand(self, worker, self.begun, (self.runs, self.done), first)
+
     def mark(self, now: datetime) -> None:
         """Note when the next item comes, if it is time for that."""
         marks = self.marks
@@ -183,6 +226,13 @@ class Mailbox:
         """When the oldest item came that waits, or that a worker has in its hands, or some time before."""
         return self.came_at(self.removed - self.ordinary_in_hand, now)
 
+    def waiting(self, now: datetime) -> Waiting:
+        """What waits, and what was lost and not announced yet."""
+        times = [self.oldest_came_at(now)] if self.queued else []
+        times += [self.loss.first] if self.loss is not None else []
+        items = (*self.hand, *(self.spare or ()), *(self.items or ()))
+        return Waiting(min(times, default=None), [item.item if isinstance(item, Essential) else item for item in items])
+
     def due_loss(self) -> Loss | None:
         """A loss that stands before the next item, to be announced now."""
         loss = self.loss
@@ -190,6 +240,24 @@ class Mailbox:
             return None
         self.loss = None
         return loss
+
+    def lose(self, items: Sequence[Any], lost: int, now: datetime) -> Sequence[Any]:
+        """Drop so many of what waits and of `items` that come, as the policy says; those of `items` that go in."""
+        room, loss = len(items) - lost, self.loss
+        if loss is None and self.overflow == "drop_oldest":
+            loss = Loss(self.came_at(self.removed, now) if self.ordinary else now, 0)
+        elif loss is None:
+            loss = Loss(now, self.appended + room)
+        self.loss = loss
+        loss.count += lost
+        loss.last = now
+        if self.overflow == "drop_newest":
+            return items[:room]
+        of_old = min(lost, self.ordinary)
+        self.remove_oldest(of_old)
+        self.appended += lost - of_old  # came, and went at once
+        self.removed += lost
+        return items[lost - of_old :]
 
     def remove_oldest(self, count: int) -> None:
         """Take out so many ordinary items, the oldest."""

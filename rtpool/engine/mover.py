@@ -138,9 +138,14 @@ class Mover:
 
     # What the audit asks
 
+    @property
+    def is_merging(self) -> bool:
+        """Whether a connection is being emptied."""
+        return self._source is not None or self.move is not None
+
     def merge(self) -> bool:
         """Begin to empty a connection if that can be done; whether one is being emptied."""
-        if self._source is not None or self.move is not None:
+        if self.is_merging:
             return True
         if self._stopped or not self._supabase or self._loop.now < self._not_before or not self._is_calm():
             return False

@@ -182,6 +182,7 @@ class SendBudget:
             if full is None or self._closed:
                 self._outstanding += outgoing.size
                 subscriber.unsettled += 1
+                subscriber.pushed = True
                 return None
             if ear is not None:
                 self._room.listen(ear)

@@ -36,7 +36,8 @@ class PushQueue:
         send: called with a join when it is the turn of the first push in its buffer.
         log: where it is told that pushes wait.
 
-    Thread-safety: confined to the I/O thread, except `delayed` and `per_second`, which may be read anywhere.
+    Thread-safety: confined to the I/O thread, except `delayed`, `refusals` and `per_second`, which may be read
+    anywhere.
     """
 
     def __init__(self, loop: IoLoop, max_per_second: float | None, send: Callable[[Join], object], log: Log) -> None:
@@ -49,6 +50,8 @@ class PushQueue:
         self._timer: Timer | None = None
         self._drained: Callable[[], None] | None = None
         self._told_at = self._delayed_at = -math.inf
+        #: How often the server ended a channel because of too many.
+        self.refusals = 0
         #: Pushes that had to wait.
         self.delayed = 0
 
@@ -90,6 +93,7 @@ class PushQueue:
         """The server ended a channel: halve the pace for a while if that was for too many messages of the project."""
         if not words.startswith(TOO_MANY_MESSAGES):
             return
+        self.refusals += 1
         now = self._loop.now
         if self._pace is None:
             if now - self._told_at >= RECOVERY:

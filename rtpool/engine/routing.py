@@ -4,6 +4,7 @@ From a message of a join to the mailboxes of the Channels that share it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -30,6 +31,7 @@ from rtpool.protocol.postgres import ChangeBinding, index_ids, matching, parse_c
 from rtpool.protocol.presence import PresenceChange
 from rtpool.protocol.refusals import words_of
 from rtpool.registry import Attachment, Delivery, Subscriber
+from rtpool.stats import GAP_CAUSES
 
 __all__ = ["GAP", "Router", "gap_fields"]
 
@@ -83,7 +85,8 @@ class Router:
                 POSTGRES_CHANGES: self._postgres_changes,
                 SYSTEM: self._system,
             }
-        self.gaps = 0
+        #: Announced, by cause.
+        self.gaps = Counter(dict.fromkeys(GAP_CAUSES, 0))
 
     def flush(self) -> list[Mailbox]:
         """Hand over what was collected; return the mailboxes that overflowed and need a decision."""
@@ -347,7 +350,7 @@ class Router:
         return gap
 
     def _count(self, gap: Gap) -> None:
-        self.gaps += 1
+        self.gaps[gap.cause] += 1
         self._untold.setdefault((gap.topic, gap.cause), []).append(gap)
 
     # Inside

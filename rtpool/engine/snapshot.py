@@ -18,6 +18,8 @@ def stats_of(engine: Engine) -> PoolStats:
     totals = sockets.totals()
     connections = tuple(connection.details() for connection in sockets.all)
     subscribers = engine.registry.subscribers()
+    gaps = dict(coordinator.router.gaps)
+    gaps["overflow"] += engine.overflow_gaps
     latencies = [c.heartbeat_latency for c in connections if c.state == "open" and c.heartbeat_latency is not None]
     return PoolStats(
         connection_status="closed" if engine.closed else sockets.status,
@@ -34,7 +36,9 @@ def stats_of(engine: Engine) -> PoolStats:
         messages_delivered=engine.dispatcher.delivered,
         messages_dropped=engine.dispatcher.dropped,
         callback_errors=engine.callback_errors,
-        gaps=coordinator.router.gaps + engine.overflow_gaps,
+        callback_seconds=engine.dispatcher.callback_seconds,
+        gaps=sum(gaps.values()),
+        gaps_by_cause=gaps,
         pushes_sent=coordinator.pushes.sent,
         pushes_delayed=coordinator.pushes.queue.delayed,
         joins_per_second=coordinator.joining.queue.per_second,
@@ -60,4 +64,5 @@ def _details(subscriber: Subscriber) -> SubscriptionDetails:
         queued=max(0, sum(m.queued for m in mailboxes)),
         delivered=sum(m.delivered for m in mailboxes),
         dropped=sum(m.dropped for m in mailboxes),
+        callback_seconds=sum(m.callback_seconds for m in mailboxes),
     )

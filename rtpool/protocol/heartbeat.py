@@ -56,6 +56,10 @@ class Pulse:
         """When something is due: the next heartbeat, or the answer to the last."""
         return self._next_at if self._ref is None else self._deadline
 
+    def awaited(self, now: float) -> float:
+        """Seconds for which an answer has been awaited; 0 while none is."""
+        return 0.0 if self._ref is None else max(0.0, now - self._sent_at)
+
     def is_due(self, now: float) -> bool:
         """Whether a heartbeat is to be sent."""
         return self._ref is None and self._next_at is not None and self._next_at <= now

@@ -215,6 +215,10 @@ class Session:
             return self._timers[0][0]
         return due
 
+    def heartbeat_awaited(self, now: float) -> float:
+        """Seconds for which a heartbeat has had no answer; 0 while a join is outstanding, which holds it up."""
+        return 0.0 if self._joins_in_flight else self._pulse.awaited(now)
+
     # What we do
 
     def connected(self, now: float) -> None:
