@@ -183,7 +183,7 @@ class Observation:
         channels: every subscribed one.
         in_hand: what the workers are at.
         siblings: names of other running pools of the same URL and key.
-        service_key: whether the key passes over row-level security.
+        service_key, service_header: whether the key, or one in a header, passes over row-level security.
         key_expires: when it expires, seconds since the epoch.
         slowed: how often the server ended channels because of too many events.
         overflowed, too_big_sent, too_big_received: events that met a full mailbox, messages over a limit.
@@ -203,6 +203,7 @@ class Observation:
     in_hand: tuple[InHand, ...]
     siblings: tuple[str, ...]
     service_key: bool
+    service_header: bool
     key_expires: float | None
     slowed: int
     overflowed: int
@@ -236,7 +237,8 @@ def observe(engine: Engine) -> Observation:
         channels=tuple(seen for s in engine.registry.subscribers() if (seen := _channel(engine, s, now)) is not None),
         in_hand=tuple(dispatcher.in_hand()) if live else (),
         siblings=tuple(sorted(other.name for other in engines.running() if live and _is_sibling(engine, other))),
-        service_key=is_service_key(key) or any(is_service_key(text) for _, text in engine.options.headers),
+        service_key=is_service_key(key),
+        service_header=any(is_service_key(text) for _, text in engine.options.headers),
         key_expires=expiry_of(key) if key else None,
         slowed=coordinator.pushes.queue.refusals,
         overflowed=dispatcher.lost,

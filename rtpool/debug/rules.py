@@ -250,10 +250,11 @@ def expiring(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[
 
 def service_key(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
     """A key that passes over row-level security, where proxies log it or beside tokens of users."""
-    if not seen.service_key or not seen.options.is_supabase:
+    if not (seen.service_key or seen.service_header) or not seen.options.is_supabase:
         return
     tokens = seen.inside.tokens if seen.inside is not None else ()
-    places = ["in the URL of its connections"] if seen.options.api_key_in == "query" else []
+    in_url = seen.service_key and seen.options.api_key_in == "query"
+    places = ["in the URL of its connections"] if in_url else []
     if any(token.role != "service_role" for token in tokens):
         places.append("with access tokens of users")
     if places:

@@ -403,6 +403,20 @@ def test_a_service_key_in_the_urls_query_is_found_and_not_in_a_header(watch: Wat
             watching.is_cured_of("RTP022")
 
 
+def test_a_service_key_in_a_header_is_an_issue_only_beside_tokens_of_users(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    key = server.token(role="service_role")
+    pool = make_pool(headers={"Authorization": f"Bearer {key}"})
+    pool.channel("room").subscribe()
+    watching = watch(pool)
+    assert not watching.of("RTP022")
+    own = pool.channel("own", access_token=server.token(sub="ann")).subscribe()
+    watching.finds("RTP022", f"pool {pool._engine.name}", "it is used with access tokens of users")
+    own.unsubscribe()
+    watching.is_cured_of("RTP022")
+
+
 # Limits
 
 
