@@ -30,7 +30,7 @@ SIGNS = {
     "ok": ("✔", "+", "green"),
     "warning": ("!", "!", "yellow"),
     "failed": ("✘", "x", "red"),
-    "skipped": ("–", "-", "bright_black"),
+    "skipped": ("·", "-", "bright_black"),
 }
 
 
@@ -67,9 +67,7 @@ def doctor(
     """
     try:
         options = rtpool.PoolOptions(proxy=proxy)
-        case = Case(
-            url, key, token=token, topic=topic, table=table, private=private, options=options, timeout=timeout
-        )
+        case = Case(url, key, token=token, topic=topic, table=table, private=private, options=options, timeout=timeout)
     except (InvalidValue, InvalidType) as error:
         raise click.UsageError(str(error)) from error
     if as_json:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from rtpool.doctor.case import Case
@@ -57,12 +58,15 @@ def read_url(case: Case) -> Finding:
         parts = urlsplit(url)
         if parts.scheme in ("postgres", "postgresql"):
             return failed("this is the database's connection string", SHAPE)
+        if parts.scheme.lower() not in ("https", "http", "wss", "ws"):
+            hint = "" if "://" in url else "Put https:// in front. "
+            return failed("the URL begins with none of https://, http://, wss:// and ws://", hint + SHAPE)
+        parts.port  # noqa: B018 - raises; its words may repeat a password
         endpoint = Endpoint.from_url(url, None)
     except InvalidValue as error:
-        hint = "Put https:// in front. " if "scheme" in str(error) and "://" not in url else ""
-        return failed(str(error), hint + SHAPE)
+        return failed(str(error), SHAPE)
     except ValueError:
-        return failed("the URL cannot be read", SHAPE)
+        return failed("the URL cannot be read: look at its host and port", SHAPE)
     case.endpoint = endpoint
     return _mistake(parts, case.host) or _in_the_clear(parts, case) or ok(endpoint.url, url=endpoint.url)
 
@@ -85,7 +89,9 @@ def _mistake(parts: SplitResult, host: str) -> Finding | None:
             return failed(f"the path {path} is that of {service}", "Leave the path out: rtpool adds /realtime/v1.")
     path = parts.path.rstrip("/")
     if project_of(host) and path not in ("", "/realtime/v1", "/realtime/v1/websocket"):
-        return failed(f"a project has nothing at {printable(path)[:60]}", "Leave the path out: rtpool adds /realtime/v1.")
+        return failed(
+            f"a project has nothing at {printable(path)[:60]}", "Leave the path out: rtpool adds /realtime/v1."
+        )
     return None
 
 
@@ -120,11 +126,11 @@ def look_up(case: Case) -> Finding:
         return failed(f"{host} cannot be found: {why}", _unknown(case, host), host=host)
     case.addresses = [(family, str(address[0]), port) for family, _, _, _, address in found]
     texts = [text for _, text, _ in case.addresses]
-    details = {"host": host, "addresses": texts}
+    details: dict[str, Any] = {"host": host, "addresses": texts}
     if all(family == socket.AF_INET6 for family, _, _ in case.addresses):
         return warning(
             f"{host} has IPv6 addresses only: {_listed(texts)}",
-            "Where this machine's network has no IPv6 they cannot be reached. Many containers and CI runners have none.",
+            "Where this machine's network has no IPv6 they cannot be reached. Many containers have none.",
             **details,
         )
     whose = "the proxy " if case.options.proxy else ""

@@ -19,7 +19,7 @@ from rtpool.protocol.refusals import Action
 
 __all__ = ["ask_permission", "echo", "join", "watch_table"]
 
-#: What to do about a refused join, by its code or else its whole text.
+#: What to do about a channel that was refused or ended, by how the code, or the text without one, begins.
 JOINS = {
     "PrivateOnly": "This project allows private channels only (Realtime settings): give --private and a --token.",
     "Unauthorized": "Row-level security on realtime.messages lets this role not read the topic.",
@@ -43,12 +43,19 @@ JOINS = {
     "TenantNotFound": "There is no project of that reference here.",
     "RealtimeDisabledForTenant": "The project is suspended, or Realtime is switched off in its settings.",
     "unmatched topic": "The server knows no such topic: is this a Realtime server?",
-    "Realtime was unable to connect to the project database": "Is the database running, or paused?",
+    "Realtime was unable to connect": "Realtime does not reach the project's database: is it running, or paused?",
+    "Token has expired": "The token is over: give rtpool a callable as access_token, which it asks for the next.",
+    "You no longer have permission": "Row-level security has changed: it lets this role not read the topic any more.",
+    "You do not have permission": "Row-level security on realtime.messages lets this role not read the topic.",
+    "Too many messages per second": "The project sends and delivers more a second than its plan allows: set "
+    "max_events_per_second, or raise the limit. The average of a minute counts.",
 }
 
 #: Who may read and write a private topic is for these to say.
-POLICY = """create policy "{name}" on realtime.messages for {command} to {role}
-  {clause} (realtime.topic() = '{topic}' and extension in ('broadcast', 'presence'));"""
+POLICY = """create policy "{name}" on realtime.messages
+  for {command} to {role} {clause} (
+    realtime.topic() = '{topic}'
+    and extension in ('broadcast', 'presence'));"""
 
 #: What a subscription that is in order leaves open.
 UNPROVEN = (
@@ -56,6 +63,8 @@ UNPROVEN = (
     "and grant. Change a row and see: `rtpool listen`."
 )
 
+#: Seconds in which the reason comes after the end of a push.
+A_MOMENT = 0.5
 #: Broadcasts lost in a row after which no more are sent, and seconds for all of them.
 LOST_IN_A_ROW, ECHO_SECONDS = 3, 5.0
 
@@ -67,7 +76,7 @@ def _why(error: Exception | None, seconds: float) -> tuple[str, str]:
     if not isinstance(error, JoinRefused):
         return str(error), "The connection was lost on the way: look at proxies, and at the server's log."
     said = f"{error.code}: {error.reason}" if error.code else error.reason
-    known = JOINS.get(error.code or "") or JOINS.get(error.reason)
+    known = next((advice for start, advice in JOINS.items() if said.startswith(start)), None)
     return f"refused: {said} ({ACTIONS[error.action]})", known or "Look at the project's Realtime logs."
 
 
@@ -90,7 +99,7 @@ def join(case: Case) -> Finding:
         return failed(words, advice, **_details(trouble.error, case.topic))
     case.channel = channel
     milliseconds = (time.monotonic() - started) * 1000
-    return ok(f"{case.topic!r} joined in {milliseconds:.0f} ms, connecting included", topic=case.topic)
+    return ok(f"{case.topic!r} joined, {milliseconds:.0f} ms with connecting", topic=case.topic)
 
 
 def ask_permission(case: Case) -> Finding:
@@ -126,7 +135,8 @@ def ask_permission(case: Case) -> Finding:
             topic=case.topic,
         )
     except RtpoolError as error:
-        return say(str(error), "Reading is allowed; the channel ended at the first broadcast.", read=True, role=role)
+        words, advice = _why(_trouble(statuses, A_MOMENT) or error, case.patience)
+        return say(f"ended at the first broadcast: {words}", advice, read=True, role=role, topic=case.topic)
     finally:
         if not case.private:
             channel.unsubscribe(timeout=min(1.0, case.left))
@@ -207,11 +217,6 @@ def echo(case: Case) -> Finding:
     }
     if trouble is not None:
         words, advice = _why(trouble, case.patience)
-        reason = trouble.reason if isinstance(trouble, JoinRefused) else ""
-        if reason.startswith("Too many"):
-            case.refusals.append(reason)
-            advice = "The project sends and delivers more a second than its plan allows. Set max_events_per_second, "
-            advice += "or raise the limit; retries wait a minute's average out."
         return failed(f"the channel was ended after {sent} broadcasts: {words}", advice, **details)
     if lost:
         return failed(
@@ -246,11 +251,11 @@ def _send_and_hear(case: Case, channel: Channel) -> tuple[list[float], int, Exce
             channel.send_broadcast(EVENT, {"n": number, "probe": probe}, timeout=max(0.1, case.wait))
             back = _await(came, number, sent, latencies, time.monotonic() + min(case.wait, 2.0))
             in_a_row = 0 if back else in_a_row + 1
-            trouble = _trouble(case)
+            trouble = _trouble(case.statuses)
             if trouble is not None:
                 return latencies, len(sent), trouble
     except RtpoolError as error:
-        return latencies, len(sent), _trouble(case) or error
+        return latencies, len(sent), _trouble(case.statuses, A_MOMENT) or error
     finally:
         channel.off(hear)
     return latencies, len(sent), None
@@ -276,16 +281,16 @@ def _await(
             return True
 
 
-def _trouble(case: Case) -> Exception | None:
-    """What the channel has been told since it was joined."""
-    with_error = None
+def _trouble(statuses: queue.SimpleQueue[StatusChange], seconds: float = 0.0) -> Exception | None:
+    """What a Channel has been told since it was joined, or is within some seconds: the first error that stays one."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            change = case.statuses.get_nowait()
+            change = statuses.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
-            return with_error
+            return None
         if change.error is not None and not _passing(change.error):
-            with_error = with_error or change.error
+            return change.error
 
 
 def _passing(error: Exception) -> bool:

@@ -17,7 +17,7 @@ from rtpool.engine.dialer import Endpoint, dial
 from rtpool.engine.streams import Address
 from rtpool.engine.timed import HEAD_LIMIT, Answer, TimedSocket, read_answer, request_head
 from rtpool.errors import ConnectionFailed, HandshakeRefused, InvalidValue
-from rtpool.events import Heartbeat
+from rtpool.events import Heartbeat, StatusChange
 from rtpool.protocol.refusals import Action, printable
 
 __all__ = ["ACTIONS", "beat", "compare_clocks", "list_limits", "upgrade"]
@@ -89,7 +89,9 @@ def upgrade(case: Case) -> Finding:
         return _refused(case, error)
     except ConnectionFailed as error:
         words = str(error).removeprefix("no connection to ")
-        return failed(words, "TCP and TLS work: what answers is no WebSocket server, or hangs.", retryable=error.retryable)
+        return failed(
+            words, "TCP and TLS work: what answers is no WebSocket server, or hangs.", retryable=error.retryable
+        )
     close(dialed.sock)
     case.skew = dialed.clock_skew
     milliseconds = (time.monotonic() - started) * 1000
@@ -104,8 +106,8 @@ def _refused(case: Case, error: HandshakeRefused) -> Finding:
     if 200 <= status < 300 or "<html" in body.lower():
         said = f"HTTP {status} with a web page" if "<html" in body.lower() else f"HTTP {status} in place of 101"
         advice = (
-            "Something else answers in the server's place: a captive portal (open a browser and sign in to the network), "
-            "a proxy's page, or a website at this address."
+            "Something else answers in the server's place: a captive portal (open a browser and sign in to the "
+            "network), a proxy's page, or a website at this address."
         )
     elif 300 <= status < 400:
         said, advice = f"HTTP {status}: it points elsewhere", _elsewhere(error)
@@ -147,19 +149,23 @@ def compare_clocks(case: Case) -> Finding:
 
 def beat(case: Case) -> Finding:
     """Whether heartbeats are answered, and how fast."""
-    beats: queue.SimpleQueue[Heartbeat] = queue.SimpleQueue()
+    told: queue.SimpleQueue[Heartbeat | StatusChange] = queue.SimpleQueue()
     pool = case.new_pool(heartbeat_interval=BETWEEN, heartbeat_timeout=max(0.1, case.wait), auto_reconnect=False)
-    pool.on_heartbeat(beats.put)
+    pool.on_heartbeat(told.put)
     latencies: list[float] = []
     try:
         pool.connect(max(0.1, case.wait))
+        pool.on_status(told.put)
         deadline = time.monotonic() + case.wait + BETWEEN * BEATS
         while len(latencies) < BEATS:
-            heartbeat = beats.get(timeout=max(0.0, deadline - time.monotonic()))
-            if heartbeat.status == "timeout":
+            news = told.get(timeout=max(0.0, deadline - time.monotonic()))
+            if isinstance(news, StatusChange):
+                if news.error is not None:
+                    raise news.error
+            elif news.status == "timeout":
                 raise queue.Empty
-            if heartbeat.status == "ok" and heartbeat.latency is not None:
-                latencies.append(heartbeat.latency)
+            elif news.latency is not None:
+                latencies.append(news.latency)
     except queue.Empty:
         return failed(
             f"{len(latencies)} of {BEATS} heartbeats were answered within {case.patience:g} s",
@@ -193,7 +199,7 @@ def list_limits(case: Case) -> Finding:
         "max_payload_size": case.options.max_payload_size,
     }
     told = f"{limit:g} events/s announced, {rolling or 0:g} used" if limit else "none announced"
-    words = f"{told}; rtpool keeps to {case.options.max_joins_per_second:g} joins/s"
+    words = f"{told}; rtpool: {case.options.max_joins_per_second:g} joins/s"
     met = [refusal for refusal in case.refusals if "Too many" in refusal or "limit" in refusal.lower()]
     if met:
         return warning(f"{words}; met: {met[0]}", LIMITS, **details)
@@ -210,7 +216,7 @@ def _announced(case: Case) -> dict[str, float]:
     """The ``x-rate-…`` headers of the server's REST side; none where it cannot be reached."""
     parts = urlsplit(case.endpoint.url)
     path = parts.path.removesuffix("/websocket").removesuffix("/socket").rstrip("/")
-    headers = [("Host", parts.netloc), ("Connection", "close"), ("Accept-Encoding", "identity")]
+    headers = [("Host", parts.netloc), ("Connection", "close"), ("Accept-Encoding", "identity"), *case.options.headers]
     if case.key:
         headers.append(("apikey", case.key))
     try:

@@ -9,8 +9,9 @@ import ssl
 import time
 from datetime import datetime, timezone
 from socket import AF_INET6, IPPROTO_TCP, SOCK_STREAM, socket
+from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 from rtpool.doctor.case import Case
 from rtpool.doctor.certificate import Certificate, read_certificate
@@ -23,6 +24,12 @@ __all__ = ["connect", "shake_hands", "through_proxy"]
 
 #: Addresses that are tried at most; nobody has so many by intent.
 MOST = 8
+#: What else leads to a certificate for other names, and what to do about an authority that is not trusted.
+ASTRAY = "A name in /etc/hosts, and a proxy that ends TLS, lead to a wrong one as well."
+UNTRUSTED = (
+    "For a private authority pass an ssl_context with its cafile, or set SSL_CERT_FILE. For a public one the server "
+    "leaves out an intermediate, or this machine lacks root certificates (ca-certificates, certifi)."
+)
 #: Days before its end from which on a certificate is told of.
 SOON = 14
 
@@ -40,12 +47,12 @@ def connect(case: Case) -> Finding:
         started = time.monotonic()
         try:
             _connect(case, family, address, port, share)
-        except OSError as error:
-            troubles[address] = error
+        except OSError as trouble:
+            troubles[address] = trouble
         else:
             times[address] = time.monotonic() - started
     port = case.target.port
-    details = {
+    details: dict[str, Any] = {
         "port": port,
         "milliseconds": {address: round(seconds * 1000, 3) for address, seconds in times.items()},
         "failed": {address: _why(error) for address, error in troubles.items()},
@@ -100,7 +107,7 @@ def _of_environment(case: Case) -> str | None:
     proxies = getproxies_environment()
     scheme = "https" if urlsplit(case.endpoint.url).scheme == "wss" else "http"
     name = next((name for name in (scheme, "all") if name in proxies), None)
-    if name is None or proxy_bypass_environment(case.host, proxies):
+    if name is None or proxy_bypass(case.host):
         return None
     return f"{name.upper()}_PROXY"
 
@@ -125,7 +132,7 @@ def through_proxy(case: Case) -> Finding:
             return ok(f"{scheme}://{at} leads to {_server(case)}", used=True, proxy=f"{scheme}://{at}")
     except ProxyRefused as error:
         return failed(f"{error}", _refused_by_proxy(error), used=True, status=error.status)
-    except (ConnectionFailed, OSError) as error:
+    except Exception as error:  # of several libraries
         failing = error if isinstance(error, ConnectionFailed) else failure(f"the proxy {at}", error, case.wait)
         return failed(f"{failing}", f"Is there a {scheme} proxy at {at}? Look at the scheme in --proxy.", used=True)
 
@@ -156,14 +163,16 @@ def shake_hands(case: Case) -> Finding:
             certificate = read_certificate(sock.getpeercert(True) or b"")
     except ssl.SSLCertVerificationError as error:
         return _distrusted(case, error)
-    except (ConnectionFailed, OSError) as error:
+    except Exception as error:  # of several libraries
         failing = error if isinstance(error, ConnectionFailed) else failure(where, error, case.wait)
         return failed(f"{failing}", _no_tls(error), where=where)
     days = (certificate.not_after - _now()).days
     words = f"{version}, certificate by {certificate.issuer or 'nobody'}, {days} days left"
     details = {"version": version, "cipher": cipher, **_described(certificate)}
     if days < SOON:
-        return warning(words, f"It ends on {certificate.not_after:%Y-%m-%d}: renew it, or see why that fails.", **details)
+        return warning(
+            words, f"It ends on {certificate.not_after:%Y-%m-%d}: renew it, or see why that fails.", **details
+        )
     return ok(words, **details)
 
 
@@ -171,7 +180,7 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _described(certificate: Certificate) -> dict[str, object]:
+def _described(certificate: Certificate) -> dict[str, Any]:
     return {
         "subject": certificate.subject,
         "issuer": certificate.issuer,
@@ -212,8 +221,7 @@ def _explained(case: Case, certificate: Certificate, why: str) -> tuple[str, str
         names = ", ".join(certificate.names[:4]) or certificate.subject or "nobody"
         return (
             f"the certificate is not for {case.host}: it is for {names}",
-            f"Give a URL with one of its names, or have the server serve one for {case.host}. A name in /etc/hosts, "
-            "and a proxy that ends TLS, lead to a wrong one as well.",
+            f"Give a URL with one of its names, or have the server serve one for {case.host}. {ASTRAY}",
         )
     if certificate.self_signed:
         return (
@@ -222,8 +230,7 @@ def _explained(case: Case, certificate: Certificate, why: str) -> tuple[str, str
         )
     return (
         f"nobody here trusts who issued the certificate, {certificate.issuer or 'unnamed'}: {why}",
-        "For a private authority pass an ssl_context with its cafile, or set SSL_CERT_FILE. For a public one the "
-        "server leaves out an intermediate, or this machine lacks root certificates (ca-certificates, certifi).",
+        UNTRUSTED,
     )
 
 
@@ -233,4 +240,6 @@ def _no_tls(error: Exception) -> str:
         return "What answers speaks no TLS: look at the port, or give the URL as http://."
     if isinstance(error, TimeoutError):
         return "It takes connections and answers nothing: its process hangs, or a firewall swallows TLS."
+    if "EOF" in str(reason):
+        return "It hung up: it may speak no TLS (then give the URL as http://), or a firewall between breaks it off."
     return "Something between, such as a proxy that ends TLS or a firewall, may break it off."
