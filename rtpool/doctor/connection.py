@@ -199,14 +199,13 @@ def list_limits(case: Case) -> Finding:
         "max_payload_size": case.options.max_payload_size,
     }
     told = f"{limit:g} events/s announced, {rolling or 0:g} used" if limit else "none announced"
-    words = f"{told}; rtpool: {case.options.max_joins_per_second:g} joins/s"
+    words = f"{told}; others are told only when passed"
     met = [refusal for refusal in case.refusals if "Too many" in refusal or "limit" in refusal.lower()]
     if met:
         return warning(f"{words}; met: {met[0]}", LIMITS, **details)
     if limit and rolling is not None and rolling >= NEAR * limit:
         return warning(words, f"The project is near its limit of events. {LIMITS}", **details)
-    unknown = "A server tells its limits of joins, channels (100 a socket) and sizes only when they are passed."
-    return ok(words, unknown, **details)
+    return ok(words, **details)
 
 
 LIMITS = "Set max_joins_per_second and max_events_per_second below the plan's (supabase.com/docs, Realtime quotas)."

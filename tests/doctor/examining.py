@@ -32,7 +32,7 @@ def step_of(report: Report, name: str) -> Step:
 
 def fails_at(report: Report, name: str, words: str, advice: str, *, warned: tuple[str, ...] = ()) -> Step:
     """
-    Exactly this step failed, with these words and this advice; all before it are ticked, and what needs it was left out.
+    Exactly this step failed, with these words and advice; all before it are ticked, and what needs it was left out.
 
     Args:
         words, advice: regular expressions.

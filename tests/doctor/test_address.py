@@ -109,10 +109,9 @@ def test_a_look_up_that_hangs_takes_no_longer_than_the_time_given(monkeypatch: p
 
 def test_a_port_where_nobody_listens() -> None:
     port = closed_port()
-    found = fails_at(
-        examine(f"http://127.0.0.1:{port}", KEY), "tcp", f"port {port} of 127.0.0.1: connection refused", "Nothing listens",
-        warned=("key",),
-    )  # fmt: skip
+    report = examine(f"http://127.0.0.1:{port}", KEY)
+    words = f"port {port} of 127.0.0.1: connection refused"
+    found = fails_at(report, "tcp", words, "Nothing listens", warned=("key",))
     assert found.details["failed"] == {"127.0.0.1": "connection refused"}
 
 

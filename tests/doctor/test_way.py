@@ -180,12 +180,12 @@ def test_a_server_that_never_shakes_hands() -> None:
 
 
 def test_a_certificate_is_read_as_ssl_reads_one_it_trusts(authority: trustme.CA) -> None:
-    with RealtimeServer(ssl_context=serving(authority, "127.0.0.1", "::1", "*.host.example")) as server:
-        with (
-            socket.create_connection(("127.0.0.1", server.port)) as sock,
-            trusting(authority).wrap_socket(sock, server_hostname="127.0.0.1") as secured,
-        ):
-            der, known = secured.getpeercert(True), secured.getpeercert()
+    with (
+        listening(serving(authority, "127.0.0.1", "::1", "*.host.example")) as peer,
+        socket.create_connection(("127.0.0.1", peer.port)) as sock,
+        trusting(authority).wrap_socket(sock, server_hostname="127.0.0.1") as secured,
+    ):
+        der, known = secured.getpeercert(True), secured.getpeercert()
     assert der is not None
     assert known is not None
     ours = read_certificate(der)
@@ -275,7 +275,7 @@ def test_what_is_no_websocket_server(serve: Serve, words: str, advice: str) -> N
 # The clocks
 
 
-@pytest.mark.parametrize(("apart", "words"), [(3600, "3,[56][09][09] s behind"), (-90, "(89|90) s ahead of")])
+@pytest.mark.parametrize(("apart", "words"), [(3600, "3,(59[0-9]|600) s behind"), (-90, "(89|9[0-9]) s ahead of")])
 def test_a_clock_that_is_wrong_is_told_of(apart: int, words: str) -> None:
     theirs = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=apart)
     with Peer(upgrading(f"Date: {format_datetime(theirs, usegmt=True)}")) as peer:
