@@ -198,8 +198,7 @@ def list_limits(case: Case) -> Finding:
         "max_channels_per_connection": case.options.max_channels_per_connection,
         "max_payload_size": case.options.max_payload_size,
     }
-    told = f"{limit:g} events/s announced, {rolling or 0:g} used" if limit else "none announced"
-    words = f"{told}; others are told only when passed"
+    words = f"{limit:g} events/s announced ({rolling or 0:g} used), no others" if limit else "none announced"
     met = [refusal for refusal in case.refusals if "Too many" in refusal or "limit" in refusal.lower()]
     if met:
         return warning(f"{words}; met: {met[0]}", LIMITS, **details)

@@ -265,7 +265,7 @@ def test_a_connection_that_breaks_between_broadcasts(server: RealtimeServer) -> 
 def test_limits_are_told_as_the_server_announces_them(server: RealtimeServer) -> None:
     server.configure(max_events_per_second=500)
     step = fine(examine(server.url, server.api_key))["limits"]
-    assert step.words == "500 events/s announced, 0 used; others are told only when passed"
+    assert step.words == "500 events/s announced (0 used), no others"
     assert step.details["events_per_second"] == 500
     assert step.details["joins_per_second"] == 50
 
@@ -281,7 +281,7 @@ def test_a_server_that_announces_nothing(server: RealtimeServer) -> None:
     from rtpool.testing import Refusal
 
     server.on_request = lambda request: Refusal(404)
-    assert fine(examine(server.url, server.api_key))["limits"].words.startswith("none announced; ")
+    assert fine(examine(server.url, server.api_key))["limits"].words.startswith("none announced")
 
 
 # The doctor itself
