@@ -84,8 +84,9 @@ class Mailbox:
         self.pulled = pulled
         self.limit = limit
         self.overflow = overflow
-        # An empty deque has 760 bytes; most mailboxes wait for hours.
-        self.items: deque[Any] | None = None
+        # None, for an empty deque has 760 bytes and most mailboxes wait for hours; what came first, as it came; a deque
+        # once there is more, see `queue`.
+        self.items: Sequence[Any] | None = None
         self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
         # Ordinary items put in and taken out since it was opened, and when some of them came: (how many had, when).
         self.appended = self.removed = 0
@@ -138,10 +139,11 @@ class Mailbox:
         return self.received - self.delivered - self.dropped
 
     def queue(self) -> deque[Any]:
-        """The items, to add to."""
-        if self.items is None:
-            self.items = deque()
-        return self.items
+        """The items, to add to and to take from."""
+        items = self.items
+        if not isinstance(items, deque):
+            self.items = items = deque(items or ())
+        return items
 
     def essentials(self) -> deque[Any]:
         """The spare items, to add to."""
@@ -158,15 +160,15 @@ class Mailbox:
     def mark(self, now: datetime) -> None:
         """Note when the next item comes, if it is time for that."""
         marks = self.marks
-        if marks is None:
-            marks = self.marks = []
-        elif self.ordinary and self.appended - marks[-1][0] < self.limit / MARKS:
+        if marks is None or not (self.ordinary or self.hand):
+            self.marks = [(self.appended, now)]
+            return
+        if self.ordinary and self.appended - marks[-1][0] < self.limit / MARKS:
             return
         marks.append((self.appended, now))
-        if len(marks) > 1:
-            of_interest = self.removed - self.ordinary_in_hand
-            while len(marks) > 1 and marks[1][0] <= of_interest:
-                del marks[0]
+        of_interest = self.removed - self.ordinary_in_hand
+        while len(marks) > 1 and marks[1][0] <= of_interest:
+            del marks[0]
 
     def came_at(self, index: int, now: datetime) -> datetime:
         """When the item of this number came, or some time before."""
