@@ -85,7 +85,7 @@ def _parts(event: Event) -> tuple[str, str, str]:
     if isinstance(event, SystemMessage):
         return "system", event.extension, f"{event.status}: {event.message}"
     if isinstance(event, Gap):
-        return "GAP", event.cause, _lost(event)
+        return "GAP", f"{event.cause}:", _lost(event)
     if isinstance(event, Message):
         return "message", event.event, _content(event.payload)
     return type(event).__name__, "", str(event)

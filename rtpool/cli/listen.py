@@ -30,33 +30,26 @@ __all__ = ["listen"]
 PATIENCE = 15.0
 #: Seconds between two looks at the time, and at whether anything can come any more.
 LOOK = 0.5
+#: What ``--replay`` without a moment stands for.
+MISSED = "missed"
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-class Since(click.ParamType):
-    """A moment: how long ago, or ISO 8601; the local time where it has no offset."""
-
-    name = "since"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool | datetime:
-        """True for ``missed``, what is missed in interruptions alone."""
-        if isinstance(value, (bool, datetime)):
-            return value
-        if value == "missed":
-            return True
-        try:
-            ago = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", value)
-            if ago:
-                return datetime.now(timezone.utc) - timedelta(**{UNITS[ago[2]]: float(ago[1])})
-            # Python 3.10 does not know the Z
-            return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", value)).astimezone()
-        except (ValueError, OverflowError, OSError):
-            self.fail(
-                f"{value!r} is no moment: give 90s, 10m, 2h, 3d, or ISO 8601; TOPIC goes before the options, or write "
-                "--replay=missed",
-                param,
-                ctx,
-            )
+def _moment(_: click.Context, option: click.Parameter, value: str | None) -> bool | datetime | None:
+    """How long ago, or ISO 8601, in local time where it has no offset; True for what is missed in interruptions."""
+    if value is None or value == MISSED:
+        return None if value is None else True
+    try:
+        ago = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd])", value)
+        if ago:
+            return datetime.now(timezone.utc) - timedelta(**{UNITS[ago[2]]: float(ago[1])})
+        return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", value)).astimezone()  # Python 3.10 knows no Z
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(
+            f"{value!r} is no moment: give 90s, 10m, 2h, 3d, or ISO 8601. TOPIC goes before it, or write "
+            f"--replay={MISSED}",
+            param=option,
+        ) from None
 
 
 @attrs.frozen(kw_only=True)
@@ -88,8 +81,9 @@ class Wish:
 
     def wants(self, event: Event) -> bool:
         """Whether it is shown."""
-        named = isinstance(event, (Broadcast, Message)) and self.events and "*" not in self.events
-        return not named or event.event in self.events
+        if not isinstance(event, (Broadcast, Message)) or not self.events or "*" in self.events:
+            return True
+        return event.event in self.events
 
 
 @click.command()
@@ -108,9 +102,9 @@ class Wish:
 @click.option("--presence", is_flag=True, help="Who is there, comes and goes.")
 @click.option(
     "--replay",
-    type=Since(),
+    callback=_moment,
     is_flag=False,
-    flag_value="missed",
+    flag_value=MISSED,
     metavar="[SINCE]",
     help="Have the server replay what an interruption missed, and what it stored since then: 10m, 2h, 3d, ISO 8601. "
     "With --private.",
@@ -128,7 +122,7 @@ class Wish:
 @token_option
 @server_options
 @click.pass_context
-def listen(context: click.Context, **asked: Any) -> None:
+def listen(context: click.Context, /, **asked: Any) -> None:
     """
     Print what arrives on TOPIC until Ctrl-C. TOPIC may be left out with --table.
 

@@ -17,7 +17,7 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from rtpool.errors import RtpoolError
+from rtpool.errors import ConnectionFailed, RtpoolError
 from rtpool.events import Event, Gap, StatusChange
 from rtpool.protocol.refusals import printable
 
@@ -85,7 +85,8 @@ class Standing:
                 self.failure = change.error
             elif change.status == "joined":
                 self.failure = None
-            self._changed()
+            if self._live or not isinstance(change.error, ConnectionFailed):  # the pool says that, and more
+                self._changed()
 
     def say(self, words: str) -> None:
         """Write a line of its own."""
@@ -93,6 +94,7 @@ class Standing:
             if not self._quiet:
                 self._erase()
                 self._write(words)
+                self._draw()
 
     def show(self, event: Event, write: Callable[[], None], *, counts: bool) -> None:
         """Count an event and have it written, on a line that is free."""
@@ -115,15 +117,15 @@ class Standing:
     def _changed(self) -> None:
         """The caller must hold `self._lock`."""
         assert self._lock.locked()
-        if self._live:
-            self._draw()
-            return
         words, error = self._words(), self._trouble()
-        line = f"{words}: {type(error).__name__}: {error}" if error is not None else words
-        if line != self._said and not self._quiet and not self._ended:
+        why = f"{type(error).__name__}: {error}" if error is not None else ""
+        line = why if self._live else f"{words}: {why}" if why else words
+        if line and line != self._said and not self._quiet and not self._ended:
             self._said = line
             now = datetime.now()
+            self._erase()
             self._write(f"{now:%H:%M:%S}.{now.microsecond // 1000:03} {'status':9} {line}")
+        self._draw()
 
     def _words(self, left: float | None = None) -> str:
         """How it stands; `left` are the seconds to the next attempt, None those that were announced."""
@@ -133,14 +135,15 @@ class Standing:
         if pool.status == "reconnecting":
             return f"reconnecting (attempt {pool.attempt}, in {left:.1f} s)" if pool.attempt else "reconnecting"
         if pool.status == "error":
-            following = f", the next in {left:.0f} s" if pool.delay is not None else ""
-            return f"no connection ({pool.attempt} attempts failed{following})"
+            return f"no connection (attempt {pool.attempt + 1}, in {left:.0f} s)" if pool.delay else "no connection"
         if pool.status == "connected":
             return CHANNEL_WORDS.get(self._channel.status, self._channel.status)
         return pool.status
 
     def _trouble(self) -> Exception | None:
-        return self._channel.error if self._pool.status == "connected" else self._pool.error
+        if self._pool.status != "connected":
+            return self._pool.error
+        return None if isinstance(self._channel.error, ConnectionFailed) else self._channel.error
 
     def _draw(self) -> None:
         """The caller must hold `self._lock`."""
@@ -150,15 +153,18 @@ class Standing:
         now = self._drawn_at = time.monotonic()
         words = self._words(max(0.0, self._due - now))
         line = Text(words, style="bold green" if words == "connected" else "bold yellow")
-        line.append(f" · {self._received:,} received", style="default not bold")
-        line.append(f" · {_number(self._gaps, 'gap')}", style="bold red" if self._gaps else "default not bold")
-        line.append(f" · {_number(self._reconnects, 'reconnect')}", style="default not bold")
+        parts = [
+            (f"{self._received:,} received", ""),
+            (_number(self._gaps, "gap"), "bold red" if self._gaps else ""),
+            (_number(self._reconnects, "reconnect"), ""),
+        ]
         if self._last is not None:
-            line.append(f" · last {_age(now - self._last)} ago", style="default not bold")
-        error = self._trouble()
-        if error is not None:
-            line.append(f" · {printable(str(error))}", style="red not bold")
-        line.truncate(max(1, self._console.width - 1), overflow="ellipsis")
+            parts.append((f"last {_age(now - self._last)} ago", ""))
+        room = self._console.width - 1  # in the last column the line would go on in the next
+        line.truncate(room)
+        for part, style in parts:
+            if len(line) + len(part) + 3 <= room:
+                line.append(" · ", style="default not bold").append(part, style=style or "default not bold")
         self._erase()
         self._shown = True
         with contextlib.suppress(OSError):  # the terminal is gone
