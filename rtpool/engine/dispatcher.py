@@ -84,13 +84,12 @@ class Dispatcher:
         self.dropped = 0
         # Guards: everything below, the counters, and every Mailbox
         self._lock = Lock()
-        self._ready = threading.Condition(self._lock)
+        self._waiting: list[threading.Lock] = []  # an ear of each worker that waits; the last is warm, and called first
         self._changed = threading.Condition(self._lock)
         self._news = Bell()  # for readers
         self._runnable: deque[Mailbox] = deque()
         self._stopping = False
         self._forked = False
-        self._idle = 0  # workers that wait
         self._called = False  # one of them was called and has not come yet
         self._quiescing = 0  # threads that wait for a callback in progress
         self._in_hand: set[Mailbox] = set()
@@ -325,7 +324,8 @@ class Dispatcher:
         with self._lock:
             self._stopping = True
             self._interrupt_all()
-            self._ready.notify_all()
+            while self._waiting:
+                self._waiting.pop().release()
             self._changed.notify_all()
             self._news.ring()
 
@@ -344,7 +344,7 @@ class Dispatcher:
     def after_fork(self) -> None:
         """In a forked child: what waits is the parent's, and a callback that forked is the last to run here."""
         self._lock = Lock()
-        self._ready = threading.Condition(self._lock)
+        self._waiting = []
         self._changed = threading.Condition(self._lock)
         self._news = Bell()
         self._forked = self._stopping = True
@@ -404,10 +404,11 @@ class Dispatcher:
         none is left, who has many items in hand is to look up: it took them as nobody else waited.
         """
         assert self._lock.locked()
-        if self._idle:
-            if not self._called:
-                self._called = True
-                self._ready.notify()
+        if self._called:
+            return
+        if self._waiting:
+            self._called = True
+            self._waiting.pop().release()
         elif self._long_hands:
             for busy in self._in_hand:
                 busy.interrupted = busy.interrupted or len(busy.hand) > BATCH
@@ -465,24 +466,32 @@ class Dispatcher:
         return batch
 
     def _work(self) -> None:
-        while self._work_once():
+        ear = Bell.ear()  # a condition would make one for each wait
+        while self._work_once(ear):
             continue
 
-    def _work_once(self) -> bool:
+    def _work_once(self, ear: threading.Lock) -> bool:
         """
         Wait for a mailbox, then run batches until none waits; False when there will be none.
 
         A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
         """
-        step_aside(self._lock)
-        with self._lock:
+        lock = self._lock
+        step_aside(lock)
+        with lock:
             while not self._runnable:
                 if self._stopping:
                     return False
-                self._idle += 1
-                self._ready.wait()
-                self._idle -= 1
-                self._called = False
+                self._waiting.append(ear)
+                lock.release()
+                try:
+                    ear.acquire()
+                finally:
+                    lock.acquire()
+                    if ear in self._waiting:  # not called, but struck by Ctrl-C, as a greenlet may be
+                        self._waiting.remove(ear)
+                    else:
+                        self._called = False
             taken: _Taken | None = self._take_up()
         while taken is not None:
             mailbox, batch, loss = taken  # what was taken before is let go of here, and not under the lock

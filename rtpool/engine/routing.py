@@ -304,8 +304,7 @@ class Router:
 
     def tell(self, subscriber: Subscriber, change: StatusChange) -> None:
         """Queue a status for a Channel's listeners, behind what it was sent before."""
-        if any(binding.kind == "status" for binding in subscriber.bindings):
-            self._essential(subscriber, Delivery("status", change.status, change))
+        self._essential(subscriber, Delivery("status", change.status, change))
 
     def overflow_closed(self, subscriber: Subscriber, mailbox: Mailbox, attachment: Attachment) -> MailboxOverflow:
         """End a Channel whose policy is to be closed when it falls behind; what it is told."""
@@ -350,7 +349,8 @@ class Router:
         self._batch.append((sink, [delivery]))
 
     def _essential(self, subscriber: Subscriber, delivery: Delivery) -> None:
-        self._hand_over()  # keeps the order
-        self._dispatcher.deliver_essential(subscriber.mailbox, subscriber.mailbox.run, delivery)
+        if any(binding.kind == delivery.kind for binding in subscriber.bindings):
+            self._hand_over()  # keeps the order
+            self._dispatcher.deliver_essential(subscriber.mailbox, subscriber.mailbox.run, delivery)
         if subscriber.stream is not None and isinstance(delivery.event, Gap):
             self._deliver_to(subscriber.stream, delivery)

@@ -171,6 +171,11 @@ class Session:
         return bool(self._events)
 
     @property
+    def has_output(self) -> bool:
+        """Whether `frames_to_send` or `events` would return any."""
+        return bool(self._frames or self._events)
+
+    @property
     def unheard(self) -> bool:
         """
         Whether the server may not have read every push and leave: it reads a socket's frames in order, and has answered
@@ -197,17 +202,18 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due next; None when nothing is awaited."""
-        self._time_pushes()
+        if self._untimed:
+            self._time_pushes()
         while self._timers:
             at, ref = self._timers[0]
             pending = self._pending.get(ref)
             if pending is not None and pending.deadline == at:
                 break
             heapq.heappop(self._timers)
-        deadlines = [at for at in (self._pulse.next_deadline,) if at is not None]
-        if self._timers:
-            deadlines.append(self._timers[0][0])
-        return min(deadlines, default=None)
+        due = self._pulse.next_deadline
+        if self._timers and (due is None or self._timers[0][0] < due):
+            return self._timers[0][0]
+        return due
 
     # What we do
 
