@@ -10,6 +10,7 @@ import click
 
 import rtpool
 from rtpool.cli.demo import demo
+from rtpool.cli.doctor import doctor
 from rtpool.cli.listen import listen
 from rtpool.cli.send import send
 from rtpool.cli.serve import serve
@@ -26,5 +27,5 @@ def cli(verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
 
 
-for command in (demo, serve, listen, send):
+for command in (demo, serve, listen, send, doctor):
     cli.add_command(command)

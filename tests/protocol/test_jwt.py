@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from rtpool.protocol.jwt import expiry_of
+from rtpool.protocol.jwt import claims_of, expiry_of
 
 
 def token(claims: Any) -> str:
@@ -48,3 +48,12 @@ def test_what_has_none_has_none(text: str) -> None:
 def test_no_text_makes_it_raise(text: str) -> None:
     expiry_of(text)
     expiry_of(f"a.{text}.b")
+
+
+def test_the_claims_are_read() -> None:
+    assert claims_of(token({"role": "anon", "exp": 12})) == {"role": "anon", "exp": 12}
+
+
+@pytest.mark.parametrize("text", ["sb_publishable_x", "a.b", "a.!.c", token([1]), token("x"), "", "a.é.c"])
+def test_what_is_no_token_has_no_claims(text: str) -> None:
+    assert claims_of(text) is None
