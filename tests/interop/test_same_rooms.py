@@ -11,9 +11,9 @@ from rtpool.testing import Permissions, RealtimeServer
 from tests.conftest import MakePool
 from tests.interop.conftest import CLIENTS, Connect
 from tests.interop.driver import Peer, Row, metas, wait_for_received
+from tests.support.commands import interrupt, start
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP, wait_until
-from tests.test_cli import interrupt, start
 
 PAYLOAD = {"n": 1, "half": 0.5, "words": "zażółć 🎈", "list": [None, True, {"deep": []}]}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -13,37 +12,8 @@ import websocket
 
 from rtpool.testing import RealtimeServer
 from rtpool.testing.tokens import make_token
-from tests.support.wait import CAP, wait_until
-
-RTPOOL = [sys.executable, "-W", "error", "-m", "rtpool"]
-
-
-def environment(server: RealtimeServer | None = None) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE")}
-    if server is not None:
-        env |= {"SUPABASE_URL": server.url, "SUPABASE_KEY": server.api_key}
-    return {**env, "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
-
-
-def run(*arguments: str, server: RealtimeServer | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*RTPOOL, *arguments], capture_output=True, text=True, timeout=60, env=environment(server), check=False
-    )
-
-
-def start(*arguments: str, server: RealtimeServer | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*RTPOOL, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(server),
-    )
-
-
-def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
-    process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=10)
+from tests.support.commands import interrupt, run, start
+from tests.support.wait import wait_until
 
 
 def test_the_demo_counts_right_and_says_so_to_a_machine() -> None:
@@ -143,24 +113,6 @@ def test_serve_on_a_port_that_is_taken_fails_with_its_reason(server: RealtimeSer
     assert done.returncode == 1
     assert "in use" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_listen_prints_what_send_sends_until_ctrl_c(server: RealtimeServer) -> None:
-    plain = start("listen", "room", "--event", "moved", server=server)
-    lines = start("listen", "room", "--json", server=server)
-    server.wait_for(lambda s: s.members("room") == 2, CAP)
-    assert run("send", "room", "other", "{}", server=server).returncode == 0
-    assert run("send", "room", "moved", '{"n": 1}', server=server).returncode == 0
-    assert plain.stdout is not None
-    assert lines.stdout is not None
-    assert plain.stdout.readline() == 'moved {"n": 1}\n'
-    first, second = json.loads(lines.stdout.readline()), json.loads(lines.stdout.readline())
-    assert (first["kind"], first["event"], second["payload"]) == ("Broadcast", "other", {"n": 1})
-    for process in (plain, lines):
-        out, err = interrupt(process)
-        assert process.returncode == 0
-        assert "Traceback" not in out + err
-    server.wait_for(lambda s: not s.connections)
 
 
 @pytest.mark.parametrize(
