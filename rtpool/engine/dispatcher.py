@@ -24,8 +24,9 @@ __all__ = ["Dispatcher", "Mailbox"]
 
 Lock = threading.Lock
 
-#: Items a worker takes at a time while other mailboxes wait; and while none does, until one comes.
-BATCH, LONG_BATCH = 64, 256
+#: Items a worker takes at a time, for to take and to put back cost the others as much as some dozens of them; and after
+#: how many, and how many seconds, it looks whether others wait.
+BATCH, LOOK_AFTER, LOOK_SECONDS = 512, 64, 0.005
 #: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
 RESUME_AT = 0.8
 #: How long `quiesce` waits for a callback in progress to return; and, where it has not even begun, for it to begin: on
@@ -84,7 +85,7 @@ class Dispatcher:
         self._called = False  # one of them was called and has not come yet
         self._quiescing = 0  # threads that wait for a callback in progress
         self._in_hand: set[Mailbox] = set()
-        self._long_hands = False  # one of them may be of more than `BATCH` items
+        self._long_hands = False  # one of them may be of more than `LOOK_AFTER` items
         self._threads: list[PoolThread] = []  # replaced whole
 
     @property
@@ -389,7 +390,7 @@ class Dispatcher:
     def _find_worker(self) -> None:
         """
         Wake a worker; it wakes the next while there is work, for all at once would only be in each other's way. Where
-        none is left, who has many items in hand is to look up: it took them as nobody else waited.
+        none is left, who has many items in hand and had them for long is to look up.
         """
         assert self._lock.locked()
         if self._called:
@@ -398,9 +399,11 @@ class Dispatcher:
             self._called = True
             self._waiting.pop().release()
         elif self._long_hands:
-            for busy in self._in_hand:
-                busy.interrupted = busy.interrupted or len(busy.hand) > BATCH
-            self._long_hands = False
+            since = time.monotonic() - LOOK_SECONDS
+            long = [busy for busy in self._in_hand if len(busy.hand) > LOOK_AFTER]
+            for busy in long:
+                busy.interrupted = busy.interrupted or busy.begun < since
+            self._long_hands = not all(busy.interrupted for busy in long)
 
     def _discard(self, mailbox: Mailbox) -> None:
         assert self._lock.locked()
@@ -429,7 +432,7 @@ class Dispatcher:
         items = mailbox.items
         if not items or mailbox.pulled:
             return ()
-        size = BATCH if self._runnable else LONG_BATCH
+        size = BATCH
         if mailbox.ordinary == len(items) <= size and mailbox.loss is None:  # as it mostly is
             mailbox.items, mailbox.ordinary = None, 0
             mailbox.removed += len(items)
@@ -512,7 +515,7 @@ class Dispatcher:
             self._find_worker()
         loss = None if mailbox.loss is None or mailbox.pulled else mailbox.due_loss()
         batch = mailbox.hand = self._next_batch(mailbox)
-        self._long_hands = self._long_hands or len(batch) > BATCH
+        self._long_hands = self._long_hands or len(batch) > LOOK_AFTER
         mailbox.running = threading.get_ident()
         mailbox.interrupted = self._stopping
         mailbox.begun = now
@@ -530,16 +533,20 @@ class Dispatcher:
                 self._call(essential.run, essential.item)
                 done += 1
             return done
+        mailbox.done, some = 0, batch
         while done < len(batch):
             if mailbox.interrupted and (done or self._stopping or mailbox.generation != mailbox.taken_at):
                 break
-            mailbox.done = 0
+            if done and self._runnable and time.monotonic() - mailbox.begun > LOOK_SECONDS:
+                break
+            if len(batch) > LOOK_AFTER or done:
+                some = tuple(itertools.islice(batch, done, done + LOOK_AFTER))
             try:
-                mailbox.run_each(tuple(batch)[done:] if done else batch)
+                mailbox.run_each(some)
             except Exception:
                 self._report()
                 mailbox.done += 1
-            done += mailbox.done
+            done = mailbox.done
         return done
 
     def _put_back(self, mailbox: Mailbox, batch: Sequence[Any], done: int) -> None:

@@ -94,12 +94,14 @@ def test_asked_once_it_looks_twice_where_a_callback_may_hang(server: RealtimeSer
         elif message.payload["n"] == 2:
             go_on.wait(CAP)
 
-    pool.channel("room").on_broadcast("*", third_hangs).subscribe()
-    for number in range(4):
+    channel = pool.channel("room").on_broadcast("*", third_hangs).subscribe()
+    mailbox = channel._subscriber.mailbox
+    server.broadcast("room", "x", {"n": 0})
+    wait_until(lambda: mailbox.hand)
+    for number in range(1, 4):
         server.broadcast("room", "x", {"n": number})
     wait_until(lambda: pool.stats().subscription_details[0].queued == 4)
     hangs.set()  # so that a worker has taken the rest together
-    mailbox = pool.channels()[0]._subscriber.mailbox
     wait_until(lambda: mailbox.hand and mailbox.hand[mailbox.done].payload["n"] == 2)
     wait_until(lambda: time.monotonic() - mailbox.begun > 0.2)
     it = Debugger(pool, slow_callback=0.2)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import rtpool
-from rtpool.engine.dispatcher import LONG_BATCH
+from rtpool.engine.dispatcher import BATCH
 from rtpool.engine.transport import READ_SIZE
 from tests.benchmarks.processes import server
 from tests.conftest import MakePool
@@ -129,7 +129,7 @@ class Scene:
             with dispatcher._lock:
                 waiting, in_hand = mailbox.ordinary, len(mailbox.hand)
             assert waiting <= most, f"{waiting} wait, for {LIMIT} at the most"
-            assert in_hand <= LONG_BATCH
+            assert in_hand <= BATCH
             return predicate()
 
         wait_until(bounded, what, cap=4 * CAP)
@@ -200,7 +200,7 @@ def test_a_stuck_callback_loses_what_its_policy_says_and_everything_else_is_serv
 
     came, details = scene.details.received, scene.details
     assert scene.story == [0], "it is stuck with the first one"
-    assert details.queued <= LIMIT + LONG_BATCH
+    assert details.queued <= LIMIT + BATCH
     assert (details.delivered, details.dropped) == (0, came - details.queued)
     scene.gate.open()
     scene.until(scene.books_balance, "all that was kept is delivered")
@@ -213,7 +213,7 @@ def test_a_stuck_callback_loses_what_its_policy_says_and_everything_else_is_serv
     before, after = scene.story[:first], scene.story[first + 1 :]
     if policy == "drop_oldest":
         assert before == list(range(len(before)))
-        assert len(before) <= LONG_BATCH
+        assert len(before) <= BATCH
         assert after == [number % MESSAGES for number in range(came - LIMIT, came)]
     else:
         assert before == list(range(details.queued))
@@ -229,7 +229,7 @@ def test_a_stuck_callback_that_blocks_stops_its_socket_and_no_other_and_nothing_
     connection = scene.pool._engine.coordinator.connections.all[0]
     scene.until(lambda: connection.paused_by, "it is read no further")
     received = scene.details.received
-    assert LIMIT <= received <= LIMIT + LONG_BATCH + READ
+    assert LIMIT <= received <= LIMIT + BATCH + READ
     scene.pace(SAME)
     scene.pace(APART)
     scene.until(lambda: scene.is_served(scene.apart), "the other socket is served")
@@ -341,4 +341,4 @@ def test_a_flood_takes_no_more_memory_than_a_full_mailbox_and_one_read(policy: s
     finally:
         tracemalloc.stop()
     # A message takes 4 KiB at the most, decoded and all; those of a read are first bytes, which are kept once more.
-    assert peak <= (LIMIT + LONG_BATCH + READ) * 4_096 + 2 * READ_SIZE
+    assert peak <= (LIMIT + BATCH + READ) * 4_096 + 2 * READ_SIZE
