@@ -169,8 +169,8 @@ CODES: Mapping[str, Code] = _catalogue(
         code="RTP007",
         severity=Severity.INFO,
         title="nobody listens to a subscription",
-        meaning="Events wait for a reader that does not come, and are lost when the mailbox is full; or a Channel has no "
-        "callback and no reader, and pushes nothing.",
+        meaning="Events wait for a reader that does not come, and are lost when the mailbox is full; or a Channel has "
+        "no callback and no reader, and pushes nothing.",
         advice="Register a callback (Channel.on_broadcast and its like), read it (Channel.events(), Channel.get()), "
         "or call Channel.unsubscribe().",
     ),
