@@ -252,7 +252,7 @@ def test_what_an_unsubscribed_channel_did_not_want_any_more_is_no_issue(
 ) -> None:
     pool = make_pool()
     channel = pool.channel("room").on_broadcast("*", gate.hold).subscribe()
-    watching = watch(pool)
+    watching = watch(pool, recent=CAP)
     for _ in range(5):
         server.broadcast("room", "x", {})
     gate.entered.wait(CAP)
