@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -105,9 +106,8 @@ def top(folder: pathlib.Path) -> Iterator[pyte.Screen]:
             for room in rooms:
                 pool.channel(room).on_broadcast("*", lambda message: None).subscribe()
             terminal.type("rtpool top\n")
-            seen = itertools.count()
-            # The rates need a second look.
-            terminal.wait_for(lambda lines: any("berlin" in line for line in lines) and next(seen) > 30, 60)
+            busy = re.compile(r"berlin +joined +\d+/10,000 +[1-9]")  # a rate needs two looks
+            terminal.wait_for(lambda lines: any(busy.match(line) for line in lines), 60)
             yield terminal.screen
             terminal.type("q")
 
@@ -131,7 +131,7 @@ def _traffic(server: RealtimeServer, rooms: list[str]) -> Iterator[None]:
         for n in itertools.count():
             if stop.wait(0.01):
                 return
-            server.broadcast(rooms[n * n % len(rooms)], "moved", {"lat": n})
+            server.broadcast(rooms[n % 5 * (n % 2)], "moved", {"lat": n})
 
     thread = threading.Thread(target=send)
     thread.start()
