@@ -81,14 +81,19 @@ def _parts(event: Event) -> tuple[str, str, str]:
     if isinstance(event, Presence):
         if event.type == "sync":
             return "present", "", ", ".join(event.state or ()) or "nobody"
-        return event.type, event.key, " ".join(_json(meta) for meta in event.metas)
+        return event.type, event.key, " ".join(map(_meta, event.metas))
     if isinstance(event, SystemMessage):
         return "system", event.extension, f"{event.status}: {event.message}"
     if isinstance(event, Gap):
-        return "GAP", f"{event.cause}:", _lost(event)
+        return "GAP", f"{event.cause},", _lost(event)
     if isinstance(event, Message):
         return "message", event.event, _content(event.payload)
     return type(event).__name__, "", str(event)
+
+
+def _meta(meta: Mapping[str, Any]) -> str:
+    """What was tracked; the server's own mark means nothing to a person."""
+    return _json({name: value for name, value in meta.items() if not name.startswith("phx_ref")})
 
 
 def _row(change: PostgresChange) -> str:
@@ -99,9 +104,7 @@ def _row(change: PostgresChange) -> str:
 
 
 def _lost(gap: Gap) -> str:
-    lost = "messages were lost" if gap.certain else "messages may have been lost"
-    seconds = (gap.lost_to - gap.lost_from).total_seconds()
-    words = f"{lost} from {_clock(gap.lost_from)} to {_clock(gap.lost_to)} ({seconds:.1f} s)"
+    words = f"{'lost' if gap.certain else 'may be lost'}: {_clock(gap.lost_from)} to {_clock(gap.lost_to)}"
     if gap.replay is not None:
         words += f"; {gap.replay} replayed" + (", perhaps not all" if gap.truncated else "")
     return words

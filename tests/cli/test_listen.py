@@ -157,9 +157,9 @@ def test_presence_tells_who_is_there_comes_and_goes(server: RealtimeServer, list
     server.track(connection, "room", "ann", {"at": "home"})
     server.track(connection, "room", "ann", None)
     joined, present, left, nobody = (read_text(text) for _ in range(4))
-    assert joined.startswith('join      ann {"at": "home"')
+    assert joined == 'join      ann {"at": "home"}'
     assert present == "present   ann"
-    assert left.startswith("leave     ann")
+    assert left == 'leave     ann {"at": "home"}'
     assert nobody == "present   nobody"
     seen = [read(lines, "Presence") for _ in range(5)]
     assert [event["type"] for event in seen] == ["sync", "join", "sync", "leave", "sync"]
@@ -171,9 +171,7 @@ def test_a_lost_connection_is_told_on_one_side_and_its_gap_on_the_other(server: 
     for connection in server.connections:
         connection.abort()
     gap = read_text(text)
-    assert re.fullmatch(
-        rf"GAP       transport: messages may have been lost from {TIME} to {TIME} \(\d+\.\d s\)", gap
-    ), gap
+    assert re.fullmatch(rf"GAP       transport, may be lost: {TIME} to {TIME}", gap), gap
     event = read(lines)
     assert (event["kind"], event["cause"], event["certain"], event["replay"]) == ("Gap", "transport", False, None)
     assert datetime.fromisoformat(event["lost_from"]) <= datetime.fromisoformat(event["lost_to"])
@@ -393,7 +391,6 @@ def kept(name: str, lines: list[str]) -> None:
         (TIME, "hh:mm:ss.mmm"),
         (r"127\.0\.0\.1:\d+", "127.0.0.1:port"),
         (r" · last \d+ s ago", ""),
-        (r"\(\d+\.\d s\)", "(n.n s)"),
     ):
         text = re.sub(pattern, stands, text)
     path = SCREENS / f"{name}.txt"

@@ -64,11 +64,6 @@ class Terminal:
         os.close(self._master)
 
     @property
-    def screen(self) -> pyte.Screen:
-        """What the screen shows, with its colours."""
-        return self._screen
-
-    @property
     def lines(self) -> list[str]:
         """What the screen shows, without what is blank at the ends."""
         return [line.rstrip() for line in "\n".join(self._screen.display).rstrip().split("\n")]
