@@ -10,6 +10,7 @@ import os
 import pathlib
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ import rtpool
 from rtpool.debug import DumpOnSignal, dump_on_signal
 from rtpool.engine import dump
 from rtpool.engine.engine import Engine, engines
-from rtpool.engine.flight_recorder import SHOWN, TEXT, FlightRecorder
+from rtpool.engine.flight_recorder import SHOWN, TEXT, Entry, FlightRecorder
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.support import checking_lock
@@ -96,6 +97,23 @@ def test_entries_are_told_while_others_are_added_by_many_threads() -> None:
     assert len(counts.wait(4)) == 4
 
 
+def test_a_look_that_another_thread_disturbs_is_taken_anew() -> None:
+    class Disturbed(deque[Entry]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[Entry]:
+            self.looks += 1
+            if self.looks < 3:
+                raise RuntimeError("deque mutated during iteration")
+            return super().__iter__()
+
+    recorder = FlightRecorder(5)
+    recorder._of_pool = entries = Disturbed(maxlen=5)
+    recorder.add(logging.INFO, "= here", {})
+    assert [entry.text for entry in recorder.entries()] == ["= here"]
+    assert entries.looks == 3
+
+
 def test_a_day_of_a_pool_is_kept_whether_anybody_reads_the_log_or_not(
     server: RealtimeServer, make_pool: MakePool
 ) -> None:
@@ -165,6 +183,20 @@ def test_frames_are_kept_where_asked_elided_and_without_keys_and_tokens(
         assert "data" not in sent
     for text in (pool.debug_dump(), pool.debug_dump(as_json=True)):
         assert not watch.shows_secret(text)
+
+
+def test_a_secret_that_is_cut_in_a_frame_is_none_that_is_shown(server: RealtimeServer, make_pool: MakePool) -> None:
+    secret = "of-a/header+which has no known form"
+    watch.learn(secret)
+    pool, heard = make_pool(record_frames=True, headers={"X-Secret": secret}), Recorder()
+    channel = pool.channel("room", receive_own=True).on_broadcast("x", heard).subscribe()
+    for before in range(0, 60, 3):
+        channel.send_broadcast("x", {"n": "-" * before + secret})
+    heard.wait(20)
+    frames = recorded(pool, "frame_sent", "frame_received")
+    assert sum("***" in entry.get("data", "") for entry in frames) >= 4
+    assert sum("--" in entry.get("data", "") for entry in frames) >= 30
+    assert not watch.shows_secret(str(frames))
 
 
 def test_frames_are_not_kept_unasked(server: RealtimeServer, make_pool: MakePool) -> None:

@@ -82,7 +82,7 @@ def test_messages_are_told_with_the_option_debug_alone(
 ) -> None:
     heard = Recorder()
     for debug in (False, True):
-        pool = make_pool(logger=lines.logger, debug=debug)
+        pool = make_pool(logger=lines.logger, debug=debug, record_frames=True)
         pool.channel("room", receive_own=True).on_broadcast("x", heard).subscribe().send_broadcast("x", {"a": 1})
         heard.wait(1 + debug)
         assert bool(lines.of("frame_sent", "frame_received")) is debug

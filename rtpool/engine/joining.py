@@ -502,9 +502,6 @@ class Joining:
     def forget(self, join: Join) -> None:
         """The server has no channel for a join any more, and nobody wants one, unless somebody came meanwhile."""
         self._unplace(join)
-        leavers, join.leavers = join.leavers, []
-        for attachment in leavers:
-            attachment.left.set_result(None)
         if self.joins.get(join.share.key) is join:
             self._log.debug("left", "= %(topic)r left", topic=join.topic.removeprefix(self._options.topic_prefix))
             del self.joins[join.share.key]
@@ -513,6 +510,9 @@ class Joining:
             if join.share.key.token is not None and not any(j.source is join.source for j in self.joins.values()):
                 self._sources.pop(join.share.key.token, None)
         join.share.state = ChannelState.CLOSED
+        leavers, join.leavers = join.leavers, []
+        for attachment in leavers:  # who is woken by this finds nothing of it any more
+            attachment.left.set_result(None)
         self.sync(join.share.key)  # a Channel that came while the leave was under way
 
     def _unplace(self, join: Join) -> None:
