@@ -212,6 +212,9 @@ def test_a_row_is_measured_in_real_processes() -> None:
     ("name", "told", "plan"),
     [
         ("rtpool, no orjson", {}, {}),
+        ("rtpool, debugger", {}, {}),
+        ("rtpool, Prometheus", {}, {}),
+        ("rtpool, frames recorded", {}, {}),
         ("rtpool", {"binary": True}, {"binary": True}),
         ("rtpool", {"topics": 10, "sockets": 10, "options": {"max_channels_per_connection": 1}}, {"topics": 10}),
         ("rtpool, Channels", {"channels": 3}, {}),
