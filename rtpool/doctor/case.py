@@ -29,7 +29,7 @@ from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.refusals import Action
 
-__all__ = ["EVENT", "Case", "Trouble", "spread"]
+__all__ = ["Case", "EVENT", "Trouble", "spread"]
 
 Lock = threading.Lock
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import attrs
 
-__all__ = ["Finding", "Report", "Status", "Step", "failed", "ok", "skipped", "warning"]
+__all__ = ["Finding", "Report", "Status", "Step", "cleaned", "failed", "ok", "skipped", "warning"]
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 

@@ -12,7 +12,7 @@ from tests.support.secrets_watch import watch
 
 NAMES = [check.name for check in CHECKS]
 #: Seconds for what never comes.
-PATIENCE = 0.4
+PATIENCE = 1.0
 
 
 def examine(url: str, key: str | None = None, **given: Any) -> Report:

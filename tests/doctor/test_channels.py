@@ -53,7 +53,7 @@ def test_the_given_topic_is_the_one_that_is_joined(server: RealtimeServer) -> No
 def test_a_server_that_answers_no_heartbeat(server: RealtimeServer) -> None:
     with server.inject(faults.Drop(), on=faults.Receiving("heartbeat"), times=None):
         report = examine(server.url, server.api_key, patience=PATIENCE)
-    fails_at(report, "heartbeat", "0 of 5 heartbeats were answered within 0.4 s", "passes nothing on")
+    fails_at(report, "heartbeat", "0 of 5 heartbeats were answered within 1 s", "passes nothing on")
 
 
 def test_a_server_that_freezes_after_two_heartbeats(server: RealtimeServer) -> None:
@@ -104,7 +104,7 @@ def test_a_project_that_wakes_up_is_waited_for(server: RealtimeServer) -> None:
 
 def test_a_join_that_nobody_answers(server: RealtimeServer) -> None:
     with server.inject(faults.Drop(), on=faults.Receiving("phx_join"), times=None):
-        report = examine(server.url, server.api_key, patience=2 * PATIENCE)
+        report = examine(server.url, server.api_key, patience=PATIENCE)
     fails_at(report, "join", "no answer within 1 s", "overloaded")
 
 
@@ -217,13 +217,13 @@ def test_a_table_whose_subscription_the_database_refuses(server: RealtimeServer)
 
 def test_a_table_of_a_database_that_is_down(server: RealtimeServer) -> None:
     server.stop_database()
-    report = examine(server.url, server.api_key, table="cars", patience=2 * PATIENCE)
+    report = examine(server.url, server.api_key, table="cars", patience=PATIENCE)
     fails_at(report, "replication", "public.cars: ", "Realtime|database|15 s")
 
 
 def test_a_feed_that_does_not_begin(server: RealtimeServer) -> None:
     server.configure(postgres_delay=30.0)
-    report = examine(server.url, server.api_key, table="cars", patience=2 * PATIENCE)
+    report = examine(server.url, server.api_key, table="cars", patience=PATIENCE)
     fails_at(report, "replication", "joined, and not subscribed within 1 s", "replication slot")
 
 
@@ -255,7 +255,7 @@ def test_more_messages_than_the_server_allows(server: RealtimeServer) -> None:
 
 def test_a_connection_that_breaks_between_broadcasts(server: RealtimeServer) -> None:
     with server.inject(faults.Reset(), on=faults.Receiving("broadcast", skip=4)):
-        report = examine(server.url, server.api_key, patience=2 * PATIENCE)
+        report = examine(server.url, server.api_key, patience=PATIENCE)
     fails_at(report, "broadcast", "the channel was ended after", "connection was lost")
 
 
