@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -70,9 +71,11 @@ def doctor(
         case = Case(url, key, token=token, topic=topic, table=table, private=private, options=options, timeout=timeout)
     except (InvalidValue, InvalidType) as error:
         raise click.UsageError(str(error)) from error
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what servers say is in any language, a terminal's may be ASCII
     if as_json:
         report = Examination(case).run()
-        click.echo(json.dumps({"rtpool": rtpool.__version__, **report.as_dict()}, ensure_ascii=False))
+        click.echo(json.dumps({"rtpool": rtpool.__version__, **report.as_dict()}))
     elif sys.stdout.isatty():
         report = _shown(case)
     else:
@@ -97,10 +100,11 @@ def _time(step: Step, form: str = "{}") -> str:
 def _shown(case: Case) -> Report:
     console = Console(highlight=False)
     console.width = min(console.width, WIDEST)
+    wheel, dots = ("dots", "…") if _has_signs(console) else ("line", "...")
     with _display(console) as live:
         examination = Examination(
             case,
-            begun=lambda name: live.update(Spinner("dots" if _has_signs(console) else "line", Text(f"  {name} …"))),
+            begun=lambda name: live.update(Spinner(wheel, Text(f" {name} {dots}"))),
             done=lambda step: live.console.print(_rows(step, console)),
         )
         report = examination.run()

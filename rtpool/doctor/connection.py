@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import queue
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -190,7 +191,7 @@ def list_limits(case: Case) -> Finding:
     pace = case.pool.stats().joins_per_second
     announced = _announced(case)
     limit, rolling = announced.get("x-rate-limit"), announced.get("x-rate-rolling")
-    details = {
+    details: dict[str, Any] = {
         "events_per_second": limit,
         "events_at_present": rolling,
         "joins_per_second": pace,

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from rtpool.testing import JoinReply, RealtimeServer
+from rtpool.testing.refusals import Join
 from rtpool.testing.tokens import make_token
 from tests.support.secrets_watch import watch
 from tests.support.ways import SECRET, closed_port
@@ -74,6 +75,17 @@ def test_a_person_sees_that_nobody_listens(tmp_path: pathlib.Path) -> None:
         lines = terminal.run("rtpool doctor")
     assert lines[-1] == "exit code 1"
     shows("nobody_listens", lines)
+
+
+def test_a_terminal_that_knows_ascii_only_is_given_that(server: RealtimeServer, tmp_path: pathlib.Path) -> None:
+    server.on_join = lambda *_: Join.UNKNOWN_EXCEPTION(error="größer")
+    env = {"SUPABASE_URL": server.url, "SUPABASE_KEY": server.api_key}
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    with Terminal(tmp_path, **env, **ascii_only) as terminal:
+        lines = terminal.run("rtpool doctor")
+    assert lines[-1] == "exit code 1"
+    assert any(line.startswith("+ heartbeat") for line in lines)
+    assert "x join        refused: UnknownErrorOnChannel: gr??er" in "\n".join(lines)
 
 
 def test_a_person_presses_ctrl_c(server: RealtimeServer, tmp_path: pathlib.Path) -> None:
