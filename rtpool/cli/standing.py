@@ -120,6 +120,8 @@ class Standing:
         words, error = self._words(), self._trouble()
         why = f"{type(error).__name__}: {error}" if error is not None else ""
         line = why if self._live else f"{words}: {why}" if why else words
+        if words == "connected" and self._live:
+            self._said = ""  # the next trouble is told, also when it is the same
         if line and line != self._said and not self._quiet and not self._ended:
             self._said = line
             now = datetime.now()

@@ -9,6 +9,7 @@ import re
 
 import pyte
 from pyte.screens import Char
+from rich.cells import cell_len
 from rich.console import CONSOLE_SVG_FORMAT, Console
 from rich.style import Style
 from rich.text import Text
@@ -49,7 +50,8 @@ def text_of(svg: str) -> str:
     for found in re.finditer(r'<text [^>]*x="([\d.]+)" y="([\d.]+)" textLength[^>]*>([^<]*)</text>', svg):
         x, y, words = float(found[1]), float(found[2]), html.unescape(found[3]).replace("\xa0", " ")
         if words.strip():
-            lines[y] = lines.get(y, "").ljust(round(x / COLUMN)) + words
+            line = lines.get(y, "")
+            lines[y] = line + " " * (round(x / COLUMN) - cell_len(line)) + words
     return "\n".join(lines.values())
 
 
