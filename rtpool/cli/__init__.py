@@ -13,6 +13,7 @@ from rtpool.cli.demo import demo
 from rtpool.cli.listen import listen
 from rtpool.cli.send import send
 from rtpool.cli.serve import serve
+from rtpool.cli.top import top
 
 __all__ = ["cli"]
 
@@ -26,5 +27,5 @@ def cli(verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
 
 
-for command in (demo, serve, listen, send):
+for command in (demo, serve, listen, send, top):
     cli.add_command(command)

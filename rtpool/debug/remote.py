@@ -4,6 +4,7 @@ A look at the pool of another process, which serves it by `RealtimePool.serve_de
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -55,14 +56,9 @@ class Remote:
     def request(self, ask: str) -> None:
         """
         Ask for ``"stats"`` or ``"cleanup"``. The answer is to be received before the next is asked for.
-
-        Raises:
-            ConnectionFailed: the program is gone.
         """
-        try:
-            self._sock.sendall(json.dumps({"ask": ask}).encode() + b"\n")  # a full buffer is a program that hangs
-        except OSError as error:
-            raise self._gone() from error
+        with contextlib.suppress(OSError):  # of a program that is gone `receive` tells, and of one that said why
+            self._sock.sendall(json.dumps({"ask": ask}).encode() + b"\n")
 
     def receive(self) -> dict[str, Any] | None:
         """

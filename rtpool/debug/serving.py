@@ -159,7 +159,7 @@ class DebugServer:
             raise interrupt
 
     def _after_fork(self) -> None:
-        """The thread is the parent's, and so is the file. The descriptors are closed already, but for the selector's."""
+        """The thread is the parent's, and so is the file. Of the descriptors only the selector's is open still."""
         self._forked, self._engine = True, None
         self._over = threading.Event()
         self._over.set()

@@ -201,7 +201,7 @@ def _bind(sock: socket.socket, path: str) -> bool:
 
 @contextlib.contextmanager
 def _only_for_us(sock: socket.socket) -> Iterator[None]:
-    """Within this, a file that is bound is nobody else's: to narrow its mode afterwards would leave a moment between."""
+    """Within this, a file that is bound is nobody else's from the start; to narrow its mode afterwards is too late."""
     try:
         os.fchmod(sock.fileno(), 0o600)  # Linux makes the file with the socket's own mode
     except OSError:  # elsewhere there is the umask alone, which is the whole process's
@@ -246,7 +246,9 @@ def _refuse_living(path: str) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except OSError as error:  # it does not let us in, or is too busy to
-            raise InvalidValue(f"{path} is in use: {error.strerror or error}; give serve_debug() another path") from error
+            raise InvalidValue(
+                f"{path} is in use: {error.strerror or error}; give serve_debug() another path"
+            ) from error
         peer = peer_of(probe)
     who = f"process {peer.pid}" if peer is not None and peer.pid else "another process"
     who = "this process" if peer is not None and peer.pid == os.getpid() else who
