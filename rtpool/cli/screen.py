@@ -240,7 +240,7 @@ def _lines(frame: Frame, view: View, height: int) -> dict[str, int]:
     """Lines for each part: issues get a quarter at the most, the table without the keys a third of the rest."""
     free = max(0, height - FIXED_LINES)
     wanted = {table: len(_rows(frame, table)) for table in ("connections", "channels")}
-    issues = min(len(frame.now.issues) if frame.now is not None else 0, max(1, free // 4))
+    issues = min(len(frame.now.issues) if frame.now is not None else 0, free, max(1, free // 4))
     other = "connections" if view.focus == "channels" else "channels"
     free = max(0, free - issues)
     lines = {"issues": issues, other: min(wanted[other], max(free // 3, free - wanted[view.focus]))}
@@ -342,7 +342,7 @@ def _table(
         if name == "connections"
         else f"Channels: {active} of {total} ready"
     )
-    if shown < len(rows):
+    if 0 < shown < len(rows):
         words += f", lines {offset + 1} to {min(len(rows), offset + shown)}"
     focused = lines is not None and view.focus == name
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, expand=not columns[0].width, header_style="bold")

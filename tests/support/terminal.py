@@ -37,6 +37,8 @@ class Terminal:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SUPABASE", "RTPOOL"))}
         for name in ("COLUMNS", "LINES", "NO_COLOR", "PYTHONWARNINGS"):
             inherited.pop(name, None)
+        #: All that was written to it.
+        self.raw = b""
         self._screen = pyte.Screen(COLUMNS, LINES)
         self._stream = pyte.ByteStream(self._screen)
         self._master, slave = pty.openpty()
@@ -72,6 +74,16 @@ class Terminal:
         """Press these keys."""
         os.write(self._master, text.encode())
 
+    def resize(self, columns: int, lines: int) -> None:
+        """Drag the window's corner."""
+        self._screen.resize(lines, columns)
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    @property
+    def mode(self) -> object:
+        """How the terminal treats what is typed."""
+        return termios.tcgetattr(self._slave)
+
     def wait_for(self, what: Callable[[list[str]], object], cap: float = CAP) -> list[str]:
         """Read until the screen shows it; its lines then."""
         deadline = time.monotonic() + cap
@@ -79,7 +91,9 @@ class Terminal:
             ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise AssertionError(f"not within {cap} s; the screen:\n" + "\n".join(self.lines))
-            self._stream.feed(os.read(self._master, 65_536))
+            data = os.read(self._master, 65_536)
+            self.raw += data
+            self._stream.feed(data)
         return self.lines
 
     def wait_for_prompt(self) -> list[str]:
