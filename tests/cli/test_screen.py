@@ -101,7 +101,7 @@ def test_a_screen_says_it_all_on_eighty_columns() -> None:
         "    2 waiting       1      0      3         -       0.0       0 B       0 B",
         "Channels: 2 of 3 ready",
         "topic                       state             queue  events/sv  ms/call  dropped",
-        "bikes                       joined         0/10,000      2,000     0.01        0",
+        "bikes                       joined         0/10,000      2,000    0.010        0",
         "cars                        joined     9,000/10,000         10       50    1,234",
         "vans (private)              joining        0/10,000          -        -        0",
         "Issues: 2",
