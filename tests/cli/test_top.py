@@ -146,28 +146,28 @@ def busiest(*names: str) -> Callable[[list[str]], bool]:
 def test_a_person_watches_sorts_scrolls_pauses_and_quits(server: RealtimeServer, path: str, terminal: Terminal) -> None:
     with program(server, path, *TOPICS, leave="may clean up"), traffic(server, cars=3, bikes=2, mopeds=1):
         terminal.type(f"clear; rtpool top {path} --interval 0.5\n")
-        shows("channels", terminal.wait_for(busiest("cars", "bikes", "mopeds")))
+        shows("channels", terminal.wait_for_drawn(busiest("cars", "bikes", "mopeds")))
         terminal.type("sss")
-        shows("sorted_by_topic", terminal.wait_for(lambda lines: topics(lines)[:2] == ["bikes", "cars"]))
+        shows("sorted_by_topic", terminal.wait_for_drawn(lambda lines: topics(lines)[:2] == ["bikes", "cars"]))
         terminal.type("G")
-        terminal.wait_for(lambda lines: topics(lines)[-1:] == ["vans"])
+        terminal.wait_for_drawn(lambda lines: topics(lines)[-1:] == ["vans"])
         terminal.type("\x1b[A")
-        terminal.wait_for(lambda lines: topics(lines)[-1:] == ["trucks"])
+        terminal.wait_for_drawn(lambda lines: topics(lines)[-1:] == ["trucks"])
         terminal.type("r")
-        terminal.wait_for(lambda lines: topics(lines)[:2] == ["vans", "trucks"])
+        terminal.wait_for_drawn(lambda lines: topics(lines)[:2] == ["vans", "trucks"])
         terminal.type("c")
-        terminal.wait_for(lambda lines: "Connections: 4 of 4 open, 16 joins" in lines)
+        terminal.wait_for_drawn(lambda lines: "Connections: 4 of 4 open, 16 joins" in lines)
         terminal.type("ssssss")
-        shows("connections", terminal.wait_for(lambda lines: any("msgs/sv" in line for line in lines)))
+        shows("connections", terminal.wait_for_drawn(lambda lines: any("msgs/sv" in line for line in lines)))
         terminal.type("p")
-        paused = terminal.wait_for(lambda lines: "PAUSED" in lines[1])
+        paused = terminal.wait_for_drawn(lambda lines: "PAUSED" in lines[1])
         shows("paused", paused)
         terminal.type("?")
-        shows("help", terminal.wait_for(lambda lines: lines[0].startswith("q, Ctrl-C")))
+        shows("help", terminal.wait_for_drawn(lambda lines: lines[0].startswith("q, Ctrl-C")))
         terminal.type("x")
-        assert terminal.wait_for(lambda lines: "PAUSED" in lines[1]) == paused
+        assert terminal.wait_for_drawn(lambda lines: "PAUSED" in lines[1]) == paused
         terminal.type("p")
-        terminal.wait_for(lambda lines: "PAUSED" not in lines[1])
+        terminal.wait_for_drawn(lambda lines: "PAUSED" not in lines[1])
         terminal.type("q")
         terminal.wait_for_prompt()
 
@@ -178,7 +178,9 @@ def test_a_person_sees_a_callback_that_is_stuck_and_what_it_costs(
     with program(server, path, "stuck", "fine"), traffic(server, stuck=9, fine=1):
         terminal.type(f"clear; rtpool top {path} --interval 0.5\n")
         expected = {"RTP008", "RTP009", "RTP018"}
-        lines = terminal.wait_for(lambda lines: {line[:6] for line in lines} >= expected)
+        lines = terminal.wait_for_drawn(
+            lambda lines: {line[:6] for line in lines} >= expected and "-/s" not in lines[2]
+        )
         shows("stuck", lines)
         row = next(line for line in lines if line.startswith("stuck "))
         assert re.fullmatch(r"stuck +joined +(99|100)/100 +[\d.,]+ +- +[\d,]+", row)
@@ -189,9 +191,9 @@ def test_a_person_sees_a_callback_that_is_stuck_and_what_it_costs(
 def test_a_person_has_idle_connections_closed(server: RealtimeServer, path: str, terminal: Terminal) -> None:
     with program(server, path, leave="may clean up"):
         terminal.type(f"clear; rtpool top {path} --interval 0.2\n")
-        terminal.wait_for(lambda lines: "No issues" in lines)
+        terminal.wait_for_drawn(lambda lines: "No issues" in lines)
         terminal.type("f")
-        lines = terminal.wait_for(lambda lines: lines[-1].startswith("clean-up"))
+        lines = terminal.wait_for_drawn(lambda lines: lines[-1].startswith("clean-up"))
         assert lines[-1] == "clean-up closed 0 connections"
         terminal.type("q")
         terminal.wait_for_prompt()
@@ -200,9 +202,9 @@ def test_a_person_has_idle_connections_closed(server: RealtimeServer, path: str,
 def test_a_person_who_may_not_is_told_so(server: RealtimeServer, path: str, terminal: Terminal) -> None:
     with program(server, path, "room"):
         terminal.type(f"clear; rtpool top {path}\n")
-        terminal.wait_for(lambda lines: "No issues" in lines)
+        terminal.wait_for_drawn(lambda lines: "No issues" in lines)
         terminal.type("f")
-        shows("not_allowed", terminal.wait_for(lambda lines: "allows no commands" in lines[-1]))
+        shows("not_allowed", terminal.wait_for_drawn(lambda lines: "allows no commands" in lines[-1]))
         terminal.type("q")
         terminal.wait_for_prompt()
 
@@ -210,10 +212,10 @@ def test_a_person_who_may_not_is_told_so(server: RealtimeServer, path: str, term
 def test_a_program_that_goes_away_is_waited_for(server: RealtimeServer, path: str, terminal: Terminal) -> None:
     with program(server, path, "room") as first:
         terminal.type(f"clear; rtpool top {path} --interval 0.2\n")
-        terminal.wait_for(lambda lines: f"process {first.pid}" in lines[0])
-    shows("gone", terminal.wait_for(lambda lines: f"process {first.pid} is gone" in lines[1]))
+        terminal.wait_for_drawn(lambda lines: f"process {first.pid}" in lines[0])
+    shows("gone", terminal.wait_for_drawn(lambda lines: f"process {first.pid} is gone" in lines[1]))
     with program(server, path, "room") as second:
-        lines = terminal.wait_for(lambda lines: f"process {second.pid}" in lines[0])
+        lines = terminal.wait_for_drawn(lambda lines: f"process {second.pid}" in lines[0])
         assert "gone" not in lines[1]
         terminal.type("q")
         terminal.wait_for_prompt()
@@ -222,11 +224,11 @@ def test_a_program_that_goes_away_is_waited_for(server: RealtimeServer, path: st
 def test_of_several_programs_each_can_be_watched(server: RealtimeServer, path: str, terminal: Terminal) -> None:
     with program(server, path, "one"), program(server, path + "2", "two"):
         terminal.type(f"clear; rtpool top {path} {path}2 --interval 0.2\n")
-        terminal.wait_for(lambda lines: topics(lines) == ["one"] and "[1 of 2, n next]" in lines[0])
+        terminal.wait_for_drawn(lambda lines: topics(lines) == ["one"] and "[1 of 2, n next]" in lines[0])
         terminal.type("n")
-        terminal.wait_for(lambda lines: topics(lines) == ["two"] and "[2 of 2, n next]" in lines[0])
+        terminal.wait_for_drawn(lambda lines: topics(lines) == ["two"] and "[2 of 2, n next]" in lines[0])
         terminal.type("\t")
-        terminal.wait_for(lambda lines: topics(lines) == ["one"])
+        terminal.wait_for_drawn(lambda lines: topics(lines) == ["one"])
         terminal.type("q")
         terminal.wait_for_prompt()
 
@@ -234,9 +236,9 @@ def test_of_several_programs_each_can_be_watched(server: RealtimeServer, path: s
 def test_the_screen_follows_the_window(server: RealtimeServer, path: str, terminal: Terminal) -> None:
     with program(server, path, *TOPICS):
         terminal.type(f"clear; rtpool top {path} --interval 60\n")
-        terminal.wait_for(lambda lines: "q quit" in lines[-1] and len(topics(lines)) == 9)
+        terminal.wait_for_drawn(lambda lines: "q quit" in lines[-1] and "lines 1 to 8" in "".join(lines))
         terminal.resize(100, 40)
-        lines = terminal.wait_for(lambda lines: len(lines) == 40 and len(topics(lines)) == 16)
+        lines = terminal.wait_for_drawn(lambda lines: len(lines) == 40 and len(topics(lines)) == 16)
         assert lines[-1].startswith("q quit")
         terminal.type("q")
         terminal.wait_for_prompt()
@@ -249,7 +251,7 @@ def started(terminal: Terminal, command: str, tmp_path: pathlib.Path) -> int:
     """Start a command in the terminal's foreground; its process."""
     note = tmp_path / "pid"
     terminal.type(f"clear; sh -c 'echo $$ >{note}.new; mv {note}.new {note}; exec {command}'\n")
-    terminal.wait_for(lambda lines: lines[-1].startswith("q quit"))
+    terminal.wait_for_drawn(lambda lines: lines[-1].startswith("q quit"))
     return int(note.read_text())
 
 
@@ -308,7 +310,7 @@ def test_a_crash_leaves_the_terminal_as_it_was_and_is_told(
     (tmp_path / "crashing.py").write_text(CRASHING)
     with program(server, path, "room"):
         terminal.type(f"clear; {sys.executable} {tmp_path}/crashing.py top {path} --interval 0.2\n")
-        terminal.wait_for(lambda lines: any("LookupError: a bug" in line for line in lines))
+        terminal.wait_for_drawn(lambda lines: any("LookupError: a bug" in line for line in lines))
         assert exit_code(terminal) == 1
     left_as_found(terminal, mode)
 
@@ -319,10 +321,10 @@ def test_ctrl_z_suspends_and_fg_goes_on(
     with program(server, path, "room"):
         started(terminal, f"{TOP} {path} --interval 0.2", tmp_path)
         terminal.type("\x1a")
-        terminal.wait_for(lambda lines: lines[-1] == "$" and any("Stopped" in line for line in lines))
+        terminal.wait_for_drawn(lambda lines: lines[-1] == "$" and any("Stopped" in line for line in lines))
         assert terminal.raw.count(b"\x1b[?1049h") == terminal.raw.count(b"\x1b[?1049l") == 1
         terminal.type("clear; fg\n")
-        terminal.wait_for(lambda lines: topics(lines) == ["room"] and lines[-1].startswith("q quit"))
+        terminal.wait_for_drawn(lambda lines: topics(lines) == ["room"] and lines[-1].startswith("q quit"))
         terminal.type("q")
         terminal.wait_for_prompt()
         assert terminal.raw.count(b"\x1b[?1049l") == 2
