@@ -176,6 +176,12 @@ class Channel(Callbacks):
         self._leave(timeout)
 
     def _leave(self, timeout: float, *, only: Attachment | None = None) -> None:
+        attachment = self._detach(only)
+        if attachment is not None:
+            self._await_left(attachment, timeout)
+
+    def _detach(self, only: Attachment | None = None) -> Attachment | None:
+        """End the subscription on our side, and ask the server to; None when there was none."""
         engine, subscriber = self._engine, self._subscriber
         attachment = engine.registry.detach(subscriber, only=only)
         # Who detached it before us, another thread or the end of the pool, may not have ended its mailboxes yet.
@@ -184,21 +190,27 @@ class Channel(Callbacks):
             if sink is not None:
                 engine.dispatcher.end(sink, ended.number if ended is not None else subscriber.detached)
         if attachment is None:
-            return
+            return None
         if any(binding.kind == "status" for binding in subscriber.bindings):
             change = StatusChange(subscriber.topic, "closed")
             engine.dispatcher.deliver_essential(
                 subscriber.mailbox, subscriber.mailbox.run, Delivery("status", "closed", change)
             )
-        if engine.loop.post(engine.coordinator.detached, attachment):
-            try:
-                outcome_of(attachment.left, timeout)
-            except PoolForked:
-                return  # the server's word is for the parent
-            except FutureTimeout:
-                if timeout:
-                    engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")
-        engine.registry.left(subscriber)
+        if not engine.loop.post(engine.coordinator.detached, attachment):
+            engine.registry.left(subscriber)
+            return None
+        return attachment
+
+    def _await_left(self, attachment: Attachment, timeout: float) -> None:
+        """Wait for the server's word on what `_detach` returned."""
+        try:
+            outcome_of(attachment.left, timeout)
+        except PoolForked:
+            return  # the server's word is for the parent
+        except FutureTimeout:
+            if timeout:
+                self._engine.warn(f"no word from the server within {timeout} s that it forgot {self.topic!r}")
+        self._engine.registry.left(self._subscriber)
 
     def __enter__(self) -> Channel:
         return self.subscribe()

@@ -40,7 +40,7 @@ class ChannelState(str, enum.Enum):
         return self.value
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class BroadcastFields:
     """
     A broadcast while it is made: a frozen class takes three times as long to fill its slots. Given `Broadcast` as its

@@ -277,11 +277,15 @@ class RealtimePool(RestBroadcasts):
         """
         check_timeout(timeout)
         deadline = time.monotonic() + timeout
-        channels = self.channels()
-        for channel in channels[:-1]:
-            channel.unsubscribe(timeout=0)  # all leave at once; the last wait stands for them
-        for channel in channels[-1:]:
-            channel.unsubscribe(timeout=max(0.0, deadline - time.monotonic()))
+        leaving = [(channel, channel._detach()) for channel in self.channels()]  # all of them at once
+        try:
+            for channel, attachment in leaving:
+                if attachment is not None:
+                    channel._await_left(attachment, max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            for channel, _ in leaving:
+                self._engine.registry.left(channel._subscriber)
+            raise
 
     # Connection
 

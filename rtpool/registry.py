@@ -69,8 +69,7 @@ def identity_of(given: Any) -> Any:
     return _Identity(given) if callable(given) else given
 
 
-@attrs.frozen(cache_hash=True)
-class ShareKey:
+class ShareKey(NamedTuple):
     """
     What may be shared. Two Channels with equal keys share one join.
 
@@ -86,10 +85,13 @@ class ShareKey:
 
     topic: str
     private: bool = False
-    token: Any = attrs.field(default=None, repr=False)
+    token: Any = None
     presence_key: str | None = None
     replay: ReplayRequest | None = None
-    params: bytes = attrs.field(default=b"{}", repr=False)
+    params: bytes = b"{}"
+
+    def __repr__(self) -> str:
+        return f"<ShareKey {self.topic}>"
 
 
 class Delivery(NamedTuple):
@@ -119,7 +121,7 @@ def event_of(item: Delivery | Broadcast) -> Event:
     return item if isinstance(item, Broadcast) else item.event
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Binding:
     """One callback of one Channel: `kind` and `name` as in `Delivery`, ``"*"`` is every name."""
 
@@ -139,8 +141,7 @@ class Binding:
         return self.name == "*" or self.name == delivery.name
 
 
-@attrs.frozen
-class JoinConfig:
+class JoinConfig(NamedTuple):
     """
     What a join asks of the server, or what one Channel asks of its join.
 
@@ -183,7 +184,7 @@ def merge_configs(configs: Iterable[JoinConfig]) -> JoinConfig:
     return merged
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Attachment:
     """
     One subscribe of one Channel, from `subscribe` to `unsubscribe`.

@@ -73,7 +73,7 @@ class BroadcastMessage:
 _FIELDS = frozenset(field.name for field in attrs.fields(BroadcastMessage))
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Request:
     """One POST, encoded, and how errors speak of it."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["GAP_CAUSES", "ConnectionDetails", "Health", "PoolStats", "SubscriptionDetails"]
+__all__ = ["ConnectionDetails", "GAP_CAUSES", "Health", "PoolStats", "SubscriptionDetails"]
 
 #: What `Gap.cause` may be.
 GAP_CAUSES = (

@@ -15,6 +15,7 @@ import sys
 import pytest
 
 import rtpool
+import rtpool.debug
 from rtpool.testing import PushReply, RealtimeServer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -112,6 +113,12 @@ def test_the_readmes_error_table_names_every_error_and_its_builtin() -> None:
     assert named == leaves
 
 
+def test_the_readmes_table_of_issues_is_the_catalogue() -> None:
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in README.splitlines() if row.startswith("| RTP")]
+    known = [[c.code, str(c.severity), c.title, c.meaning, c.advice] for c in rtpool.debug.CODES.values()]
+    assert rows == known
+
+
 def test_the_readme_names_tests_that_exist() -> None:
     for path in set(re.findall(r"`(tests/[\w/]+\.py)`", README)):
         assert (ROOT / path).is_file(), path
@@ -174,6 +181,7 @@ def test_importing_rtpool_imports_no_extra_and_starts_nothing() -> None:
         "rtpool.RealtimePool\n"
         "extras = {'websockets', 'click', 'rich', 'flask', 'asyncio', 'pytest'} & set(sys.modules)\n"
         "assert not extras, extras\n"
+        "assert not [n for n in sys.modules if n.startswith(('rtpool.debug', 'rtpool.testing', 'rtpool.cli'))]\n"
         "assert threading.active_count() == 1\n"
     )
     done = run(["-c", code])

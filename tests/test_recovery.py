@@ -44,6 +44,23 @@ def test_a_lost_connection_comes_back_with_every_channel_and_one_gap_each(
     assert pool.stats().reconnect_attempts == 1
 
 
+def test_a_gap_wakes_no_worker_for_a_channel_that_has_no_callback_for_it(
+    server: RealtimeServer, pool: rtpool.RealtimePool
+) -> None:
+    gaps, heard = Recorder(), Recorder()
+    deaf = pool.channel("room").on_broadcast("*", heard).subscribe()
+    pool.channel("room").on_gap(gaps).subscribe()
+    runs = deaf._subscriber.mailbox.runs
+    server.connections[0].abort()
+    gaps.wait(1)
+    wait_until(lambda: deaf.is_subscribed)
+    assert pool.stats().gaps == 2, "it is counted for both"
+    server.broadcast("room", "x", {})
+    heard.wait(1)
+    wait_until(lambda: deaf._subscriber.mailbox.runs > runs)
+    assert deaf._subscriber.mailbox.runs == runs + 1, "the broadcast alone"
+
+
 def test_presence_is_tracked_again_after_a_reconnect(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
     pool.channel("lobby", presence_key="ann").subscribe().track({"name": "Ann"}).result()
     server.connections[0].abort()

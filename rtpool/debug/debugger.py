@@ -247,7 +247,8 @@ class Debugger:
             self._told = present
         tell = {Severity.INFO: log.info, Severity.WARNING: log.warning, Severity.ERROR: log.error}
         for issue in new:
-            tell[issue.severity]("! %s", issue)
+            stack = issue.details.get("stack")
+            tell[issue.severity]("! %s%s", issue, f" It was here:\n{stack}" if stack else "")
         for issue in cured:
             log.info("= %s %s is over: %s", issue.code, issue.subject, issue.title)
 

@@ -169,8 +169,8 @@ CODES: Mapping[str, Code] = _catalogue(
         code="RTP007",
         severity=Severity.INFO,
         title="nobody listens to a subscription",
-        meaning="Events come for a Channel that has no callback and no reader. They are dropped when its mailbox is "
-        "full.",
+        meaning="Events wait for a reader that does not come, and are lost when the mailbox is full; or a Channel has "
+        "no callback and no reader, and pushes nothing.",
         advice="Register a callback (Channel.on_broadcast and its like), read it (Channel.events(), Channel.get()), "
         "or call Channel.unsubscribe().",
     ),
@@ -221,8 +221,8 @@ CODES: Mapping[str, Code] = _catalogue(
         severity=Severity.INFO,
         title="a socket is nearly full of channels",
         meaning="The server allows max_channels_per_connection channels a socket. The next Channels open another one.",
-        advice="Nothing, while the project's connection limit allows another socket. Else let Channels share: equal "
-        "topics with equal tokens and presence keys are one channel on the server.",
+        advice="Do nothing while the project's connection limit allows another socket. Else let Channels share: equal "
+        "topics with equal tokens and presence keys are one channel. If the server takes fewer, lower the option.",
     ),
     Code(
         code="RTP014",
@@ -300,7 +300,7 @@ CODES: Mapping[str, Code] = _catalogue(
     ),
     Code(
         code="RTP023",
-        severity=Severity.WARNING,
+        severity=Severity.INFO,
         title="several pools where one would do",
         meaning="This process has several pools for one URL and key, each with sockets and threads of its own.",
         advice="Use rtpool.get_pool(url, api_key=…), which gives every module the same pool, or pass one pool around.",

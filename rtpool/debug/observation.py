@@ -178,12 +178,12 @@ class Observation:
         name, options, stats: the pool's.
         started, closed: where it is in its life.
         orphaned: whether the thread that started it has ended.
-        stalled: seconds for which the I/O thread has not come round.
+        stalled: seconds for which the I/O thread has not come round, if it did not answer.
         inside: what only the I/O thread knows; None when it did not tell.
         channels: every subscribed one.
         in_hand: what the workers are at.
         siblings: names of other running pools of the same URL and key.
-        service_key: whether the key passes over row-level security.
+        service_key, service_header: whether the key, or one in a header, passes over row-level security.
         key_expires: when it expires, seconds since the epoch.
         slowed: how often the server ended channels because of too many events.
         overflowed, too_big_sent, too_big_received: events that met a full mailbox, messages over a limit.
@@ -203,6 +203,7 @@ class Observation:
     in_hand: tuple[InHand, ...]
     siblings: tuple[str, ...]
     service_key: bool
+    service_header: bool
     key_expires: float | None
     slowed: int
     overflowed: int
@@ -220,9 +221,10 @@ def observe(engine: Engine) -> Observation:
     now = datetime.datetime.now(datetime.timezone.utc)
     coordinator, dispatcher, key = engine.coordinator, engine.dispatcher, engine.endpoint.api_key
     live = engine.started and not engine.closed
+    inside = _ask_inside(engine) if live else None
     starter = engine.started_by() if engine.started_by is not None else None
     return Observation(
-        inside=_ask_inside(engine) if live else None,
+        inside=inside,
         at=time.monotonic(),
         wall=now.timestamp(),
         name=engine.name,
@@ -231,11 +233,12 @@ def observe(engine: Engine) -> Observation:
         started=engine.started,
         closed=engine.closed,
         orphaned=engine.started and (starter is None or not starter.is_alive()),
-        stalled=engine.loop.clock() - engine.loop.now if live else 0.0,
+        stalled=engine.loop.clock() - engine.loop.now if live and inside is None else 0.0,
         channels=tuple(seen for s in engine.registry.subscribers() if (seen := _channel(engine, s, now)) is not None),
         in_hand=tuple(dispatcher.in_hand()) if live else (),
         siblings=tuple(sorted(other.name for other in engines.running() if live and _is_sibling(engine, other))),
-        service_key=is_service_key(key) or any(is_service_key(text) for _, text in engine.options.headers),
+        service_key=is_service_key(key),
+        service_header=any(is_service_key(text) for _, text in engine.options.headers),
         key_expires=expiry_of(key) if key else None,
         slowed=coordinator.pushes.queue.refusals,
         overflowed=dispatcher.lost,
@@ -253,8 +256,9 @@ def is_service_key(key: str | None) -> bool:
 
 
 def _is_sibling(engine: Engine, other: Engine) -> bool:
-    same = other is not engine and other.endpoint == engine.endpoint and engine.endpoint.api_key is not None
-    return same and other.started and not other.closed
+    mine, theirs = engine.endpoint, other.endpoint
+    same = other is not engine and mine.url == theirs.url and mine.api_key == theirs.api_key
+    return same and engine.options.is_supabase == other.options.is_supabase and other.started and not other.closed
 
 
 def _channel(engine: Engine, subscriber: Subscriber, now: datetime.datetime) -> ChannelSeen | None:

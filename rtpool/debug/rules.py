@@ -250,10 +250,11 @@ def expiring(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[
 
 def service_key(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
     """A key that passes over row-level security, where proxies log it or beside tokens of users."""
-    if not seen.service_key or not seen.options.is_supabase:
+    if not (seen.service_key or seen.service_header) or not seen.options.is_supabase:
         return
     tokens = seen.inside.tokens if seen.inside is not None else ()
-    places = ["in the URL of its connections"] if seen.options.api_key_in == "query" else []
+    in_url = seen.service_key and seen.options.api_key_in == "query"
+    places = ["in the URL of its connections"] if in_url else []
     if any(token.role != "service_role" for token in tokens):
         places.append("with access tokens of users")
     if places:
@@ -264,23 +265,30 @@ def service_key(seen: Observation, memory: Memory, limits: Thresholds) -> Iterat
 
 
 def full_sockets(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
-    """Sockets that are nearly full, where no other has room; and a pool that has none left."""
+    """
+    Sockets that are nearly full, where no other has room; those on which the server took fewer channels than the option
+    says; and a pool that has no room left.
+    """
     inside, most = seen.inside, seen.options.max_connections
     if inside is None:
         return
     homeless = sorted(join.name for join in inside.joins.values() if join.homeless)
-    full = [c for c in inside.connections if c.slot.used and c.slot.used >= limits.channels_share * c.limit]
+    full = [c for c in inside.connections if c.slot.used > limits.channels_share * c.limit]
     used = sum(connection.slot.used for connection in inside.connections)
     if homeless or (len(full) == len(inside.connections) >= most):
         waiting = f"; {len(homeless)} find no room, {homeless[0]!r} for one" if homeless else ""
         observed = f"{used} channels on {len(inside.connections)} of {most} connections{waiting}"
         details = {"connections": len(inside.connections), "max_connections": most, "channels": used}
         yield Issue.of("RTP014", seen.pool, observed, homeless=len(homeless), **details)
-    elif len(full) == len(inside.connections):
-        for connection in full:
-            observed = f"{connection.slot.used} channels of {connection.limit}"
-            details = {"channels": connection.slot.used, "limit": connection.limit}
-            yield Issue.of("RTP013", f"connection {connection.number}", observed, **details)
+    else:
+        option = seen.options.max_channels_per_connection
+        for connection in inside.connections:
+            fewer = connection.limit < option
+            if fewer or (connection in full and len(full) == len(inside.connections)):
+                more = f"; it takes no more, and max_channels_per_connection is {option}" if fewer else ""
+                observed = f"{connection.slot.used} channels of {connection.limit}{more}"
+                details = {"channels": connection.slot.used, "limit": connection.limit}
+                yield Issue.of("RTP013", f"connection {connection.number}", observed, **details)
 
 
 def slowed_joins(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:

@@ -43,12 +43,12 @@ class Thresholds:
         unheard_after: events that nobody takes for longer; a Channel that does nothing for longer.
         late_heartbeat: of `heartbeat_timeout`, that an answer took or has been awaited.
         token_lead: a token that nobody renews and that expires sooner.
-        channels_share: of `max_channels_per_connection`, that is used.
+        channels_share: of `max_channels_per_connection`; more is nearly full. Merging fills sockets to 0.9 of it.
         reconnect_attempts: failed attempts of the present outage.
         reconnects, reconnect_window: dials after a failure or loss, for each connection, in so many seconds.
         spare_connections_after: more connections than needed for longer, while none are being merged.
         forgotten_after: a pool in which nothing happens for longer.
-        stalled_after: an I/O thread that does not come round for longer; it does every five seconds.
+        stalled_after: an I/O thread that does not answer and has not come round for longer.
 
     Raises:
         InvalidType, InvalidValue: naming the threshold.

@@ -4,6 +4,7 @@ The clock that passes while the machine sleeps.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -21,4 +22,4 @@ def boot_clock() -> Callable[[], float] | None:
         return time.monotonic
     name = "CLOCK_MONOTONIC" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
     clock = getattr(time, name, None)
-    return None if clock is None else lambda: time.clock_gettime(clock)
+    return None if clock is None else functools.partial(time.clock_gettime, clock)

@@ -28,6 +28,7 @@ from rtpool.protocol.frames import (
     WsMessage,
     close_code,
 )
+from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.placement import Slot
 from rtpool.protocol.refusals import classify_close
 from rtpool.protocol.serializer import serializer_for
@@ -49,6 +50,8 @@ SEGMENT = 1_000
 SURE_PART = 5
 #: Bytes that wait for a peer that reads nothing; above them its pings are not answered, which it would not read either.
 PONG_LIMIT = 64 * 1024
+#: Seconds after which the session is looked after though nothing is due: what is measured by another clock may be.
+LOOK_SECONDS = 1.0
 #: How much of a received message the log shows.
 LOGGED_BYTES = 75
 
@@ -122,6 +125,7 @@ class Connection:
         self._way = 0.0  # seconds of the last round trip
         self._fence: tuple[str, float] | None = None  # a heartbeat between heartbeats, and when it was sent
         self._wrote_at = 0.0
+        self._look_at = 0.0  # when `tick` is to do more than send
         # Counters; this thread is their only writer.
         self.messages_received = 0
         self._control_frames = 0  # of this transport, seen to
@@ -139,7 +143,8 @@ class Connection:
 
     def interest(self) -> int:
         """The selector events waited for."""
-        return self.transport.interest(reading=self._reads) if self.transport else 0
+        transport = self.transport
+        return transport.interest(reading=self._reads) if transport is not None else 0
 
     def has_more(self) -> bool:
         """Whether bytes may be at hand that the selector cannot see."""
@@ -152,7 +157,9 @@ class Connection:
         deadline = self.session.next_deadline()
         if self.transport.queued:
             stalled = self._wrote_at + self._patience
-            return stalled if deadline is None else min(deadline, stalled)
+            deadline = stalled if deadline is None else min(deadline, stalled)
+        if deadline is not None and deadline < self._look_at:
+            self._look_at = deadline
         return deadline
 
     def ready(self, events: int, now: float) -> None:
@@ -174,11 +181,16 @@ class Connection:
                 self._on_events(self, events)
             return
         try:
+            if self.session.has_output:  # before all else: somebody waits for it
+                self._pump(now)
+            if self.transport is None or (now < self._look_at and not self.paused_by):
+                return
+            self._look_at = now + LOOK_SECONDS
             if self.paused_by:
                 self._paused = True
                 self.session.not_reading(now)
             self.session.tick(now)
-            self._make_sure(now)
+            self._make_sure(now, self._clock())
             self._pump(now)
             if self.transport is not None and self.transport.queued and now - self._wrote_at >= self._patience:
                 raise ConnectionFailed(
@@ -196,7 +208,7 @@ class Connection:
         self._control_frames = 0
         self.state, self.hoped = "open", False
         self.epoch += 1
-        self.opened_at = self._wrote_at = now
+        self.opened_at = self._wrote_at = self._look_at = now
         self.proof_of_life = self._clock()
         self._fence = None
         self._is_sure(self.proof_of_life)
@@ -253,12 +265,14 @@ class Connection:
         self._sure_at, self._paused = at, bool(self.paused_by)
         self._sure_bytes = self._all_received
 
-    def _make_sure(self, now: float) -> None:
-        """While messages come in, ask more often than heartbeats do: a gap is as wide as the last answer is old."""
-        if self._fence is None and self._all_received - self._sure_bytes >= SEGMENT:
-            at = self._clock()
-            if at - self._sure_at >= self._options.heartbeat_interval / SURE_PART:
-                self._fence = self.session.fence(now), at
+    def _make_sure(self, now: float, at: float) -> None:
+        """
+        While messages come in, ask more often than heartbeats do: a gap is as wide as the last answer is old. `at` is
+        what the clock of proofs of life says now.
+        """
+        late = at - self._sure_at >= self._options.heartbeat_interval / SURE_PART
+        if late and self._fence is None and self._all_received - self._sure_bytes >= SEGMENT:
+            self._fence = self.session.fence(now), at
 
     @property
     def under_way(self) -> float:
@@ -324,6 +338,7 @@ class Connection:
             messages = transport.receive()
             if transport.bytes_received != received_before:
                 self.proof_of_life = self._clock()
+                self._make_sure(now, self.proof_of_life)
             self._receive(messages, now)
             if not transport.has_more:
                 return
@@ -401,6 +416,8 @@ class Connection:
 
     def _heed(self, events: list[SessionEvent]) -> None:
         for event in events:
+            if isinstance(event, WireMessage):
+                continue
             if isinstance(event, HeartbeatReplied):
                 self.heartbeat_latency = self._way = event.latency
                 self._is_sure(self._clock() - event.latency)

@@ -34,7 +34,7 @@ from rtpool.errors import (
 )
 from rtpool.events import ChannelState, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
-from rtpool.protocol.messages import BROADCAST, SYSTEM, WireMessage
+from rtpool.protocol.messages import SYSTEM, Broadcasts, WireMessage
 from rtpool.protocol.session_events import (
     ChannelEvent,
     HeartbeatLost,
@@ -348,24 +348,21 @@ class Coordinator:
         may_join = False
         # Behind a mailbox that is full, a connection is read at its end for answers alone.
         joins = {} if connection.state == "closing" and connection.paused_by else connection.joins
-        said: dict[str, list[WireMessage]] = {}  # broadcasts in a row, by topic
         mover = self.mover
         for event in events:
-            if isinstance(event, WireMessage) and event[3] == BROADCAST and mover.move is None:
-                topic = event[2]
-                if topic in said:
-                    said[topic].append(event)
-                else:
-                    said[topic] = [event]
-                continue
-            if said:
-                self._broadcasts(joins, said)
-            if mover.move is not None and mover.heard(connection, event):
-                continue
-            if isinstance(event, WireMessage):
+            if isinstance(event, Broadcasts):
                 join = joins.get(event.topic)
-                if join is not None:
-                    self._received(join, event)
+                if mover.move is not None:
+                    for message in event.messages():
+                        if not mover.heard(connection, message):
+                            self._received(joins.get(event.topic), message)
+                elif join is not None:
+                    join.heard_at = self._loop.now
+                    self.router.broadcasts(join, event.payloads, self._received)
+            elif mover.move is not None and mover.heard(connection, event):
+                continue
+            elif isinstance(event, WireMessage):
+                self._received(joins.get(event.topic), event)
             elif isinstance(event, PushSettled):
                 self._push_settled(event, unsent)
             elif isinstance(event, (HeartbeatSent, HeartbeatReplied, HeartbeatLost)):
@@ -376,8 +373,6 @@ class Coordinator:
                 join = connection.joins.get(event.topic)
                 if join is not None:
                     self._channel_event(join, event)
-        if said:
-            self._broadcasts(joins, said)
         self.pushes.keep_unsent(unsent)
         self._overflowed(self.router.flush())
         self.pushes.tell_settled()
@@ -396,22 +391,9 @@ class Coordinator:
                 self.router.announce_cut(join)
             self.readiness.flow(join)
 
-    def _broadcasts(self, joins: dict[str, Join], said: dict[str, list[WireMessage]]) -> None:
-        for topic, messages in said.items():
-            join = joins.get(topic)
-            if join is None:
-                continue
-            join.heard_at = self._loop.now
-            rest = iter(messages)
-            while True:
-                try:
-                    self.router.broadcasts(join, rest)
-                    break
-                except Exception:  # as below; the rest of the messages is still to come
-                    self._log.exception("! a broadcast on %r could not be understood", join.name)
-        said.clear()
-
-    def _received(self, join: Join, message: WireMessage) -> None:
+    def _received(self, join: Join | None, message: WireMessage) -> None:
+        if join is None:
+            return
         join.heard_at = self._loop.now
         try:
             if message.event == SYSTEM:

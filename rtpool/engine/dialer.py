@@ -41,7 +41,7 @@ IDLE_SECONDS = 2.0
 _HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9A-Fa-f:.]+(%[A-Za-z0-9._~-]+)?")
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Endpoint:
     """
     Where the WebSocket is.

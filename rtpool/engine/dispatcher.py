@@ -14,10 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 from rtpool.engine.logs import Log
-from rtpool.engine.mailbox import Essential, InHand, Loss, Mailbox
+from rtpool.engine.mailbox import Essential, InHand, Loss, Mailbox, Waiting
 from rtpool.engine.threads import SLICE_SECONDS, Bell, PoolThread, is_in_user_code, join_all, start_thread, step_aside
 
 __all__ = ["Dispatcher", "Mailbox"]
@@ -33,17 +33,8 @@ RESUME_AT = 0.8
 QUIESCE_SECONDS, BEGIN_SECONDS = 0.1, 2.0
 
 
-class Waiting(NamedTuple):
-    """
-    What of a mailbox was not handed over yet.
-
-    Attributes:
-        since: since when, at the latest, None when nothing waits and nothing was lost unsaid.
-        items: what waits, what is essential included, and what a worker has in its hands; it may be through with some.
-    """
-
-    since: datetime | None
-    items: list[Any]
+#: What a worker took: a mailbox, of that a batch, and the loss to announce before it.
+_Taken = tuple[Mailbox, Sequence[Any], Loss | None]
 
 
 class Dispatcher:
@@ -84,13 +75,12 @@ class Dispatcher:
         self.callback_seconds = 0.0
         # Guards: everything below, the counters, and every Mailbox
         self._lock = Lock()
-        self._ready = threading.Condition(self._lock)
+        self._waiting: list[threading.Lock] = []  # an ear of each worker that waits; the last is warm, and called first
         self._changed = threading.Condition(self._lock)
         self._news = Bell()  # for readers
         self._runnable: deque[Mailbox] = deque()
         self._stopping = False
         self._forked = False
-        self._idle = 0  # workers that wait
         self._called = False  # one of them was called and has not come yet
         self._quiescing = 0  # threads that wait for a callback in progress
         self._in_hand: set[Mailbox] = set()
@@ -156,12 +146,7 @@ class Dispatcher:
     def waiting(self, mailbox: Mailbox) -> Waiting:
         """What waits, and what was lost and not announced yet."""
         with self._lock:
-            times = [mailbox.oldest_came_at(self._wall())] if mailbox.queued else []
-            times += [mailbox.loss.first] if mailbox.loss is not None else []
-            items = (*mailbox.hand, *(mailbox.spare or ()), *(mailbox.items or ()))
-            return Waiting(
-                min(times, default=None), [item.item if isinstance(item, Essential) else item for item in items]
-            )
+            return mailbox.waiting(self._wall())
 
     def in_hand(self) -> list[InHand]:
         """What the workers are at."""
@@ -173,18 +158,19 @@ class Dispatcher:
         Put items into mailboxes, in order, under one lock.
 
         Args:
-            batch: mailboxes and what each gets; the items may be the same object for many.
+            batch: mailboxes and what each gets, which nobody changes from now on; it may be the same object for many.
 
         Returns:
             The mailboxes that reached their limit and whose policy, ``block`` or ``close``, the I/O thread carries out.
         """
         overflowed: list[Mailbox] = []
+        came, lined_up = 0, False
         with self._lock:
             now = self._wall()
             for mailbox, items in batch:
                 count = len(items)
                 mailbox.received += count
-                self.received += count
+                came += count
                 if mailbox.ended or self._stopping:
                     self._drop(mailbox, count)
                     continue
@@ -192,11 +178,20 @@ class Dispatcher:
                     items = self._squeeze(mailbox, items, overflowed, now)
                     count = len(items)
                 mailbox.mark(now)
-                mailbox.queue().extend(items)
+                if mailbox.items:
+                    mailbox.queue().extend(items)
+                else:
+                    mailbox.items = items
                 mailbox.ordinary += count
                 mailbox.appended += count
-                if not mailbox.scheduled:
-                    self._schedule(mailbox)
+                if mailbox.pulled:
+                    self._news.ring()
+                elif not mailbox.scheduled:
+                    mailbox.scheduled = lined_up = True
+                    self._runnable.append(mailbox)
+            self.received += came
+            if lined_up:
+                self._find_worker()
         return overflowed
 
     def deliver_essential(self, mailbox: Mailbox, run: Callable[[Any], None], item: Any) -> bool:
@@ -213,7 +208,10 @@ class Dispatcher:
             # A reader of a pull mailbox sees data only; its essentials run on a worker.
             aside = mailbox.pulled or mailbox.ended
             (mailbox.essentials() if aside else mailbox.queue()).append(essential)
-            self._schedule(mailbox, always=True)
+            if not mailbox.scheduled:
+                mailbox.scheduled = True
+                self._runnable.append(mailbox)
+                self._find_worker()
         return True
 
     def end(self, mailbox: Mailbox, holder: int | None = None, *, wait: bool = True) -> None:
@@ -317,7 +315,8 @@ class Dispatcher:
         with self._lock:
             self._stopping = True
             self._interrupt_all()
-            self._ready.notify_all()
+            while self._waiting:
+                self._waiting.pop().release()
             self._changed.notify_all()
             self._news.ring()
 
@@ -336,7 +335,7 @@ class Dispatcher:
     def after_fork(self) -> None:
         """In a forked child: what waits is the parent's, and a callback that forked is the last to run here."""
         self._lock = Lock()
-        self._ready = threading.Condition(self._lock)
+        self._waiting = []
         self._changed = threading.Condition(self._lock)
         self._news = Bell()
         self._forked = self._stopping = True
@@ -392,30 +391,17 @@ class Dispatcher:
         mailbox.dropped += count
         self.dropped += count
 
-    def _schedule(self, mailbox: Mailbox, *, always: bool = False) -> None:
-        assert self._lock.locked()
-        if mailbox.pulled and not always:
-            self._news.ring()
-            return
-        if not mailbox.scheduled:
-            self._line_up(mailbox)
-
-    def _line_up(self, mailbox: Mailbox) -> None:
-        assert self._lock.locked()
-        mailbox.scheduled = True
-        self._runnable.append(mailbox)
-        self._find_worker()
-
     def _find_worker(self) -> None:
         """
         Wake a worker; it wakes the next while there is work, for all at once would only be in each other's way. Where
         none is left, who has many items in hand is to look up: it took them as nobody else waited.
         """
         assert self._lock.locked()
-        if self._idle:
-            if not self._called:
-                self._called = True
-                self._ready.notify()
+        if self._called:
+            return
+        if self._waiting:
+            self._called = True
+            self._waiting.pop().release()
         elif self._long_hands:
             for busy in self._in_hand:
                 busy.interrupted = busy.interrupted or len(busy.hand) > BATCH
@@ -449,6 +435,10 @@ class Dispatcher:
         if not items or mailbox.pulled:
             return ()
         size = BATCH if self._runnable else LONG_BATCH
+        if mailbox.ordinary == len(items) <= size and mailbox.loss is None:  # as it mostly is
+            mailbox.items, mailbox.ordinary = None, 0
+            mailbox.removed += len(items)
+            return items
         essential = isinstance(items[0], Essential)
         if not essential and mailbox.loss is not None:
             size = min(size, mailbox.loss.after - mailbox.removed)
@@ -460,6 +450,7 @@ class Dispatcher:
         if len(batch) == len(items):
             mailbox.items = None
         else:
+            items = mailbox.queue()
             for _ in batch:
                 items.popleft()
         if not essential:
@@ -468,108 +459,129 @@ class Dispatcher:
         return batch
 
     def _work(self) -> None:
-        while self._work_once():
+        ear = Bell.ear()  # a condition would make one for each wait
+        while self._work_once(ear):
             continue
 
-    def _work_once(self) -> bool:
+    def _work_once(self, ear: threading.Lock) -> bool:
         """
-        Wait for a batch and run it; False when there will be none.
+        Wait for a mailbox, then run batches until none waits; False when there will be none.
 
         A call of its own, so that a worker that waits holds nothing of the batch before: it may refer to the pool.
         """
-        step_aside(self._lock)
-        with self._lock:
+        lock = self._lock
+        step_aside(lock)
+        with lock:
             while not self._runnable:
                 if self._stopping:
                     return False
-                self._idle += 1
-                self._ready.wait()
-                self._idle -= 1
-                self._called = False
-            mailbox = self._runnable.popleft()
-            if self._runnable:
-                self._find_worker()
-            loss = None if mailbox.pulled else mailbox.due_loss()
-            batch = mailbox.hand = self._next_batch(mailbox)
-            self._long_hands = self._long_hands or len(batch) > BATCH
-            mailbox.running = threading.get_ident()
-            mailbox.interrupted = self._stopping
-            generation = mailbox.taken_at = mailbox.generation
-            self._in_hand.add(mailbox)
-            begun = mailbox.begun = time.monotonic()
-        done, ordinary = 0, mailbox.ordinary_in_hand
-        try:
-            if loss is not None:
-                self._announce(mailbox, loss)
-            done = self._run(mailbox, batch, generation) if ordinary else self._run_essentials(mailbox, batch)
-        finally:
-            took = time.monotonic() - begun
-            step_aside(self._lock)
-            with self._lock:
-                self._in_hand.discard(mailbox)
-                mailbox.callback_seconds += took
-                self.callback_seconds += took
-                if ordinary:
-                    mailbox.delivered += done
-                    self.delivered += done
-                self._put_back(mailbox, batch[done:] if done < len(batch) else (), generation)
-                drained = self._has_drained(mailbox)
-        if self._forked:
-            return False
-        if drained:
-            self._on_drained(mailbox)
-        return True
+                self._waiting.append(ear)
+                lock.release()
+                try:
+                    ear.acquire()
+                finally:
+                    lock.acquire()
+                    if ear in self._waiting:  # not called, but struck by Ctrl-C, as a greenlet may be
+                        self._waiting.remove(ear)
+                    else:
+                        self._called = False
+            taken: _Taken | None = self._take_up(time.monotonic())
+        while taken is not None:
+            mailbox, batch, loss = taken  # what was taken before is let go of here, and not under the lock
+            taken, drained, through, done = None, False, False, 0
+            try:
+                if loss is not None:
+                    self._announce(mailbox, loss)
+                done = self._run(mailbox, batch)
+                through = True
+            finally:
+                now = time.monotonic()
+                step_aside(self._lock)
+                with self._lock:
+                    took = now - mailbox.begun
+                    mailbox.callback_seconds += took
+                    self.callback_seconds += took
+                    self._put_back(mailbox, batch, done)
+                    drained = mailbox.blocked and self._has_drained(mailbox)
+                    if through and self._runnable and not (drained or self._forked):
+                        taken = self._take_up(now)
+            if drained and not self._forked:
+                self._on_drained(mailbox)
+        return not self._forked
 
-    def _run(self, mailbox: Mailbox, batch: Sequence[Any], generation: int) -> int:
-        """Run ordinary items, outside the lock; return how many are used up."""
+    def _take_up(self, now: float) -> _Taken:
+        """Take the mailbox that waits longest, and wake another worker for the next."""
+        assert self._lock.locked()
+        mailbox = self._runnable.popleft()
+        if self._runnable:
+            self._find_worker()
+        loss = None if mailbox.loss is None or mailbox.pulled else mailbox.due_loss()
+        batch = mailbox.hand = self._next_batch(mailbox)
+        self._long_hands = self._long_hands or len(batch) > BATCH
+        mailbox.running = threading.get_ident()
+        mailbox.interrupted = self._stopping
+        mailbox.begun = now
+        mailbox.taken_at = mailbox.generation
+        self._in_hand.add(mailbox)
+        return mailbox, batch, loss
+
+    def _run(self, mailbox: Mailbox, batch: Sequence[Any]) -> int:
+        """Run a batch, outside the lock; return how many of its items are used up."""
         done = 0
+        if not batch or isinstance(batch[0], Essential):
+            for essential in batch:
+                if self._forked or (mailbox.interrupted and done):
+                    break
+                self._call(essential.run, essential.item)
+                done += 1
+            return done
         while done < len(batch):
-            if mailbox.interrupted and (done or self._stopping or mailbox.generation != generation):
+            if mailbox.interrupted and (done or self._stopping or mailbox.generation != mailbox.taken_at):
                 break
             mailbox.done = 0
             try:
-                mailbox.run_each(batch[done:] if done else batch)
+                mailbox.run_each(tuple(batch)[done:] if done else batch)
             except Exception:
                 self._report()
                 mailbox.done += 1
             done += mailbox.done
         return done
 
-    def _run_essentials(self, mailbox: Mailbox, batch: Sequence[Essential]) -> int:
-        done = 0
-        for essential in batch:
-            if self._forked or (mailbox.interrupted and done):
-                break
-            self._call(essential.run, essential.item)
-            done += 1
-        return done
-
-    def _put_back(self, mailbox: Mailbox, rest: Sequence[Any], generation: int) -> None:
+    def _put_back(self, mailbox: Mailbox, batch: Sequence[Any], done: int) -> None:
+        """A worker is through with so many items of a batch, and takes its hands off the mailbox."""
         assert self._lock.locked()
+        self._in_hand.discard(mailbox)
+        if done and not isinstance(batch[0], Essential):
+            mailbox.delivered += done
+            self.delivered += done
         mailbox.runs += 1
         mailbox.running = None
         mailbox.hand = ()
-        if rest:
-            if isinstance(rest[0], Essential):
-                aside = mailbox.ended or mailbox.pulled or generation != mailbox.generation or self._stopping
-                (mailbox.essentials() if aside else mailbox.queue()).extendleft(reversed(rest))
-            elif generation == mailbox.generation and not self._stopping:
-                mailbox.queue().extendleft(reversed(rest))
-                mailbox.ordinary += len(rest)
-                mailbox.removed -= len(rest)
-                if mailbox.loss is not None and mailbox.overflow == "drop_oldest":
-                    mailbox.loss.after = mailbox.removed + len(rest)  # these came before what was lost
-            else:
-                self._drop(mailbox, len(rest))
+        if done < len(batch):
+            self._put_back_rest(mailbox, tuple(batch)[done:])
         if self._stopping:
             self._discard(mailbox)
-        mailbox.scheduled = bool(mailbox.spare) or (
-            not mailbox.pulled and bool(mailbox.items or mailbox.loss is not None)
-        )
-        if mailbox.scheduled:
+        if mailbox.spare or (not mailbox.pulled and (mailbox.items or mailbox.loss is not None)):
             self._runnable.append(mailbox)  # this very worker looks for the next
+        else:
+            mailbox.scheduled = False
         if self._quiescing:
             self._changed.notify_all()
+
+    def _put_back_rest(self, mailbox: Mailbox, rest: Sequence[Any]) -> None:
+        assert self._lock.locked()
+        current = mailbox.generation == mailbox.taken_at and not self._stopping
+        if isinstance(rest[0], Essential):
+            aside = mailbox.ended or mailbox.pulled or not current
+            (mailbox.essentials() if aside else mailbox.queue()).extendleft(reversed(rest))
+        elif current:
+            mailbox.queue().extendleft(reversed(rest))
+            mailbox.ordinary += len(rest)
+            mailbox.removed -= len(rest)
+            if mailbox.loss is not None and mailbox.overflow == "drop_oldest":
+                mailbox.loss.after = mailbox.removed + len(rest)  # these came before what was lost
+        else:
+            self._drop(mailbox, len(rest))
 
     def _announce(self, mailbox: Mailbox, loss: Loss) -> None:
         self._call(mailbox.run, mailbox.announce_loss(loss.first, loss.last, loss.count))

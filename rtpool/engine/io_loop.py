@@ -8,6 +8,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import math
 import selectors
 import socket
 import threading
@@ -212,9 +213,10 @@ class IoLoop:
         wake_out = self._wake_out
         if wake_out is None:
             return  # not started yet: the first turn drains the inbox
-        # Full means a wake-up is pending anyway; closed means the loop has just ended. Not logged: that takes locks.
-        with contextlib.suppress(OSError):
+        try:
             wake_out.send(b"\0")
+        except OSError:  # full means a wake-up is pending anyway; closed means the loop has just ended
+            return  # not logged: that takes locks
 
     def interrupt(self) -> None:
         """
@@ -337,15 +339,19 @@ class IoLoop:
                 pollable.tick(self.now)
 
     def _timeout(self) -> float | None:
-        if self._inbox or any(p.has_more() for p, _ in self._pollables.values()):
+        if self._inbox:
             return 0.0
         while self._timers and self._timers[0][2].cancelled:
             heapq.heappop(self._timers)
-        deadlines = [at for p, _ in self._pollables.values() if (at := p.next_deadline()) is not None]
-        if self._timers:
-            deadlines.append(self._timers[0][0])
+        due = self._timers[0][0] if self._timers else math.inf
+        for pollable, _ in self._pollables.values():
+            if pollable.has_more():
+                return 0.0
+            at = pollable.next_deadline()
+            if at is not None and at < due:
+                due = at
         # No selector waits for ever: epoll takes 24 days at the most.
-        return min(MAX_WAIT, max(0.0, min(deadlines) - self.clock())) if deadlines else None
+        return None if due == math.inf else min(MAX_WAIT, max(0.0, due - self.clock()))
 
     def _update_interest(self, selector: selectors.BaseSelector) -> None:
         broken: list[Pollable] = []

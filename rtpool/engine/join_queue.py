@@ -42,7 +42,7 @@ _Numbered = tuple[int, Join]
 _Rank = tuple[bool, int, int]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Line:
     """
     The joins that wait for one connection, and how joins fare on its socket.

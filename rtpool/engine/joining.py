@@ -316,8 +316,6 @@ class Joining:
         self._pushes.say_presence(join)
         self._readiness.flow(join)
         self._pushes.flush(join)
-        # Somebody may have come, gone or changed while the join was under way.
-        self._loop.post(self._resync, join.share.key)
 
     def _changes_overdue(self, join: Join, joined_at: float) -> None:
         """The server let a join in and never said that changes flow, nor why they do not: ask anew."""

@@ -56,7 +56,7 @@ class Echo(NamedTuple):
     sent_at: float
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Join:
     """
     One server channel and the Channels that share it. Confined to the I/O thread.
@@ -134,8 +134,8 @@ class Join:
     blocked: RtpoolError | None = None
     needs_token: bool = False
     second_chance: RtpoolError | None = None
-    token: str | None = attrs.field(default=None, repr=False)
-    joined_with: str | None = attrs.field(default=None, repr=False)
+    token: str | None = None
+    joined_with: str | None = None
     handover: Handover | None = None
     held: bool = False
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-__all__ = ["Essential", "InHand", "Loss", "Mailbox"]
+__all__ = ["Essential", "InHand", "Loss", "Mailbox", "Waiting"]
 
 #: So often per full mailbox it is noted when an item came.
 MARKS = 16
@@ -34,6 +34,19 @@ class Loss:
         self.count = 0
         self.first = self.last = at
         self.after = after  # how many ordinary items had been put in when it began: it stands behind them
+
+
+class Waiting(NamedTuple):
+    """
+    What of a mailbox was not handed over yet.
+
+    Attributes:
+        since: since when, at the latest, None when nothing waits and nothing was lost unsaid.
+        items: what waits, what is essential included, and what a worker has in its hands; it may be through with some.
+    """
+
+    since: datetime | None
+    items: list[Any]
 
 
 class InHand(NamedTuple):
@@ -106,8 +119,9 @@ class Mailbox:
         self.pulled = pulled
         self.limit = limit
         self.overflow = overflow
-        # An empty deque has 760 bytes; most mailboxes wait for hours.
-        self.items: deque[Any] | None = None
+        # None, for an empty deque has 760 bytes and most mailboxes wait for hours; what came first, as it came; a deque
+        # once there is more, see `queue`.
+        self.items: Sequence[Any] | None = None
         self.ordinary = 0  # of the items; the others are essential, and come on top of the limit
         # Ordinary items put in and taken out since it was opened, and when some of them came: (how many had, when).
         self.appended = self.removed = 0
@@ -163,10 +177,11 @@ class Mailbox:
         return self.received - self.delivered - self.dropped
 
     def queue(self) -> deque[Any]:
-        """The items, to add to."""
-        if self.items is None:
-            self.items = deque()
-        return self.items
+        """The items, to add to and to take from."""
+        items = self.items
+        if not isinstance(items, deque):
+            self.items = items = deque(items or ())
+        return items
 
     def essentials(self) -> deque[Any]:
         """The spare items, to add to."""
@@ -188,15 +203,15 @@ class Mailbox:
     def mark(self, now: datetime) -> None:
         """Note when the next item comes, if it is time for that."""
         marks = self.marks
-        if marks is None:
-            marks = self.marks = []
-        elif self.ordinary and self.appended - marks[-1][0] < self.limit / MARKS:
+        if marks is None or not (self.ordinary or self.hand):
+            self.marks = [(self.appended, now)]
+            return
+        if self.ordinary and self.appended - marks[-1][0] < self.limit / MARKS:
             return
         marks.append((self.appended, now))
-        if len(marks) > 1:
-            of_interest = self.removed - self.ordinary_in_hand
-            while len(marks) > 1 and marks[1][0] <= of_interest:
-                del marks[0]
+        of_interest = self.removed - self.ordinary_in_hand
+        while len(marks) > 1 and marks[1][0] <= of_interest:
+            del marks[0]
 
     def came_at(self, index: int, now: datetime) -> datetime:
         """When the item of this number came, or some time before."""
@@ -210,6 +225,13 @@ class Mailbox:
     def oldest_came_at(self, now: datetime) -> datetime:
         """When the oldest item came that waits, or that a worker has in its hands, or some time before."""
         return self.came_at(self.removed - self.ordinary_in_hand, now)
+
+    def waiting(self, now: datetime) -> Waiting:
+        """What waits, and what was lost and not announced yet."""
+        times = [self.oldest_came_at(now)] if self.queued else []
+        times += [self.loss.first] if self.loss is not None else []
+        items = (*self.hand, *(self.spare or ()), *(self.items or ()))
+        return Waiting(min(times, default=None), [item.item if isinstance(item, Essential) else item for item in items])
 
     def due_loss(self) -> Loss | None:
         """A loss that stands before the next item, to be announced now."""

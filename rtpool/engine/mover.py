@@ -71,7 +71,7 @@ class _Phase(enum.Enum):
 _BEFORE = (_Phase.BEGINNING, _Phase.JOINING, _Phase.WATCHING, _Phase.HOLDING)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Move:
     """One join on its way from one connection to another."""
 

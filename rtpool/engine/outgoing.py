@@ -36,7 +36,7 @@ class SentBroadcast(NamedTuple):
     is_binary: bool
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Outgoing:
     """
     One push, as the I/O thread carries it; the caller's `Push` looks at it. A future would cost more than all else of a

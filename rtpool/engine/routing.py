@@ -5,7 +5,7 @@ From a message of a join to the mailboxes of the Channels that share it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -35,14 +35,10 @@ from rtpool.stats import GAP_CAUSES
 __all__ = ["Router"]
 
 
-@attrs.define(eq=False)
-class _Run:
-    """Events of a join that go to the same mailboxes, those of `members`; whether one of them hears raw messages."""
-
-    members: tuple[Subscriber, ...]
-    sinks: list[Mailbox]
-    deliveries: list[Delivery | Broadcast]
-    hears_raw: bool
+#: Events of a join that go to the same mailboxes: to those of which members, the topic as they call it, the events,
+#: whether one of the members hears raw messages. No class of its own: with a message or two for each of many joins, it
+#: would be much of what they cost.
+_Run = tuple[tuple[Subscriber, ...], str, list[Delivery | Broadcast], bool]
 
 
 class Router:
@@ -62,7 +58,7 @@ class Router:
         self._supabase = supabase
         # What was routed and not handed over yet, in order; the last run of each join, which may be added to; who wants
         # the changes that some of the server's bindings are for.
-        self._runs: list[_Run] = []
+        self._batch: list[tuple[Mailbox, list[Delivery | Broadcast]]] = []
         self._last: dict[Join, _Run] = {}
         self._audiences: dict[tuple[Join, frozenset[ChangeBinding]], tuple[Subscriber, ...]] = {}
         self._full: list[Mailbox] = []
@@ -86,43 +82,36 @@ class Router:
         return full
 
     def _hand_over(self) -> None:
-        if self._runs:
-            runs, self._runs = self._runs, []
+        if self._batch:
+            batch, self._batch = self._batch, []
             self._last.clear()
             self._audiences.clear()
-            self._full += self._dispatcher.deliver([(sink, run.deliveries) for run in runs for sink in run.sinks])
+            self._full += self._dispatcher.deliver(batch)
 
     def route(self, join: Join, message: WireMessage) -> None:
         """Deliver one message of a join."""
         self._handlers.get(message.event, self._raw)(join, message)
 
-    def broadcasts(self, join: Join, messages: Iterator[WireMessage]) -> None:
+    def broadcasts(self, join: Join, payloads: list[Any], otherwise: Callable[[Join, WireMessage], None]) -> None:
         """
-        Deliver broadcasts of a join.
+        Deliver broadcasts of a join, in order; with one that is not plain, as most are, does `otherwise`.
 
-        All that most of them need is in one loop: a call for each message would cost as much as the rest.
+        All that a plain one needs is in one loop: a call for each would cost as much as the rest.
         """
-        if not self._supabase or join.echoes or join.replay is not None:
-            for message in messages:
-                self.route(join, message)
-            return
-        topic, members = join.name, join.members
-        run = self._last.get(join)
-        if run is None or run.members is not members:
-            run = self._begin_run(join, members)
-        deliver = run.deliveries.append
-        for message in messages:
-            payload = message[4]
-            if run.hears_raw or not isinstance(payload, dict) or "meta" in payload:
-                self.route(join, message)
-                continue
-            name = payload.get("event")
-            if isinstance(name, str):
-                event: Any = BroadcastFields(topic, name, payload.get("payload"), None, False)
-                event.__class__ = Broadcast
-                deliver(event)
-            else:
-                self.route(join, message)
+        deliver: Callable[[Broadcast], None] | None = None
+        if self._supabase and not join.echoes and join.replay is None:
+            _, _, deliveries, hears_raw = self._run(join, join.members)
+            deliver = None if hears_raw else deliveries.append
+        topic = join.name
+        for payload in payloads:
+            if deliver is not None and isinstance(payload, dict) and "meta" not in payload:
+                name = payload.get("event")
+                if isinstance(name, str):
+                    event: Any = BroadcastFields(topic, name, payload.get("payload"), None, False)
+                    event.__class__ = Broadcast
+                    deliver(event)
+                    continue
+            otherwise(join, WireMessage(None, None, join.topic, BROADCAST, payload))
 
     # By event
 
@@ -152,10 +141,8 @@ class Router:
             join.replay.remember(Delivery(BROADCAST, name, event, message))
             if replayed:
                 members = tuple(s for s in members if s.attachment is not None and s.attachment.caught_up)
-        run = self._last.get(join)
-        if run is None or run.members is not members:
-            run = self._begin_run(join, members)
-        run.deliveries.append(Delivery(BROADCAST, name, event, message) if run.hears_raw else event)
+        _, _, deliveries, hears_raw = self._run(join, members)
+        deliveries.append(Delivery(BROADCAST, name, event, message) if hears_raw else event)
 
     def _postgres_changes(self, join: Join, message: WireMessage) -> None:
         change = parse_change(join.name, message.payload)
@@ -320,8 +307,7 @@ class Router:
 
     def tell(self, subscriber: Subscriber, change: StatusChange) -> None:
         """Queue a status for a Channel's listeners, behind what it was sent before."""
-        if any(binding.kind == "status" for binding in subscriber.bindings):
-            self._essential(subscriber, Delivery("status", change.status, change))
+        self._essential(subscriber, Delivery("status", change.status, change))
 
     def overflow_closed(self, subscriber: Subscriber, mailbox: Mailbox, attachment: Attachment) -> MailboxOverflow:
         """End a Channel whose policy is to be closed when it falls behind; what it is told."""
@@ -343,30 +329,31 @@ class Router:
     # Inside
 
     def _deliver(self, join: Join, members: tuple[Subscriber, ...], delivery: Delivery) -> None:
-        run = self._last.get(join)
-        if run is None or run.members is not members:
-            run = self._begin_run(join, members)
-        run.deliveries.append(delivery)
+        self._run(join, members)[2].append(delivery)
 
-    def _begin_run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
-        sinks: list[Mailbox] = []
+    def _run(self, join: Join, members: tuple[Subscriber, ...]) -> _Run:
+        """What to add events for these members to, behind all that the join was sent before."""
+        run = self._last.get(join)
+        if run is not None and run[0] is members:
+            return run
+        deliveries: list[Delivery | Broadcast] = []
         hears_raw = False
         for member in members:
             if member.stream is None:
-                sinks.append(member.mailbox)
+                self._batch.append((member.mailbox, deliveries))
             else:
-                sinks += member.sinks
+                self._batch += [(sink, deliveries) for sink in member.sinks]
             hears_raw = hears_raw or member.hears_raw
-        run = self._last[join] = _Run(members, sinks, [], hears_raw)
-        self._runs.append(run)
+        run = self._last[join] = members, join.name, deliveries, hears_raw
         return run
 
     def _deliver_to(self, sink: Mailbox, delivery: Delivery) -> None:
         self._last.clear()  # what comes after it comes after it
-        self._runs.append(_Run((), [sink], [delivery], True))
+        self._batch.append((sink, [delivery]))
 
     def _essential(self, subscriber: Subscriber, delivery: Delivery) -> None:
-        self._hand_over()  # keeps the order
-        self._dispatcher.deliver_essential(subscriber.mailbox, subscriber.mailbox.run, delivery)
+        if any(binding.kind == delivery.kind for binding in subscriber.bindings):
+            self._hand_over()  # keeps the order
+            self._dispatcher.deliver_essential(subscriber.mailbox, subscriber.mailbox.run, delivery)
         if subscriber.stream is not None and isinstance(delivery.event, Gap):
             self._deliver_to(subscriber.stream, delivery)

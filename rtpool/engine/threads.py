@@ -155,10 +155,12 @@ def step_aside(lock: threading.Lock) -> None:
     Meanwhile the others come and line up, and so they do from then on: at each passage every thread waits for another,
     at a third of the speed.
     """
+    if not lock.locked():
+        return
     for _ in range(STEPS_ASIDE):
+        time.sleep(0)
         if not lock.locked():
             return
-        time.sleep(0)
 
 
 class Awaited(Protocol[T_co]):

@@ -14,9 +14,7 @@ from datetime import datetime, timezone
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from rtpool.errors import ProtocolError
 
@@ -129,8 +127,7 @@ def request_head(method: str, target: str, headers: Iterable[tuple[str, str]]) -
     return "\r\n".join(lines).encode("utf-8")
 
 
-@attrs.frozen
-class Answer:
+class Answer(NamedTuple):
     """
     An HTTP answer.
 

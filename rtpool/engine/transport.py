@@ -19,8 +19,9 @@ from rtpool.protocol.frames import FrameDecoder, FrameEncoder, WsMessage
 __all__ = ["READ_SIZE", "Transport", "TransportClosed"]
 
 #: Bytes asked of one recv call, and a turn's share of a connection. Many, because beside callbacks that compute each
-#: call costs a wait for the interpreter; few enough to be handled in milliseconds, so that no socket starves others.
-READ_SIZE = 128 * 1024
+#: call costs a wait for the interpreter, and because each topic in it costs what several of its messages do; few enough
+#: to be handled in milliseconds, so that no socket starves others.
+READ_SIZE = 256 * 1024
 #: Bytes of small frames that are given to the kernel in one call. It says how many it took; TLS does not before it has
 #: all of them, so they are no more than one of its records: a peer that reads slowly is seen to read.
 WRITE_SIZE, TLS_WRITE_SIZE = 256 * 1024, 16 * 1024
@@ -60,7 +61,7 @@ class Transport:
         self.queued = 0
         self.bytes_received = 0
         self.bytes_sent = 0
-        #: Bytes may be at hand that no selector can see (read limit reached, or decrypted already).
+        #: Something may be at hand that no selector can see: bytes that were decrypted already, an error to be raised.
         self.has_more = self._tls
 
     def send(self, opcode: int, data: bytes, ref: str | None = None) -> None:
@@ -158,7 +159,7 @@ class Transport:
         self.bytes_received += len(data)
         messages = self._decoder.receive(data)
         # Of a record that was decrypted in part no selector knows; nor of an error that the next call raises.
-        self.has_more = self._tls or len(data) == READ_SIZE or self._decoder.failed
+        self.has_more = self._tls or self._decoder.failed
         return messages
 
     def close(self) -> None:

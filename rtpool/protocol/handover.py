@@ -35,7 +35,7 @@ MAX_MESSAGES, MAX_BYTES = 10_000, 16 * 1024 * 1024
 MAX_COUNTED = 20_000
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Content:
     """
     How often one content came.

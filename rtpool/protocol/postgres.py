@@ -8,9 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeGuard
-
-import attrs
+from typing import Any, NamedTuple, TypeGuard
 
 from rtpool.checks import check_name, check_type
 from rtpool.errors import InvalidType, InvalidValue
@@ -24,8 +22,7 @@ __all__ = ["ChangeBinding", "index_ids", "keep_numerics", "matching", "parse_cha
 CHANGE_EVENTS = ("*", "INSERT", "UPDATE", "DELETE")
 
 
-@attrs.frozen
-class ChangeBinding:
+class ChangeBinding(NamedTuple):
     """
     One server-side binding. Equal bindings are one on the wire.
 

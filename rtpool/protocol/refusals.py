@@ -5,9 +5,7 @@ What a failure calls for: tables from a server's words, statuses and codes to an
 from __future__ import annotations
 
 import re
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from rtpool.actions import Action
 
@@ -33,8 +31,7 @@ __all__ = [
 ]
 
 
-@attrs.frozen
-class Verdict:
+class Verdict(NamedTuple):
     """
     What a refusal calls for, and for how long.
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from rtpool.errors import InvalidType, InvalidValue
 
@@ -29,8 +27,7 @@ MAX_SEEN = 1_000
 MARGIN_MS = 10_000
 
 
-@attrs.frozen
-class ReplayRequest:
+class ReplayRequest(NamedTuple):
     """
     What a join asks for.
 

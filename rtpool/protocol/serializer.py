@@ -8,7 +8,7 @@ frame, and binary frames whose first byte is the kind: 0 push, 1 reply, 2 broadc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rtpool.errors import InvalidValue, ProtocolError
@@ -21,6 +21,7 @@ from rtpool.protocol.messages import (
     POSTGRES_CHANGES,
     BinaryBody,
     Body,
+    Broadcasts,
     JsonBody,
     Ref,
     WireMessage,
@@ -31,6 +32,7 @@ __all__ = ["Serializer", "SerializerV1", "SerializerV2", "serializer_for"]
 
 KIND_PUSH, KIND_REPLY, KIND_BROADCAST, KIND_USER_PUSH, KIND_USER_BROADCAST = range(5)
 
+NOT_BINARY = "a binary frame on a 1.0.0 socket"
 #: Kind 4's encoding byte: 1 is JSON, anything else is raw bytes (realtime-js decodes it so).
 ENCODING_BINARY, ENCODING_JSON = 0, 1
 
@@ -46,11 +48,35 @@ class Serializer(Protocol):
     def decode(self, data: bytes, is_binary: bool) -> WireMessage:
         """Return the message; raise `ProtocolError` for anything else."""
 
-    def decode_all(self, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
+    def decode_all(self, messages: Sequence[WsMessage]) -> list[Decoded]:
         """Decode data messages; one that is none of Phoenix gives the error in its place."""
 
 
-_new = tuple.__new__
+Decoded = WireMessage | Broadcasts | ProtocolError
+
+
+class _Found:
+    """What was decoded so far: `all` of it, and of the broadcasts at its end the payloads by topic."""
+
+    def __init__(self) -> None:
+        self.all: list[Decoded] = []
+        self.said: dict[str, list[Any]] = {}
+
+    def add(self, message: WireMessage) -> None:
+        """Add a message; a broadcast to those of its topic, if only such of other topics came since."""
+        join_ref, ref, topic, event, payload = message
+        if event == BROADCAST and join_ref is ref is None:
+            self.broadcast(topic, payload)
+        else:
+            self.said.clear()
+            self.all.append(message)
+
+    def broadcast(self, topic: str, payload: Any) -> None:
+        """Add a broadcast that has no ref."""
+        if topic not in self.said:
+            payloads = self.said[topic] = []
+            self.all.append(Broadcasts(topic, payloads))
+        self.said[topic].append(payload)
 
 
 def _check(message: WireMessage) -> None:
@@ -66,14 +92,6 @@ def _loses_digits(data: bytes) -> bool:
     return b'numeric"' in data
 
 
-def _decode_each(serializer: Serializer, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
-    for opcode, data in messages:
-        try:
-            yield serializer.decode(data, opcode == OP_BINARY)
-        except ProtocolError as error:
-            yield error
-
-
 class SerializerV1:
     """Version 1.0.0: JSON objects. Servers never send a join_ref and have no binary payloads."""
 
@@ -87,8 +105,10 @@ class SerializerV1:
 
     def decode(self, data: bytes, is_binary: bool) -> WireMessage:
         if is_binary:
-            raise ProtocolError("a binary frame on a 1.0.0 socket")
-        value = loads(data)
+            raise ProtocolError(NOT_BINARY)
+        return self._message(loads(data), data)
+
+    def _message(self, value: Any, data: bytes) -> WireMessage:
         if not isinstance(value, dict):
             raise ProtocolError(f"a 1.0.0 message must be an object, not {type(value).__name__}")
         try:
@@ -101,8 +121,20 @@ class SerializerV1:
             keep_numerics(payload, loads(data, exact=True)["payload"])
         return message
 
-    def decode_all(self, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
-        return _decode_each(self, messages)
+    def decode_all(self, messages: Sequence[WsMessage]) -> list[Decoded]:
+        load, found = loader_for([data for opcode, data in messages if opcode != OP_BINARY]), _Found()
+        for opcode, data in messages:
+            try:
+                if opcode == OP_BINARY:
+                    raise ProtocolError(NOT_BINARY)
+                try:
+                    value = load(data)
+                except ValueError:
+                    value = loads(data)
+                found.add(self._message(value, data))
+            except ProtocolError as error:
+                found.all.append(error)
+        return found.all
 
 
 def _fields(data: bytes, header: int, sizes: int) -> tuple[list[str], bytes]:
@@ -157,26 +189,31 @@ class SerializerV2:
     def decode(self, data: bytes, is_binary: bool) -> WireMessage:
         return self._decode_binary(data) if is_binary else self._message(loads(data), data)
 
-    def decode_all(self, messages: Sequence[WsMessage]) -> Iterator[WireMessage | ProtocolError]:
-        load = loader_for([data for _, data in messages])
+    def decode_all(self, messages: Sequence[WsMessage]) -> list[Decoded]:
+        load, found = loader_for([data for opcode, data in messages if opcode != OP_BINARY]), _Found()
+        said = found.said
         for opcode, data in messages:
             try:
                 if opcode == OP_BINARY:
-                    yield self._decode_binary(data)
+                    found.add(self._decode_binary(data))
                     continue
                 try:
                     value = load(data)
                 except ValueError:
                     value = loads(data)
-                # What servers say most: [None, None, topic, event, payload]; the rest is looked at more closely.
-                if type(value) is list and len(value) == 5 and value[0] is value[1] is None:
-                    _, _, topic, event, _ = value
-                    if type(topic) is str and type(event) is str and event != POSTGRES_CHANGES:
-                        yield _new(WireMessage, value)
+                # What servers say most, as `found.add` would take it: a call for each costs as much as all this.
+                if type(value) is list and len(value) == 5:
+                    join_ref, ref, topic, event, payload = value
+                    if event == BROADCAST and join_ref is ref is None and type(topic) is str:
+                        if topic in said:
+                            said[topic].append(payload)
+                        else:
+                            found.broadcast(topic, payload)
                         continue
-                yield self._message(value, data)
+                found.add(self._message(value, data))
             except ProtocolError as error:
-                yield error
+                found.all.append(error)
+        return found.all
 
     def _message(self, value: Any, data: bytes) -> WireMessage:
         if not isinstance(value, list):

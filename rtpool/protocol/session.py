@@ -20,7 +20,6 @@ from rtpool.events import ChannelState
 from rtpool.protocol.frames import OP_BINARY, OP_TEXT, WsMessage
 from rtpool.protocol.heartbeat import Pulse
 from rtpool.protocol.messages import (
-    BROADCAST,
     HEARTBEAT,
     PHOENIX_TOPIC,
     PHX_CLOSE,
@@ -29,6 +28,7 @@ from rtpool.protocol.messages import (
     PHX_LEAVE,
     PHX_REPLY,
     Body,
+    Broadcasts,
     JsonBody,
     WireMessage,
 )
@@ -75,7 +75,7 @@ class OutgoingFrame(NamedTuple):
         return f"<OutgoingFrame {self.what} ref {self.ref}, {len(self.data)} bytes>"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Topic:
     """What this connection knows of one topic."""
 
@@ -86,7 +86,7 @@ class _Topic:
     leave: _Pending | None = None  # an earlier one of the topic, told by its close, may be answered yet
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Pending:
     """A frame that awaits its reply."""
 
@@ -171,6 +171,11 @@ class Session:
         return bool(self._events)
 
     @property
+    def has_output(self) -> bool:
+        """Whether `frames_to_send` or `events` would return any."""
+        return bool(self._frames or self._events)
+
+    @property
     def unheard(self) -> bool:
         """
         Whether the server may not have read every push and leave: it reads a socket's frames in order, and has answered
@@ -197,17 +202,18 @@ class Session:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due next; None when nothing is awaited."""
-        self._time_pushes()
+        if self._untimed:
+            self._time_pushes()
         while self._timers:
             at, ref = self._timers[0]
             pending = self._pending.get(ref)
             if pending is not None and pending.deadline == at:
                 break
             heapq.heappop(self._timers)
-        deadlines = [at for at in (self._pulse.next_deadline,) if at is not None]
-        if self._timers:
-            deadlines.append(self._timers[0][0])
-        return min(deadlines, default=None)
+        due = self._pulse.next_deadline
+        if self._timers and (due is None or self._timers[0][0] < due):
+            return self._timers[0][0]
+        return due
 
     def heartbeat_awaited(self, now: float) -> float:
         """Seconds for which a heartbeat has had no answer; 0 while a join is outstanding, which holds it up."""
@@ -374,26 +380,24 @@ class Session:
         """
         self._pulse.heard = True
         errors: list[ProtocolError] = []
-        topics = self._topics
         for message in self._serializer.decode_all(messages):
             if isinstance(message, ProtocolError):
                 errors.append(message)
-                continue
-            join_ref, _, topic, event, _ = message
-            if event != BROADCAST and event in ANSWERS:
+            elif isinstance(message, WireMessage) and message.event in ANSWERS:
                 self._answered(message, now)
-                continue
-            channel = topics.get(topic)
-            # While a live channel is joined anew the old one still delivers, so joining counts.
-            if (
-                channel is None
-                or (channel.state is not JOINED and channel.state is not JOINING)
-                or (join_ref is not None and join_ref != "" and str(join_ref) != channel.join_ref)
-            ):
-                self.dropped += 1
-            else:
+            elif self._is_for_us(message):
                 self._events.append(message)
+            else:
+                self.dropped += len(message.payloads) if isinstance(message, Broadcasts) else 1
         return errors
+
+    def _is_for_us(self, message: WireMessage | Broadcasts) -> bool:
+        """Whether it is of a channel that is live here; while that is joined anew the old one still delivers."""
+        channel = self._topics.get(message.topic)
+        if channel is None or (channel.state is not JOINED and channel.state is not JOINING):
+            return False
+        join_ref = message.join_ref if isinstance(message, WireMessage) else None
+        return join_ref is None or join_ref == "" or str(join_ref) == channel.join_ref
 
     def _answered(self, message: WireMessage, now: float) -> None:
         if message.event == PHX_REPLY:

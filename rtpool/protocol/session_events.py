@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from rtpool.protocol.messages import WireMessage
+from rtpool.protocol.messages import Broadcasts, WireMessage
 
 __all__ = [
     "ChannelEvent",
@@ -90,5 +90,7 @@ class HeartbeatLost(NamedTuple):
 
 
 ChannelEvent = Joined | JoinFailed | ChannelLost | Left
-#: A message for a topic's subscribers is itself what happened.
-SessionEvent = ChannelEvent | PushSettled | WireMessage | Fenced | HeartbeatSent | HeartbeatReplied | HeartbeatLost
+#: What is for a topic's subscribers is itself what happened.
+SessionEvent = (
+    Broadcasts | WireMessage | ChannelEvent | PushSettled | Fenced | HeartbeatSent | HeartbeatReplied | HeartbeatLost
+)

@@ -5,9 +5,7 @@ or vanishes.
 
 from __future__ import annotations
 
-from typing import Any
-
-import attrs
+from typing import Any, NamedTuple
 
 from rtpool.errors import MessageTooBig, ProtocolError
 from rtpool.protocol.json_engine import loads
@@ -74,8 +72,7 @@ def _integer(value: int) -> int:
     return (3 if length < 256 else 6) + length
 
 
-@attrs.frozen
-class SizeLimits:
+class SizeLimits(NamedTuple):
     """
     What a server takes.
 

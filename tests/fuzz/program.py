@@ -15,6 +15,7 @@ from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.session import Session
 from rtpool.protocol.session_events import HeartbeatLost, PushSettled
+from tests.support.apart import apart
 
 __all__ = ["EVENTS", "OPS", "PAYLOADS", "TOPICS", "Program"]
 
@@ -201,7 +202,7 @@ class Program:
 
     def look(self) -> None:
         lost = False
-        for event in self.session.events():
+        for event in apart(self.session.events()):
             name = type(event).__name__
             if isinstance(event, PushSettled):
                 self.settled(event)

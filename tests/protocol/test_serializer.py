@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from rtpool.errors import InvalidValue, ProtocolError
 from rtpool.protocol.json_engine import dumps
-from rtpool.protocol.messages import BinaryBody, Body, JsonBody, UserBroadcast, WireMessage
+from rtpool.protocol.messages import BinaryBody, Body, Broadcasts, JsonBody, UserBroadcast, WireMessage
 from rtpool.protocol.serializer import SerializerV1, SerializerV2, serializer_for
+from tests.support.apart import apart
 
 VECTORS = json.loads((pathlib.Path(__file__).parent / "protocol_vectors.json").read_text())
 
@@ -221,6 +222,48 @@ def test_many_frames_decode_each_as_it_would_alone(vsn: str, more: list[tuple[in
             return error
 
     frames = FRAMES + recorded + more
-    for found, wanted in zip(serializer.decode_all(frames), (alone(*frame) for frame in frames), strict=True):
-        assert (type(found), repr(found)) == (type(wanted), repr(wanted))
-    assert [repr(m) for frame in frames for m in serializer.decode_all([frame])] == [repr(alone(*f)) for f in frames]
+    found, wanted = apart(serializer.decode_all(frames)), [alone(*frame) for frame in frames]
+    for topic in {message.topic for message in wanted if isinstance(message, WireMessage)} | {None}:
+        assert [repr(m) for m in found if getattr(m, "topic", None) == topic] == [
+            repr(m) for m in wanted if getattr(m, "topic", None) == topic
+        ]
+    assert len(found) == len(frames)
+    assert [repr(m) for frame in frames for m in apart(serializer.decode_all([frame]))] == [
+        repr(alone(*f)) for f in frames
+    ]
+
+
+def broadcast(vsn: str, topic: str, number: int, event: str = "broadcast", join_ref: str | None = None) -> Any:
+    message = WireMessage(join_ref, None, topic, event, {"n": number})
+    return 1, dumps(list(message) if vsn == "2.0.0" else message._asdict())
+
+
+@pytest.mark.parametrize("vsn", ["1.0.0", "2.0.0"])
+def test_broadcasts_of_a_topic_come_together_until_something_else_is_said(vsn: str) -> None:
+    frames = [
+        broadcast(vsn, "a", 1),
+        broadcast(vsn, "b", 2),
+        (1, b"{"),
+        broadcast(vsn, "a", 3),
+        broadcast(vsn, "b", 4, "system"),
+        broadcast(vsn, "a", 5),
+        broadcast(vsn, "a", 6, join_ref="1"),
+        broadcast(vsn, "a", 7),
+    ]
+    *said, last = [one for one in serializer_for(vsn).decode_all(frames) if not isinstance(one, ProtocolError)]
+    assert said == [
+        Broadcasts("a", [{"n": 1}, {"n": 3}]),
+        Broadcasts("b", [{"n": 2}]),
+        WireMessage(None, None, "b", "system", {"n": 4}),
+        Broadcasts("a", [{"n": 5}]),
+        WireMessage("1", None, "a", "broadcast", {"n": 6}),
+    ]
+    assert last == Broadcasts("a", [{"n": 7}])
+
+
+def test_broadcasts_in_binary_frames_come_together_with_those_in_text() -> None:
+    binary = bytes((4, 1, 1, 0, 1)) + b'ax{"n":2}'
+    wanted = {"type": "broadcast", "event": "x", "payload": {"n": 2}}
+    said = SerializerV2().decode_all([broadcast("2.0.0", "a", 1), (2, binary), broadcast("2.0.0", "a", 3)])
+    assert said == [Broadcasts("a", [{"n": 1}, wanted, {"n": 3}])]
+    assert apart(said)[1] == SerializerV2().decode(binary, True)

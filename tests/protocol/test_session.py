@@ -6,7 +6,8 @@ import pytest
 
 from rtpool.errors import ProtocolError
 from rtpool.events import ChannelState
-from rtpool.protocol.messages import JsonBody, WireMessage
+from rtpool.protocol.frames import OP_TEXT
+from rtpool.protocol.messages import Broadcasts, JsonBody
 from rtpool.protocol.session_events import (
     ChannelLost,
     HeartbeatLost,
@@ -176,7 +177,7 @@ def test_a_duplicate_join_is_answered_before_the_old_channel_closes(driver: Driv
     driver.session.join(TOPIC, BODY, 0.0)
     (new,) = driver.sent()
     driver.server(None, None, TOPIC, "broadcast", {"n": 1})
-    heard = WireMessage(None, None, TOPIC, "broadcast", {"n": 1})
+    heard = Broadcasts(TOPIC, [{"n": 1}])
     assert driver.session.events() == [heard], "the old channel delivers until it is replaced"
     driver.reply(new)
     driver.server(old[1], old[1], TOPIC, "phx_close", {})
@@ -213,6 +214,15 @@ def test_frames_of_an_older_join_are_dropped() -> None:
     driver.server(None, None, TOPIC, "broadcast", {})
     driver.server("", None, TOPIC, "broadcast", {})
     assert len(driver.session.events()) == 3
+
+
+def test_each_of_the_broadcasts_that_are_nobodys_is_counted(driver: Driver) -> None:
+    driver.joined()
+    topics = (TOPIC, "realtime:nowhere", TOPIC, "realtime:nowhere", "realtime:nowhere")
+    frames = [driver.frame(None, None, topic, "broadcast", {"n": n}) for n, topic in enumerate(topics)]
+    assert driver.session.receive_all([(OP_TEXT, frame) for frame in frames], driver.now) == []
+    assert driver.session.events() == [Broadcasts(TOPIC, [{"n": 0}, {"n": 2}])]
+    assert driver.session.dropped == 3
 
 
 def test_a_version_1_close_is_matched_by_its_ref() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rtpool.events import ChannelState
-from rtpool.protocol.messages import BinaryBody, JsonBody, WireMessage
+from rtpool.protocol.messages import BinaryBody, Broadcasts, JsonBody, WireMessage
 from rtpool.protocol.serializer import SerializerV2
 from rtpool.protocol.session import Session
 from rtpool.protocol.session_events import (
@@ -348,7 +348,7 @@ def test_a_fence_is_a_heartbeat_of_its_own(driver: Driver) -> None:
     for frame in (frames[0], heartbeat, frames[1]):
         driver.reply(frame)
     told = [event for event in driver.session.events() if not isinstance(event, HeartbeatSent)]
-    assert [type(event) for event in told] == [WireMessage, Fenced, HeartbeatReplied, Fenced]
+    assert [type(event) for event in told] == [Broadcasts, Fenced, HeartbeatReplied, Fenced]
     assert told[1::2] == [Fenced(first), Fenced(second)]
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from rtpool.protocol import session_events
-from rtpool.protocol.messages import WireMessage
+from rtpool.protocol.messages import Broadcasts, WireMessage
 from rtpool.protocol.session_events import (
     ChannelEvent,
     ChannelLost,
@@ -32,6 +32,7 @@ EVENTS: list[Any] = [
     Left("t", False),
     PushSettled("token", "reply", "ok", None, True),
     MESSAGE,
+    Broadcasts("t", [{}]),
     Fenced("1"),
     HeartbeatSent(),
     HeartbeatReplied(0.5),
@@ -42,7 +43,7 @@ EVENTS: list[Any] = [
 def test_every_kind_is_a_session_event_and_public() -> None:
     kinds = {type(event) for event in EVENTS}
     assert set(get_args(SessionEvent)) == kinds
-    named = {kind.__name__ for kind in kinds - {WireMessage}}  # a message stands for itself
+    named = {kind.__name__ for kind in kinds - {WireMessage, Broadcasts}}  # messages stand for themselves
     assert named | {"ChannelEvent", "SessionEvent"} == set(session_events.__all__)
 
 

@@ -38,6 +38,7 @@ from rtpool.protocol.session_events import (
     PushSettled,
     SessionEvent,
 )
+from tests.support.apart import apart
 from tests.support.model_server import Frame, ModelServer, decode, encode
 
 INTERVAL, TIMEOUT, JOIN_TIMEOUT = 25.0, 10.0, 10.0
@@ -561,7 +562,7 @@ class SessionModel(RuleBasedStateMachine):
 
     def settle(self, expected: list[SessionEvent], *, in_order: bool = True) -> None:
         """What the session says is what was expected, and what it sends is in order."""
-        told = self.session.events()
+        told = apart(self.session.events())
         self.events_seen += len(told)
         lost = [e for e in told if isinstance(e, HeartbeatLost)]
         beats = sum(isinstance(e, HeartbeatSent) for e in told)

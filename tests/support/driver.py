@@ -46,11 +46,15 @@ class Driver:
                 self.session.frame_written(frame.ref, self.now)
         return frames
 
-    def server(self, join_ref: Any, ref: Any, topic: str, event: str, payload: Any) -> None:
+    def frame(self, join_ref: Any, ref: Any, topic: str, event: str, payload: Any) -> bytes:
+        """What the server writes; version 1 has no join_ref."""
         message: Any = [join_ref, ref, topic, event, payload]
         if self.vsn == "1.0.0":
             message = {"ref": ref, "topic": topic, "event": event, "payload": payload}
-        self.session.receive(json.dumps(message).encode(), False, self.now)
+        return json.dumps(message).encode()
+
+    def server(self, join_ref: Any, ref: Any, topic: str, event: str, payload: Any) -> None:
+        self.session.receive(self.frame(join_ref, ref, topic, event, payload), False, self.now)
 
     def reply(self, frame: list[Any], status: str = "ok", response: Any = None) -> None:
         payload = {"status": status, "response": {} if response is None else response}

@@ -35,6 +35,7 @@ from rtpool.protocol.session_events import (
     SessionEvent,
 )
 from rtpool.registry import Attachment, Binding, Delivery, JoinConfig, Share, ShareKey, Subscriber
+from tests.support.apart import apart
 from tests.support.recorded_events import FEED_RESTART, Listener, bindings_of, wants_presence
 from tests.support.recorded_wire import DROPPED, PUSH_TIMEOUT, Act, Frame, UserPush, Wire, client_frame, server_frame
 from tests.support.transcripts import frame_of, load
@@ -198,7 +199,7 @@ class _Socket:
             act, sent, expected = self.act(line, token)
         else:
             unparsed, expected, unreadable = self.hear(line)
-        told = self.session.events()
+        told = apart(self.session.events())
         for event in told:
             self.users.told(event)
         heard = self.users.heard()
