@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rtpool.engine import descriptors
 from rtpool.errors import ConnectionFailed, InvalidValue
 
-__all__ = ["Listener", "connect", "default_directory", "living_sockets", "listen_at", "peer_of"]
+__all__ = ["Listener", "connect", "default_directory", "listen_at", "living_sockets", "peer_of"]
 
 #: Bytes a path may have: the least that a platform allows, its closing zero excepted (Linux takes 107).
 LONGEST_PATH = 103
