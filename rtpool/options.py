@@ -308,8 +308,11 @@ class PoolOptions:
         params: more parameters of the connection's URL, a mapping or pairs; what a plain Phoenix socket is given, or
             Realtime's ``log_level``.
         logger: a `logging.Logger` or `LoggerAdapter` to write to instead of ``rtpool``; a logger gets children ``io``,
-            ``pool`` and ``dispatch``.
+            ``pool``, ``session``, ``dispatch`` and ``debug``.
         debug: log every message at DEBUG, payloads elided.
+        recorder_size: entries that the flight recorder keeps, see `RealtimePool.debug_dump`: so many about the pool and
+            its connections, and so many about topics and frames. 0 turns it off.
+        record_frames: record every message too, without keys and tokens, payloads elided.
 
     Raises:
         InvalidValue, InvalidType: naming the option, what it takes and what it got.
@@ -358,6 +361,8 @@ class PoolOptions:
         default=None, validator=_of_type(logging.Logger, logging.LoggerAdapter, type(None)), repr=False
     )
     debug: bool = attrs.field(default=False, validator=_of_type(bool))
+    recorder_size: int = attrs.field(default=500, validator=_number(0, integer=True))
+    record_frames: bool = attrs.field(default=False, validator=_of_type(bool))
 
     @property
     def is_supabase(self) -> bool:

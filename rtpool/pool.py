@@ -25,15 +25,14 @@ from rtpool.checks import check_callable, check_name, check_timeout, check_token
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.engine import Engine
 from rtpool.engine.fork import inherit
-from rtpool.engine.health import health_of
 from rtpool.engine.hooks import Hooks
 from rtpool.engine.mailboxes import ChannelMailbox
 from rtpool.engine.signals import sigterm_calls
-from rtpool.engine.snapshot import stats_of
 from rtpool.engine.threads import SLICE_SECONDS, outcome_of
 from rtpool.errors import ConfigConflict, ConnectionFailed, InvalidType, InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import Heartbeat, PostgresChange, StatusChange
 from rtpool.filters import Filter
+from rtpool.insight import Insight
 from rtpool.options import PoolOptions, make_options
 from rtpool.protocol.json_engine import json_object
 from rtpool.protocol.messages import MAX_NAME_BYTES
@@ -41,7 +40,6 @@ from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import read_replay
 from rtpool.registry import ShareKey, Subscriber, identity_of
 from rtpool.rest import RestBroadcasts, RestClient
-from rtpool.stats import Health, PoolStats
 
 if TYPE_CHECKING:
     from rtpool.debug.serving import DebugServer
@@ -75,7 +73,7 @@ def _forgotten(engine: Engine) -> None:
             engine.abandon(FORGOTTEN, interrupt=True)
 
 
-class RealtimePool(RestBroadcasts):
+class RealtimePool(RestBroadcasts, Insight):
     """
     Few sockets, many channels: the synchronous way to Supabase Realtime and Phoenix Channels.
 
@@ -392,19 +390,7 @@ class RealtimePool(RestBroadcasts):
         self._engine.post(self._engine.coordinator.clean_up, done)
         return outcome_of(done, CLOSE_TIMEOUT)
 
-    # What is going on
-
-    def stats(self) -> PoolStats:
-        """
-        A snapshot. Numbers of different threads may be a moment apart.
-        """
-        return stats_of(self._engine)
-
-    def health(self) -> Health:
-        """
-        Whether the pool does what it was asked to; for probes. Costs no request and waits for nothing.
-        """
-        return health_of(self._engine)
+    # Life
 
     def serve_debug(self, path: str | os.PathLike[str] | None = None, *, allow_commands: bool = False) -> DebugServer:
         """
@@ -422,8 +408,6 @@ class RealtimePool(RestBroadcasts):
     def closed(self) -> bool:
         """Whether `close` was called, or the pool failed."""
         return self._engine.closed
-
-    # Life
 
     def run_forever(self, *, handle_sigterm: bool = False) -> None:
         """

@@ -586,6 +586,9 @@ class Registry:
             return tuple(self._shares)
 
     def subscribers(self) -> tuple[Subscriber, ...]:
-        """Every attached Channel."""
-        with self._lock:
-            return tuple(s for share in self._shares.values() for s in share.subscribers)
+        """Every attached Channel; without the lock, which the thread that a signal handler interrupted may hold."""
+        while True:
+            try:
+                return tuple(s for share in tuple(self._shares.values()) for s in share.subscribers)
+            except RuntimeError:  # one came or went meanwhile
+                continue

@@ -102,7 +102,7 @@ def test_a_logger_of_ones_own_gets_everything_and_the_librarys_nothing(
     logger, handler = mine
     with caplog.at_level(logging.DEBUG):
         use(server, make_pool, logger)
-    assert {record.name for record in handler.records} == {"mine.io", "mine.pool"}
+    assert {record.name for record in handler.records} == {"mine.io", "mine.pool", "mine.session"}
     words = [record.getMessage() for record in handler.records]
     assert any("raised" in word for word in words)
     assert any("lost" in word for word in words)

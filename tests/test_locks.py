@@ -123,7 +123,7 @@ OFFENCES = {
     "Callable()()": "calls callback()",
     "Dropped()": "calls __del__()",
     "logger.debug('x')": "calls debug()",
-    "Log(logger).debug('x')": "calls debug()",
+    "Log(logger).debug('x', 'y')": "calls isEnabledFor()",
     "left.send(b'x')": "calls socket.send()",
     "select.select([], [], [], 0)": "calls select()",
     "os.write(1, b'')": "calls write()",

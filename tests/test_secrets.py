@@ -180,8 +180,9 @@ def test_what_leaves_a_pool_is_looked_at(
 
 
 def test_what_a_callback_is_told_is_looked_at(
-    server: RealtimeServer, pool: rtpool.RealtimePool, leaks: Callable[[], list[str]]
+    server: RealtimeServer, make_pool: MakePool, leaks: Callable[[], list[str]]
 ) -> None:
+    pool = make_pool(recorder_size=0)  # which would show it for ever
     server.on_join = lambda *_: JoinRefusal(f"Unauthorized: {SECRET}")
     heard = Recorder()
     channel = pool.channel("room").on_status(heard).subscribe(wait=False)
@@ -252,3 +253,14 @@ def test_a_test_fails_for_what_it_logs_or_prints_in_the_background(
     result = pytester.runpytest_subprocess("-p", "no:randomly")
     capsys.readouterr()  # what it shows looks like this process's own tokens, and would fail this test
     result.assert_outcomes(passed=2, failed=1, errors=1)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "JSON"])
+def test_what_a_dump_shows_is_looked_at(
+    pool: rtpool.RealtimePool, leaks: Callable[[], list[str]], as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loose = pool.debug_dump(as_json=as_json) + SECRET
+    monkeypatch.setattr(pool, "debug_dump", lambda **_: loose)
+    watch.look_at_pool(pool)
+    assert "the dump shows a secret" in leaks()[0]
+    monkeypatch.undo()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import random
 import sys
 import threading
@@ -77,7 +78,9 @@ def test_a_thousand_topics_take_exactly_ten_connections(server: RealtimeServer, 
 def test_ten_thousand_subscriptions_from_eight_threads_balance_and_leave_nothing(
     server: RealtimeServer, make_pool: MakePool
 ) -> None:
-    pool = make_pool(max_joins_in_flight=50)
+    quiet = logging.getLogger("quiet")  # pytest keeps every line
+    quiet.setLevel(logging.WARNING)
+    pool = make_pool(max_joins_in_flight=50, logger=quiet)
     pool.connect()
     pool.channel("warm").subscribe().unsubscribe()
 

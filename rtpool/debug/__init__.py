@@ -7,6 +7,17 @@ from __future__ import annotations
 from rtpool.debug.debugger import Debugger
 from rtpool.debug.issues import CODES, Code, Issue, Severity
 from rtpool.debug.lifecycle import LifecycleReport
+from rtpool.debug.signals import DumpOnSignal, dump_on_signal
 from rtpool.debug.thresholds import Thresholds
 
-__all__ = ["CODES", "Code", "Debugger", "Issue", "LifecycleReport", "Severity", "Thresholds"]
+__all__ = [
+    "CODES",
+    "Code",
+    "Debugger",
+    "DumpOnSignal",
+    "Issue",
+    "LifecycleReport",
+    "Severity",
+    "Thresholds",
+    "dump_on_signal",
+]

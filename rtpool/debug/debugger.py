@@ -11,6 +11,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+import attrs
+
 from rtpool.checks import check_name, check_timeout, check_type
 from rtpool.debug.callbacks import Calls, calls_of
 from rtpool.debug.issues import Issue, Severity
@@ -21,7 +23,7 @@ from rtpool.debug.rules import begin, judge
 from rtpool.debug.thresholds import Thresholds
 from rtpool.engine.audit import MOMENT
 from rtpool.engine.engine import Engine
-from rtpool.engine.logs import Log, logger_for
+from rtpool.engine.logs import Log
 from rtpool.engine.redaction import Redactor
 from rtpool.engine.threads import PoolThread, closing, join_all, start_thread
 from rtpool.errors import ConnectionFailed, InvalidType, InvalidValue, PoolClosed
@@ -223,7 +225,7 @@ class Debugger:
                 self._told.clear()
 
     def _watch(self, run: _Run) -> None:
-        log = logger_for(run.engine.options, "debug")
+        log = run.engine.logs.debug
         next_look = time.monotonic() + run.interval
         rest = min(run.interval, self.thresholds.slow_callback / 2)
         while not run.over.wait(min(rest, max(0.0, next_look - time.monotonic()))):
@@ -234,7 +236,7 @@ class Debugger:
                 next_look = time.monotonic() + run.interval
                 self._tell(log, run, self._look(run.engine, run.over, patient=True))
             except Exception:  # a bug of ours must not end the watch
-                log.exception("! the debugger of pool %s failed", run.engine.name)
+                log.bug("debugger_failed", "! the debugger of pool %(pool)s failed")
         self._end(run)
 
     def _tell(self, log: Log, run: _Run, issues: list[Issue]) -> None:
@@ -247,10 +249,13 @@ class Debugger:
             self._told = present
         tell = {Severity.INFO: log.info, Severity.WARNING: log.warning, Severity.ERROR: log.error}
         for issue in new:
-            stack = issue.details.get("stack")
-            tell[issue.severity]("! %s%s", issue, f" It was here:\n{stack}" if stack else "")
+            stack = issue.details.get("stack", "")
+            words = "! %(issue)s" + (" It was here:\n%(stack)s" if stack else "")
+            about = {"code": issue.code, "severity": issue.severity.value, "subject": issue.subject}
+            tell[issue.severity]("issue", words, issue=str(issue), stack=stack, **about)
         for issue in cured:
-            log.info("= %s %s is over: %s", issue.code, issue.subject, issue.title)
+            about = {"code": issue.code, "subject": issue.subject, "title": issue.title}
+            log.info("issue_over", "= %(code)s %(subject)s is over: %(title)s", **about)
 
     # More to do
 
@@ -261,24 +266,25 @@ class Debugger:
         pool = self._pool()
         if pool is None:
             return
-        log, stats = logger_for(pool.options, "debug"), pool.stats()
-        log.info(
-            "= pool %s %s: %d of %d connections open, %d of %d subscriptions ready on %d joins; %d events received, %d "
-            "delivered, %d dropped; %d gaps, %d reconnects, %d callback errors",
-            *(pool._engine.name, stats.connection_status, stats.active_connections, stats.total_connections),
-            *(stats.active_subscriptions, stats.total_subscriptions, stats.total_joins, stats.events_received),
-            *(stats.messages_delivered, stats.messages_dropped, stats.gaps, stats.reconnect_attempts),
-            stats.callback_errors,
+        log, stats = pool._engine.logs.debug, pool.stats()
+        numbers = {name: value for name, value in stats.as_dict().items() if isinstance(value, (int, float, str))}
+        words = (
+            "= pool %(pool)s %(connection_status)s: %(active_connections)d of %(total_connections)d connections open, "
+            "%(active_subscriptions)d of %(total_subscriptions)d subscriptions ready on %(total_joins)d joins; "
+            "%(events_received)d events received, %(messages_delivered)d delivered, %(messages_dropped)d dropped; "
+            "%(gaps)d gaps, %(reconnect_attempts)d reconnects, %(callback_errors)d callback errors"
         )
+        log.info("stats", words, **numbers)
         for each in stats.connection_details:
             latency = (
                 "no heartbeat yet" if each.heartbeat_latency is None else f"latency {each.heartbeat_latency:.3f} s"
             )
-            log.info(
-                "= connection %d %s: %d joins, %d messages, %d bytes in, %d out, %s",
-                *(each.connection_id, each.state, each.joins, each.messages_received),
-                *(each.bytes_received, each.bytes_sent, latency),
+            words = (
+                "= connection %(connection)d %(state)s: %(joins)d joins, %(messages_received)d messages, "
+                f"%(bytes_received)d bytes in, %(bytes_sent)d out, {latency}"
             )
+            numbers = attrs.asdict(each)
+            log.info("connection_stats", words, connection=numbers.pop("connection_id"), **numbers)
 
     def check_lifecycle(
         self, *, timeout: float = 10.0, topic: str | None = None, private: bool = False

@@ -121,7 +121,7 @@ class Audit:
         ]
         for finding in mended:
             self.repairs += 1
-            self._log.warning("! pool %s mends: %s", self._name, finding.words)
+            self._log.bug("repair", "! pool %(pool)s mends: %(why)s", kind=finding.kind, why=finding.words)
             finding.mend()
         return mended
 

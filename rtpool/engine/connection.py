@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rtpool.engine.logs import logger_for
+from rtpool.engine.logs import Log
 from rtpool.engine.transport import READ_SIZE, Transport, TransportClosed
 from rtpool.errors import ConnectionFailed, MessageTooBig, ProtocolError, RtpoolError
 from rtpool.options import PoolOptions
@@ -52,8 +52,6 @@ SURE_PART = 5
 PONG_LIMIT = 64 * 1024
 #: Seconds after which the session is looked after though nothing is due: what is measured by another clock may be.
 LOOK_SECONDS = 1.0
-#: How much of a received message the log shows.
-LOGGED_BYTES = 75
 
 
 class Connection:
@@ -66,6 +64,7 @@ class Connection:
         on_events: what the session says, in order.
         on_lost: the socket is of no use any more, and why.
         clock: seconds that pass while the machine sleeps, too, for proofs of life.
+        log: where frames are told, and what is wrong with them.
 
     Thread-safety: confined to the I/O thread; `details` may be called anywhere.
     """
@@ -77,10 +76,12 @@ class Connection:
         on_events: Callable[[Connection, list[SessionEvent]], None],
         on_lost: Callable[[Connection, RtpoolError], None],
         clock: Callable[[], float],
+        log: Log,
     ) -> None:
         self.connection_id = connection_id
         self._options = options
-        self._log = logger_for(options, "io")
+        self._log = log
+        self._tells_frames = log.tells_frames
         self._on_events = on_events
         self._on_lost = on_lost
         self._clock = clock
@@ -365,13 +366,14 @@ class Connection:
         if not messages:
             return
         self.messages_received += len(messages)
-        if self._options.debug:
+        if self._tells_frames:
             for _, data in messages:
-                self._log.debug("< %d %d bytes %r", self.connection_id, len(data), data[:LOGGED_BYTES])
+                self._log.received(self.connection_id, data)
         for error in self.session.receive_all(messages, now):
             # A real server relays broken JSON of other clients; dropping the frame harms nobody.
             self._unreadable += 1
-            self._log.warning("! connection %d dropped a frame: %s", self.connection_id, error)
+            words = "! connection %(connection)d of pool %(pool)s dropped a frame: %(why)s"
+            self._log.rarely(self.connection_id, "frame_dropped", words, connection=self.connection_id, error=error)
 
     def _control(self, opcode: int, data: bytes) -> None:
         if opcode == OP_PING and self.transport is not None and self.transport.queued < PONG_LIMIT:
@@ -403,8 +405,8 @@ class Connection:
         # After the close frame nothing may follow.
         for frame in self.session.frames_to_send() if not self._said_goodbye else ():
             transport.send(OP_BINARY if frame.is_binary else OP_TEXT, frame.data, frame.ref)
-            if self._options.debug:
-                self._log.debug("> %d %s ref %s, %d bytes", self.connection_id, frame.what, frame.ref, len(frame.data))
+            if self._tells_frames:
+                self._log.sent(self.connection_id, frame)
         if not transport.queued:
             return
         sent_before = transport.bytes_sent
@@ -440,7 +442,8 @@ class Connection:
                 self.transport.send_close(code)
                 self.transport.flush()
             except TransportClosed as also:
-                self._log.debug("- no close frame on connection %d: %s", self.connection_id, also)
+                words = "- no close frame on connection %(connection)d of pool %(pool)s: %(why)s"
+                self._log.debug("no_close_frame", words, connection=self.connection_id, error=also)
         # What came before the end is delivered before the end is told.
         events = self.session.events()
         if events:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from rtpool.engine.connection import Connection
 from rtpool.engine.dialer import Dialed, Dialer, Endpoint
 from rtpool.engine.io_loop import IoLoop
-from rtpool.engine.logs import logger_for
+from rtpool.engine.logs import Log
 from rtpool.engine.reconnecting import Reconnecting
 from rtpool.engine.transport import TransportClosed
 from rtpool.errors import ConnectionFailed, MessageTooBig, PoolClosed, RtpoolError
@@ -80,6 +80,7 @@ class Connections:
         tenant: who lives here.
         announce: hands a pool-level `StatusChange` to listeners.
         rng: source of jitter.
+        log: where it is told what becomes of them.
 
     Thread-safety: confined to the I/O thread, except `all`, `status` and the counters, which may be read anywhere.
     """
@@ -96,11 +97,12 @@ class Connections:
         tenant: Tenant,
         announce: Callable[[StatusChange], None],
         rng: random.Random,
+        log: Log,
     ) -> None:
         self._name = name
         self._endpoint = endpoint
         self._options = options
-        self._log = logger_for(options, "io")
+        self._log = log
         self._loop = loop
         self._dialer = dialer
         self._tenant = tenant
@@ -113,6 +115,7 @@ class Connections:
             retrying=self._retrying,
             given_up=self._given_up,
             rng=rng,
+            log=log,
         )
         self._by_id: dict[int, Connection] = {}
         self._closing: set[Connection] = set()
@@ -193,7 +196,8 @@ class Connections:
     def abandon(self, error: RtpoolError) -> None:
         """Drop every socket at once and fail who waits for one."""
         self._stopping = True
-        for connection in [*self.all, *self._closing]:
+        dropped = [*self.all, *self._closing]
+        for connection in dropped:
             connection.session.disconnected()
             self._tenant.heard(connection, connection.session.events())
             self._drop_socket(connection)
@@ -202,6 +206,8 @@ class Connections:
         self._settle_waiters(error)
         self._by_id.clear()
         self._publish()
+        for connection in dropped:
+            self._say_closed(connection)
         self._set_status("closed", error if error.__cause__ is not None else None)
 
     def _settle_waiters(self, error: RtpoolError | None) -> None:
@@ -212,7 +218,7 @@ class Connections:
     def new(self) -> Connection:
         """Another connection, dialled at once."""
         clock = self._loop.boot or self._loop.clock
-        connection = Connection(self._next_id, self._options, self._tenant.heard, self._on_lost, clock)
+        connection = Connection(self._next_id, self._options, self._tenant.heard, self._on_lost, clock, self._log)
         self._next_id += 1
         self._by_id[connection.connection_id] = connection
         self._publish()
@@ -229,6 +235,9 @@ class Connections:
             return
         if not self._reconnecting.may_dial(connection):
             connection.state = "waiting"
+            delay = self._reconnecting.not_before - self._loop.now
+            words = "- connection %(connection)d of pool %(pool)s waits %(delay).2f s, as the server asked"
+            self._log.debug("connection_waiting", words, connection=connection.connection_id, delay=delay)
             self._update_status()
             return
         connection.state, connection.at_rest = "dialing", False
@@ -241,6 +250,10 @@ class Connections:
         else:
             self.status = self._summary()  # the attempt was announced with what was decided
         connection.dials += 1
+        words = "= connection %(connection)d of pool %(pool)s is dialled, attempt %(attempt)d"
+        self._log.debug(
+            "connection_dialing", words, connection=connection.connection_id, attempt=connection.attempts + 1
+        )
         number, patience = connection.dials, self._options.connection_timeout + DIAL_GRACE
         loop, dialer, dialed = self._loop, self._dialer, self._dialed
 
@@ -279,9 +292,8 @@ class Connections:
         connection.clock_skew = dialed.clock_skew
         connection.last_error = None
         self._loop.add(connection)
-        self._log.info(
-            "= connection %d of pool %s open to %s", connection.connection_id, self._name, self._endpoint.url
-        )
+        words = "= connection %(connection)d of pool %(pool)s open to %(url)s"
+        self._log.info("connection_open", words, connection=connection.connection_id, url=self._endpoint.url)
         self._update_status()
         self._settle_waiters(None)
         self._tenant.opened(connection)
@@ -303,7 +315,9 @@ class Connections:
             failed.__cause__ = error
             error = failed
         now = self._loop.now
-        self._log.warning("! connection %d of pool %s lost: %s", connection.connection_id, self._name, error)
+        words = "! connection %(connection)d of pool %(pool)s lost: %(why)s"
+        told = {"connection": connection.connection_id, "cause": error.cause, "error": error}
+        self._log.warning("connection_lost", words, **told)
         connection.session.disconnected()
         self._drop_socket(connection)
         connection.state = "waiting"
@@ -316,15 +330,24 @@ class Connections:
         self.status = self._summary()  # announced with what is decided
 
     def _dial_failed(self, connection: Connection, error: RtpoolError) -> None:
-        self._log.warning("! connection %d of pool %s failed: %s", connection.connection_id, self._name, error)
+        words = "! connection %(connection)d of pool %(pool)s failed: %(why)s"
+        self._log.warning("connection_failed", words, connection=connection.connection_id, error=error)
         self._reconnecting.failed(connection, error, lived=None)
 
     def _retrying(self, connection: Connection, error: RtpoolError, delay: float | None) -> None:
+        attempt = connection.attempts + 1
+        words = "- connection %(connection)d of pool %(pool)s is dialled in %(delay).2f s, attempt %(attempt)d"
+        told = {"connection": connection.connection_id, "attempt": attempt, "delay": delay, "error": error}
+        self._log.warning("connection_waiting", words, **told)
         self._tenant.retrying(connection, error)
-        self._tell(connection, "reconnecting", error, connection.attempts + 1, delay)
+        self._tell(connection, "reconnecting", error, attempt, delay)
 
     def _given_up(self, connection: Connection, error: RtpoolError, again_in: float | None) -> None:
         """The quick attempts are over. The health check goes on where another attempt can succeed."""
+        told = {"connection": connection.connection_id, "attempt": connection.attempts, "error": error}
+        words = "! connection %(connection)d of pool %(pool)s given up after attempt %(attempt)d, "
+        words += "nothing is dialled by itself" if again_in is None else "dialled again in %(delay).2f s"
+        self._log.warning("connection_error", words, delay=again_in, **told)
         self._settle_waiters(error)
         self._tenant.given_up(connection, error)
         self._tell(connection, "error", error, connection.attempts, again_in)
@@ -363,8 +386,7 @@ class Connections:
             connection.idle_timer.cancel()  # which would keep all of it for a minute
         if connection.transport is None:
             connection.state = "closed"
-            self._account(connection)
-            self._publish()
+            self._gone(connection)
             self._update_status()
             return
         self._closing.add(connection)
@@ -381,18 +403,24 @@ class Connections:
         connection.session.disconnected()
         self._drop_socket(connection)
         self._tenant.heard(connection, connection.session.events())
-        self._account(connection)
-        self._publish()
-        self._log.info("= connection %d of pool %s closed", connection.connection_id, self._name)
+        self._gone(connection)
         self._tell_when_closed()
 
     def _remove(self, connection: Connection, error: RtpoolError | None = None) -> None:
         connection.cancel_redial()
         connection.state = "closed"
         self._by_id.pop(connection.connection_id, None)
+        self._gone(connection)
+        self._update_status(error)
+
+    def _gone(self, connection: Connection) -> None:
         self._account(connection)
         self._publish()
-        self._update_status(error)
+        self._say_closed(connection)
+
+    def _say_closed(self, connection: Connection) -> None:
+        words = "= connection %(connection)d of pool %(pool)s closed"
+        self._log.info("connection_closed", words, connection=connection.connection_id)
 
     def _drop_socket(self, connection: Connection) -> None:
         self._loop.remove(connection)

@@ -16,11 +16,11 @@ from rtpool.engine.clock_watch import ClockWatch
 from rtpool.engine.connection import Connection
 from rtpool.engine.connections import GOODBYE_SECONDS, Connections
 from rtpool.engine.dialer import Dialer, Endpoint
-from rtpool.engine.dispatcher import Dispatcher
+from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joining import Joining
 from rtpool.engine.joins import Join, Outage, fail_waiting, failure_of
-from rtpool.engine.logs import logger_for
+from rtpool.engine.logs import Logs
 from rtpool.engine.mover import Mover
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.pushes import Pushes
@@ -64,6 +64,7 @@ class Coordinator:
         registry: what users want.
         dispatcher, loop, dialer, callers, deciders, budget: the engine's other parts; `callers` are threads for token
             callables, `deciders` for reconnect strategies.
+        logs: the engine's.
         announce, tell_heartbeat: hand a pool-level `StatusChange`, a `Heartbeat`, to listeners.
         rng: source of jitter.
         wall: aware wall-clock time, for the bounds of gaps.
@@ -87,6 +88,7 @@ class Coordinator:
         budget: SendBudget,
         announce: Callable[[StatusChange], None],
         tell_heartbeat: Callable[[Heartbeat], None],
+        logs: Logs,
         rng: random.Random | None = None,
         wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
@@ -98,10 +100,10 @@ class Coordinator:
         self._dialers = (dialer, callers, deciders)
         self._wall = wall
         self._heartbeat_listener = tell_heartbeat
-        self._log = logger_for(options, "io")
-        self.router = Router(dispatcher, wall, supabase=options.is_supabase)
-        self.readiness = Readiness(registry, self.router, wall)
-        self.pushes = Pushes(loop, budget, self.router, options)
+        self._logs, self._log = logs, logs.session
+        self.router = Router(dispatcher, wall, supabase=options.is_supabase, log=logs.session)
+        self.readiness = Readiness(registry, self.router, wall, logs.session)
+        self.pushes = Pushes(loop, budget, self.router, options, logs.session)
         self._stopping = False
         self._parting: Callable[[], None] | None = None  # says goodbye, once those are joined whose pushes wait for it
         rng = rng or random.Random()
@@ -115,6 +117,7 @@ class Coordinator:
             tenant=self,
             announce=announce,
             rng=rng,
+            log=logs.io,
         )
         self.joining = Joining(
             name,
@@ -147,10 +150,7 @@ class Coordinator:
         )
         self.audit = self._make_audit()
         self._watch = ClockWatch(
-            loop,
-            resumed=self._resumed,
-            stepped=self._clock_stepped,
-            wall=lambda: self._wall().timestamp(),
+            loop, resumed=self._resumed, stepped=self._clock_stepped, wall=lambda: self._wall().timestamp()
         )
 
     def _make_audit(self) -> Audit:
@@ -163,7 +163,7 @@ class Coordinator:
             joining=self.joining,
             resync=self.sync,
             merge=self.mover.merge,
-            log=self._log,
+            log=self._logs.io,
         )
 
     # Time
@@ -188,11 +188,8 @@ class Coordinator:
 
     def _resumed(self, slept: float, stopped: float) -> None:
         """The machine slept, or this process was stopped: ask at once who is still there."""
-        self._log.warning(
-            "! pool %s stood still for %.1f s; its connections are asked for a sign of life",
-            self._name,
-            slept + stopped,
-        )
+        words = "! pool %(pool)s stood still for %(seconds).1f s; its connections are asked for a sign of life"
+        self._logs.io.warning("stood_still", words, seconds=slept + stopped)
         for connection in self.connections.all:
             if connection.state == "open":
                 connection.session.probe(self._loop.now)
@@ -201,7 +198,8 @@ class Coordinator:
         self.joining.clocks_parted()
 
     def _clock_stepped(self, seconds: float) -> None:
-        self._log.warning("! the wall clock was set by %+.1f s; tokens are renewed by the new time", seconds)
+        words = "! the wall clock was set by %(seconds)+.1f s; tokens are renewed by the new time"
+        self._logs.io.warning("clock_set", words, seconds=seconds)
         self.readiness.clock_stepped(self.joins.values(), seconds)
         self.joining.clocks_parted()
 
@@ -403,7 +401,8 @@ class Coordinator:
             else:
                 self.router.route(join, message)
         except Exception:  # whatever a server sends: one frame costs one frame, never the pool
-            self._log.exception("! a message %r on %r could not be understood", message.event, join.name)
+            words = "! a message %(what)r on %(topic)r could not be understood"
+            self._log.bug("not_understood", words, what=message.event, topic=join.name)
 
     def _channel_event(self, join: Join, event: ChannelEvent) -> None:
         if isinstance(event, Left):
@@ -421,6 +420,9 @@ class Coordinator:
     def _overflowed(self, mailboxes: list[Any]) -> None:
         for mailbox in mailboxes:
             subscriber: Subscriber = mailbox.owner
+            if mailbox.overflow.startswith("drop"):
+                self._tell_drop(mailbox)
+                continue
             join = self.joins.get(subscriber.key)
             if join is None:
                 continue
@@ -434,6 +436,7 @@ class Coordinator:
             bindings = subscriber.held()  # nobody may hold its Channel, and it is to be told
             if bindings is not None and self._registry.detach(subscriber, only=attachment) is not None:
                 error = self.router.overflow_closed(subscriber, mailbox, attachment)
+                self._logs.dispatch.warning("overflow", "! %(why)s", topic=subscriber.topic, error=error)
                 if not attachment.ready.done():
                     attachment.ready.set_exception(error)
                 attachment.left.set_result(None)
@@ -441,6 +444,11 @@ class Coordinator:
                 self._loop.post(self.sync, subscriber.key)
 
     # Saying what is
+
+    def _tell_drop(self, mailbox: Mailbox) -> None:
+        words = "! %(topic)r loses events: %(limit)d wait for its callbacks already, and the policy is %(policy)s"
+        fields = {"topic": mailbox.owner.topic, "limit": mailbox.limit, "policy": mailbox.overflow}
+        self._logs.dispatch.rarely(id(mailbox), "overflow", words, dropped=mailbox.dropped, **fields)
 
     def _tell_heartbeat(self, connection: Connection, event: HeartbeatSent | HeartbeatReplied | HeartbeatLost) -> None:
         number = connection.connection_id

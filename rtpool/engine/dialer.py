@@ -187,6 +187,11 @@ class Dialer:
         self._stopping = False
         self._dials: set[Cancelled] = set()
 
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """Those that run, and perhaps some that have ended."""
+        return self._started
+
     def submit(self, job: Callable[[], None], name: object = None) -> bool:
         """
         Run `job` on a dial thread. It must catch what it raises and post its result to the I/O thread.
@@ -214,7 +219,8 @@ class Dialer:
         try:
             thread.start()
         except RuntimeError:  # the system has no thread left: what waits is done by another, or when there is one again
-            self._log.warning("! pool %s cannot start %s", self._name, thread.name)
+            words = "! pool %(pool)s cannot start %(missing)s, the system has no thread left"
+            self._log.warning("thread_not_started", words, missing=thread.name)
             with self._lock:
                 del self._threads[index]
 
@@ -342,7 +348,7 @@ class Dialer:
             try:
                 job()
             except Exception:
-                self._log.exception("! a dial thread of pool %s failed outside a dial", self._name)
+                self._log.bug("dial_failed", "! a dial thread of pool %(pool)s failed outside a dial")
             with self._lock:
                 self._working.pop(name, None)
                 if threading.current_thread() in self._lost:  # its place is taken

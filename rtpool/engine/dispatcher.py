@@ -61,7 +61,7 @@ class Dispatcher:
         log: Log | None = None,
     ) -> None:
         self._name = name
-        self._log = log or Log(logging.getLogger("rtpool.dispatch"))
+        self._log = log or Log(logging.getLogger("rtpool.dispatch"), pool=name)
         self._num_workers = num_workers
         self._on_drained = on_drained
         self._wall = wall
@@ -86,6 +86,11 @@ class Dispatcher:
         self._in_hand: set[Mailbox] = set()
         self._long_hands = False  # one of them may be of more than `BATCH` items
         self._threads: list[PoolThread] = []  # replaced whole
+
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """The workers, once they were started."""
+        return tuple(self._threads)
 
     def start(self) -> KeyboardInterrupt | None:
         """
@@ -112,7 +117,8 @@ class Dispatcher:
                     self._threads = threads[:index]
                 if not index:
                     raise
-                self._log.warning("! pool %s has %d workers, and not %d: %s", self._name, index, len(threads), error)
+                words = "! pool %(pool)s has %(workers)d workers, and not %(wanted)d: %(why)s"
+                self._log.warning("thread_not_started", words, workers=index, wanted=len(threads), error=error)
                 break
         return interrupt
 
@@ -161,7 +167,8 @@ class Dispatcher:
             batch: mailboxes and what each gets, which nobody changes from now on; it may be the same object for many.
 
         Returns:
-            The mailboxes that reached their limit and whose policy, ``block`` or ``close``, the I/O thread carries out.
+            The mailboxes that reached their limit: those whose policy, ``block`` or ``close``, the I/O thread carries
+            out, and those that began to drop.
         """
         overflowed: list[Mailbox] = []
         came, lined_up = 0, False
@@ -370,21 +377,9 @@ class Dispatcher:
                 mailbox.blocked, mailbox.overflowed = True, mailbox.holder
                 overflowed.append(mailbox)
             return items[:room]
-        loss = mailbox.loss
-        if loss is None and policy == "drop_oldest":
-            loss = Loss(mailbox.came_at(mailbox.removed, now) if mailbox.ordinary else now, 0)
-        elif loss is None:
-            loss = Loss(now, mailbox.appended + room)
-        mailbox.loss = loss
-        loss.count += lost
-        loss.last = now
-        if policy == "drop_newest":
-            return items[:room]
-        of_old = min(lost, mailbox.ordinary)
-        mailbox.remove_oldest(of_old)
-        mailbox.appended += lost - of_old  # came, and went at once
-        mailbox.removed += lost
-        return items[lost - of_old :]
+        if mailbox.loss is None:
+            overflowed.append(mailbox)
+        return mailbox.lose(items, lost, now)
 
     def _drop(self, mailbox: Mailbox, count: int) -> None:
         assert self._lock.locked()
@@ -594,4 +589,4 @@ class Dispatcher:
 
     def _report(self) -> None:
         # Users' exceptions are caught where their callbacks are called; this is a bug of ours.
-        self._log.exception("! a worker of pool %s failed outside a callback", self._name)
+        self._log.bug("worker_failed", "! a worker of pool %(pool)s failed outside a callback")

@@ -23,19 +23,20 @@ from rtpool.engine.dialer import MAX_THREADS, Dialer, Endpoint
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.hooks import Hooks
 from rtpool.engine.io_loop import IoLoop
-from rtpool.engine.logs import logger_for
+from rtpool.engine.logs import Logs
 from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.patches import pass_on
+from rtpool.engine.routing import GAP, gap_fields
 from rtpool.engine.streams import prepare
 from rtpool.engine.threads import closing, enter_user_code, join_all
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
-from rtpool.events import Heartbeat, StatusChange
+from rtpool.events import Gap, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.sizes import SizeLimits
 from rtpool.registry import Callback, Registry
 
-__all__ = ["Companion", "Engine", "running"]
+__all__ = ["Companion", "Engine", "engines", "running"]
 
 Lock = threading.Lock
 
@@ -50,6 +51,15 @@ MAX_HEARTBEATS = 100
 RETURN_SECONDS = 0.05
 #: Seconds a pool gets to say goodbye when it is forgotten, or at the end of the process.
 ABANDON_SECONDS = 1.0
+
+
+def engines() -> list[Engine]:
+    """Every engine of this process that somebody holds, in the order of their making. Takes no lock."""
+    while True:
+        try:
+            return sorted(_engines, key=lambda engine: (len(engine.name), engine.name))
+        except RuntimeError:  # one came or went meanwhile
+            continue
 
 
 @atexit.register
@@ -145,7 +155,8 @@ class Engine:
         self.name = name
         self.endpoint = endpoint
         self.options = options
-        self._log = logger_for(options, "pool")
+        self.logs = logs = Logs(options, name, endpoint.api_key, token if isinstance(token, str) else None)
+        self._log = logs.pool
         self.registry = Registry()
         self.budget = SendBudget(options.send_buffer_limit, paced=options.max_events_per_second is not None)
         #: What the server takes, for whoever sends.
@@ -154,24 +165,23 @@ class Engine:
             payload=options.max_payload_size if options.is_supabase else None,
             frame=options.max_frame_size,
         )
-        self.dialer = Dialer(name, log=logger_for(options, "io"))
+        self.dialer = Dialer(name, log=logs.io)
         # Token callables have threads of their own: one that hangs holds up nobody's dial.
-        self.callers = Dialer(name, log=logger_for(options, "io"), first=MAX_THREADS)
-        self.deciders = Dialer(name, log=logger_for(options, "io"), first=2 * MAX_THREADS)
-        self.dispatcher = Dispatcher(
-            name, options.num_workers, on_drained=self._drained, log=logger_for(options, "dispatch")
-        )
+        self.callers = Dialer(name, log=logs.io, first=MAX_THREADS)
+        self.deciders = Dialer(name, log=logs.io, first=2 * MAX_THREADS)
+        self.dispatcher = Dispatcher(name, options.num_workers, on_drained=self._drained, log=logs.dispatch)
         self.loop = IoLoop(
             name,
             on_interrupt=self._interrupted,
             on_failure=self._failed,
             on_end=self._ended,
             boot=boot_clock(),
-            log=logger_for(options, "io"),
+            log=logs.io,
         )
         self._hooks = weakref.ref(hooks)
         self.callback_errors = 0
         self._heartbeats_waiting = 0
+        self._status_told = ""
         self.overflow_gaps = 0
         #: Pushes that were larger than the server takes.
         self.too_big = 0
@@ -204,6 +214,7 @@ class Engine:
             budget=self.budget,
             announce=self._announce,
             tell_heartbeat=self._tell_heartbeat,
+            logs=logs,
         )
         # Guards: _state, Hooks, callback_errors, overflow_gaps, too_big, _companions, _heartbeats_waiting
         self._lock = Lock()
@@ -220,6 +231,12 @@ class Engine:
     def started(self) -> bool:
         """Whether its threads were ever started."""
         return self._state != "new"
+
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """Its threads, those that have ended lately perhaps included."""
+        dialers = (self.dialer, self.callers, self.deciders)
+        return (*self.loop.threads, *self.dispatcher.threads, *(thread for d in dialers for thread in d.threads))
 
     def start(self) -> None:
         """
@@ -258,6 +275,7 @@ class Engine:
                 raise ConnectionFailed(f"the pool {self.name} could not start: {error}{hint}") from error
             self.loop.post(self.coordinator.start)
             self._launched.set()
+            self._log.info("pool_started", "= pool %(pool)s started for %(url)s", url=self.endpoint.url)
             if interrupt is not None:
                 raise interrupt
 
@@ -309,7 +327,8 @@ class Engine:
         if not self._lock.acquire(timeout=timeout):
             if self._state != "new":
                 self.abandon("close() was called", timeout)
-            self._log.warning("- pool %s could not be stopped within %.1f s: its lock is held", self.name, timeout)
+            words = "- pool %(pool)s could not be stopped within %(timeout).1f s: its lock is held"
+            self._log.warning("pool_not_stopped", words, timeout=timeout)
             return False
         try:
             before, self._state = self._state, "stopping"
@@ -324,7 +343,8 @@ class Engine:
             self._told_to_stop = self._told_to_stop or ("", deadline)
             self.loop.interrupt()
         if self.loop.is_current_thread():  # in a log handler, or a finalizer of the user's: it is what all wait for
-            self._log.warning("- pool %s is told to stop by its own I/O thread, which cannot wait for it", self.name)
+            words = "- pool %(pool)s is told to stop by its own I/O thread, which cannot wait for it"
+            self._log.warning("pool_not_stopped", words, timeout=timeout)
             return False
         alive = [] if launched else [f"rtpool-{self.name}-io, which is being started,"]
         with closing():
@@ -335,7 +355,8 @@ class Engine:
             alive += join_all((thread for each in self._companions for thread in each.threads), deadline)
         _running.discard(self)
         for name in alive:
-            self._log.warning("- thread %s did not stop within %.1f s", name, timeout)
+            words = "- thread %(left)s did not stop within %(timeout).1f s"
+            self._log.warning("thread_left", words, left=name, timeout=timeout)
         return not alive
 
     def abandon(self, why: str, seconds: float = ABANDON_SECONDS, *, interrupt: bool = False) -> None:
@@ -409,16 +430,17 @@ class Engine:
             self.callback_failed(error, callback, value, where)
 
     def callback_failed(self, error: BaseException, callback: Callback, value: Any, where: str) -> None:
-        """User code raised: log and count it, and tell who wants to know."""
+        """User code raised: log and count it, and tell who wants to know. What it says is in the traceback alone."""
         with self._lock:
             self.callback_errors += 1
-        self._log.exception("! callback %r of %s raised", _name(callback), where)
+        fields = {"callback": _name(callback), "where": where, "error": type(error).__name__}
+        self._log.exception("callback_raised", "! callback %(callback)r of %(where)s raised %(error)s", **fields)
         hook = self._hooks_now().error
         if hook is not None:
             try:
                 hook(error, callback, value)
             except BaseException:  # likewise
-                self._log.exception("! on_callback_error itself raised")
+                self._log.exception("callback_raised", "! on_callback_error itself raised", callback=_name(hook))
         if isinstance(error, KeyboardInterrupt):
             pass_on(error)
 
@@ -440,12 +462,14 @@ class Engine:
 
     def warn(self, message: str) -> None:
         """Log something a user should know that is no error of any call."""
-        self._log.warning("- pool %s: %s", self.name, message)
+        self._log.warning("advice", "- pool %(pool)s: %(why)s", why=message)
 
-    def count_overflow_gap(self) -> None:
-        """A mailbox announced what it lost."""
+    def overflow_gap(self, gap: Gap, mailbox: int, count: int) -> None:
+        """A mailbox announces that it lost so many events."""
         with self._lock:
             self.overflow_gaps += 1
+        fields = gap_fields(gap.cause, gap.lost_from, gap.lost_to)
+        self.logs.dispatch.rarely(mailbox, "gap", f"{GAP}: %(lost)d events", topic=gap.topic, lost=count, **fields)
 
     def count_too_big(self) -> None:
         """A push was refused for its size."""
@@ -453,7 +477,9 @@ class Engine:
             self.too_big += 1
 
     def _announce(self, change: StatusChange) -> None:
-        self._log.info("= pool %s %s", self.name, change.status)
+        if change.status != self._status_told:  # each attempt of an outage has a line of its own
+            self._status_told = change.status
+            self._log.info("pool_status", "= pool %(pool)s %(status)s", status=change.status)
         if self._hooks_now().status:
             self.dispatcher.deliver_essential(self._pool_mailbox, self._run_listeners, change)
 
@@ -489,8 +515,11 @@ class Engine:
             # Not at once: the finalizer that was struck may not have returned yet, and would drop this one as well.
             self.loop.call_later(RETURN_SECONDS, self._pay_interrupt)
         if why:
-            tell = self._log.warning if self.warn_at_exit else self._log.info  # as of pools that are meant to stay
-            tell("- pool %s is closed: %s", self.name, why)
+            words = "- pool %(pool)s is closed: %(why)s"
+            if self.warn_at_exit:
+                self._log.warning("pool_abandoned", words, why=why)
+            else:  # as of pools that are meant to stay
+                self._log.info("pool_abandoned", words, why=why)
             self._told_to_stop = "", deadline
         self.budget.close()
         self._stop_dialling()
@@ -522,7 +551,7 @@ class Engine:
         self.ended.set()
 
 
-def _name(callback: Callback) -> str:
+def _name(callback: Callable[..., object]) -> str:
     return getattr(callback, "__qualname__", type(callback).__name__)
 
 

@@ -7,6 +7,7 @@ its own. What users asked for (`Subscriber`, with its callbacks) is carried over
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 
@@ -39,6 +40,8 @@ def inherit(old: Engine, new: Engine, subscribers: Iterable[Subscriber], *, resu
         resubscribe: whether those that are subscribed are so again, with threads and a connection of the child's own,
             and a `Gap` from the last proof of life before the fork; else they are closed, and their callbacks stay.
     """
+    words = "= pool %(pool)s goes on in process %(child)d, which was forked"
+    new.logs.pool.note("pool_forked", words, child=os.getpid())  # a handler may need what is not here any more
     again = []
     for subscriber in subscribers:
         outage = _outage(old, subscriber) if resubscribe else None

@@ -111,7 +111,7 @@ class IoLoop:
         log: Log | None = None,
     ) -> None:
         self._name = name
-        self._log = log or Log(logging.getLogger("rtpool.io"))
+        self._log = log or Log(logging.getLogger("rtpool.io"), pool=name)
         self._on_interrupt = on_interrupt
         self._on_failure = on_failure
         self._on_end = on_end
@@ -164,6 +164,11 @@ class IoLoop:
             self._thread = thread
             opened.pop_all()
             return interrupt
+
+    @property
+    def threads(self) -> tuple[threading.Thread, ...]:
+        """The I/O thread, once it was started."""
+        return () if self._thread is None else (self._thread,)
 
     def check(self) -> None:
         """
@@ -267,7 +272,8 @@ class IoLoop:
             try:
                 self._selector.unregister(registered[0])
             except (KeyError, ValueError, OSError) as error:  # somebody closed the socket behind our back
-                self._log.debug("- descriptor %d was not watched: %s", registered[0], error)
+                words = "- descriptor %(descriptor)d was not watched: %(why)s"
+                self._log.debug("descriptor_not_watched", words, descriptor=registered[0], error=error)
 
     def call_at(self, at: float, call: Callable[[], None]) -> Timer:
         """Make `call` at the instant `at`; a past one means the next turn."""
@@ -295,12 +301,12 @@ class IoLoop:
         except BaseException as error:  # a silent dead thread is the worst bug a library can have
             if self._forked:
                 return
-            self._log.exception("! the I/O thread of pool %s failed", self._name)
+            self._log.bug("io_failed", "! the I/O thread of pool %(pool)s failed: %(error)s", error=error)
             interrupt = error if isinstance(error, KeyboardInterrupt) else None
             try:
                 self._on_failure(error)
             except Exception:
-                self._log.exception("! the failure of pool %s could not be told to everybody", self._name)
+                self._log.bug("io_failed", "! the failure of pool %(pool)s could not be told to everybody")
         if not self._forked:
             self._close()
             self._on_end()
@@ -370,7 +376,8 @@ class IoLoop:
                     selector.modify(fd, wanted, pollable)
                     self._registered[key] = (fd, wanted)
             except (KeyError, ValueError, OSError) as error:  # somebody closed the socket behind our back
-                self._log.warning("! descriptor %d cannot be watched: %s", fd, error)
+                words = "! descriptor %(descriptor)d cannot be watched: %(why)s"
+                self._log.warning("descriptor_not_watched", words, descriptor=fd, error=error)
                 self._registered.pop(key, None)
                 broken.append(pollable)
         for pollable in broken:
@@ -420,7 +427,7 @@ class IoLoop:
             try:
                 post.call(*post.args)
             except Exception:
-                self._log.exception("! a late call to pool %s failed", self._name)
+                self._log.bug("io_failed", "! a late call to pool %(pool)s failed")
         self._timers.clear()
         self._pollables.clear()
         self._close_descriptors()

@@ -242,11 +242,12 @@ class JoinQueue:
         now = self._loop.now
         before = self._pace.per_second(now)
         if self._pace.slow_down(now):
-            self._log.warning(
-                "! the server says %r: at most %g a second from now on, instead of %g, and twice as many "
-                "after every %g s without such a refusal (option max_joins_per_second)",
-                *(words, self._pace.per_second(now), before, RECOVERY),
+            told = (
+                "! the server says %(why)r: at most %(rate)g a second from now on, instead of %(before)g, and twice as "
+                "many after every %(seconds)g s without such a refusal (option max_joins_per_second)"
             )
+            fields = {"why": words, "rate": self._pace.per_second(now), "before": before, "seconds": RECOVERY}
+            self._log.warning("joins_slowed", told, **fields)
 
     def spare(self, connection: Connection) -> bool:
         """Whether a join that can wait may go out on `connection` now, since no other wants to; if so it counts."""

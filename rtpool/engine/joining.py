@@ -224,6 +224,7 @@ class Joining:
             join.share.last_error = error
             if join.share.key not in self._homeless:
                 self._homeless[join.share.key] = None
+                self._log.warning("join_refused", "- %(why)s", **self._about(join), error=error)
                 self._readiness.tell_members(join, "refused", error)
             fail_waiting(join.share, error)
             return False
@@ -278,6 +279,8 @@ class Joining:
         self._pushes.rejoining(join)
         first = join.outage is None and not join.attempts
         connection.session.join(join.topic, join.body(supabase=self._supabase), self._loop.now)
+        words = "= %(topic)r joining on connection %(connection)d"
+        self._log.debug("joining", words, **self._about(join), attempt=join.attempts + 1)
         self._readiness.publish_state(join)
         self._readiness.tell_members(join, "joining" if first else "rejoining", None)
 
@@ -304,6 +307,7 @@ class Joining:
             join.connection.draining = False
             self.find_homes()
         join.heard_at = self._loop.now
+        self._log.debug("joined", "= %(topic)r joined on connection %(connection)d", **self._about(join))
         join.share.last_error, join.blocked, join.second_chance = None, None, None
         self._router.joined(join, response)
         self._readiness.publish_state(join)
@@ -324,6 +328,7 @@ class Joining:
             return
         words = f"the changes of {join.name!r} do not flow {CHANGES_SECONDS:g} s after it was joined; it is joined anew"
         join.share.last_error = error = JoinTimeout(words, topic=join.name, timeout=CHANGES_SECONDS)
+        self._log.warning("changes_late", "! %(why)s", **self._about(join), error=error)
         for subscriber in join.members:
             if subscriber.config.changes:
                 self._router.tell(subscriber, StatusChange(subscriber.topic, "timed_out", error))
@@ -382,6 +387,7 @@ class Joining:
         """At once or after a while, as `action` says."""
         join.attempts += 1
         if action is Action.RETRY and error.retry_after is None:
+            self._tell_refusal(join, error, 0.0)
             self.request(join)
             return
         delay = min(self._options.max_delay, self._options.base_delay * 2.0 ** min(join.attempts - 1, 32))
@@ -390,7 +396,19 @@ class Joining:
         if at_least is None:
             at_least = LONG_BACK_OFF if action is Action.BACK_OFF_LONG else 0.0
         delay = max(delay, at_least * self._rng.uniform(1.0, 1.5))
+        self._tell_refusal(join, error, delay)
         join.retry = self._loop.call_later(delay, lambda: self._retry(join))
+
+    def _tell_refusal(self, join: Join, error: RtpoolError, delay: float | None) -> None:
+        """Say why a join failed, and when another attempt is made: None for never."""
+        about = {**self._about(join), "attempt": join.attempts + 1, "delay": delay}
+        again = "" if delay is None else "; asked again in %(delay).2f s, attempt %(attempt)d"
+        self._log.warning("join_refused", f"! %(topic)r not joined: %(why)s{again}", **about, error=error)
+
+    @staticmethod
+    def _about(join: Join) -> dict[str, Any]:
+        """The fields of every line about a join."""
+        return {"topic": join.name, "connection": join.connection.connection_id if join.connection else None}
 
     def _move(self, join: Join, error: RtpoolError) -> bool:
         """Ask on another socket; False when there is none to be had."""
@@ -409,7 +427,8 @@ class Joining:
             refusing.draining = True
         else:
             refusing.capacity = max(1, min(refusing.capacity, len(refusing.joins) - 1))
-        self._log.warning("! %r leaves connection %d for another: %s", join.name, refusing.connection_id, error)
+        words = "- %(topic)r leaves connection %(connection)d for another: %(why)s"
+        self._log.warning("join_elsewhere", words, **self._about(join), error=error)
         self._unplace(join)
         self._house(join, choice)
         self.request(join)
@@ -424,6 +443,7 @@ class Joining:
         """Trying again cannot help: say so once, and wait for a new token or a new wish."""
         join.blocked = error
         join.share.state = ChannelState.ERRORED
+        self._tell_refusal(join, error, None)
         self._readiness.tell_members(join, "refused", error)
         fail_waiting(join.share, error)
         self._pushes.fail(join, error)
@@ -435,9 +455,10 @@ class Joining:
 
     def _renewed(self, source: TokenSource) -> None:
         """There is another token: on live joins now, and what waited for one asks again."""
-        for join in list(self.joins.values()):
-            if join.source is source:
-                self._renew_token(join)
+        joins = [join for join in self.joins.values() if join.source is source]
+        self._log.debug("token_renewed", "= another access token for %(joins)d joins", joins=len(joins))
+        for join in joins:
+            self._renew_token(join)
 
     def _renew_token(self, join: Join) -> None:
         if join.blocked is not None:
@@ -481,16 +502,17 @@ class Joining:
     def forget(self, join: Join) -> None:
         """The server has no channel for a join any more, and nobody wants one, unless somebody came meanwhile."""
         self._unplace(join)
-        leavers, join.leavers = join.leavers, []
-        for attachment in leavers:
-            attachment.left.set_result(None)
         if self.joins.get(join.share.key) is join:
+            self._log.debug("left", "= %(topic)r left", topic=join.topic.removeprefix(self._options.topic_prefix))
             del self.joins[join.share.key]
             self._homeless.pop(join.share.key, None)
             self.tokens.release(join.source)
             if join.share.key.token is not None and not any(j.source is join.source for j in self.joins.values()):
                 self._sources.pop(join.share.key.token, None)
         join.share.state = ChannelState.CLOSED
+        leavers, join.leavers = join.leavers, []
+        for attachment in leavers:  # who is woken by this finds nothing of it any more
+            attachment.left.set_result(None)
         self.sync(join.share.key)  # a Channel that came while the leave was under way
 
     def _unplace(self, join: Join) -> None:

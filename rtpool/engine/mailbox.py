@@ -241,6 +241,24 @@ class Mailbox:
         self.loss = None
         return loss
 
+    def lose(self, items: Sequence[Any], lost: int, now: datetime) -> Sequence[Any]:
+        """Drop so many of what waits and of `items` that come, as the policy says; those of `items` that go in."""
+        room, loss = len(items) - lost, self.loss
+        if loss is None and self.overflow == "drop_oldest":
+            loss = Loss(self.came_at(self.removed, now) if self.ordinary else now, 0)
+        elif loss is None:
+            loss = Loss(now, self.appended + room)
+        self.loss = loss
+        loss.count += lost
+        loss.last = now
+        if self.overflow == "drop_newest":
+            return items[:room]
+        of_old = min(lost, self.ordinary)
+        self.remove_oldest(of_old)
+        self.appended += lost - of_old  # came, and went at once
+        self.removed += lost
+        return items[lost - of_old :]
+
     def remove_oldest(self, count: int) -> None:
         """Take out so many ordinary items, the oldest."""
         queue, essentials = self.queue(), []

@@ -85,9 +85,9 @@ class ChannelMailbox(Mailbox):
 
     def announce_loss(self, first: datetime, last: datetime, count: int) -> Delivery:
         """The `Gap` of events that were lost here."""
-        self._engine.count_overflow_gap()
-        topic, since = self.owner.topic, first - timedelta(seconds=UNDER_WAY)
-        return Delivery("gap", "overflow", Gap(topic, "overflow", since, last, certain=True))
+        gap = Gap(self.owner.topic, "overflow", first - timedelta(seconds=UNDER_WAY), last, certain=True)
+        self._engine.overflow_gap(gap, id(self), count)
+        return Delivery("gap", "overflow", gap)
 
     def hold(self) -> object:
         """The callbacks."""

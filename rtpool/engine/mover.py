@@ -156,7 +156,8 @@ class Mover:
         self._source = self._connections.get(plan.connection_id)
         self._to_move = deque(plan.moves.items())
         into = ", ".join(map(str, sorted(set(plan.moves.values()))))
-        self._log.info("= merging connection %d into %s: %d joins", plan.connection_id, into, len(plan.moves))
+        words = "= merging connection %(connection)d into %(into)s: %(joins)d joins"
+        self._log.info("merge_begun", words, connection=plan.connection_id, into=into, joins=len(plan.moves))
         self._next()
         return True
 
@@ -171,7 +172,8 @@ class Mover:
             return
         if not self._to_move:
             self._source = None
-            self._log.info("= connection %d is merged: %d joins left", source.connection_id, len(source.joins))
+            words = "= connection %(connection)d is merged: %(joins)d joins left"
+            self._log.info("merge_ended", words, connection=source.connection_id, joins=len(source.joins))
             return
         topic, target_id = self._to_move[0]
         join = source.joins.get(topic)
@@ -181,7 +183,8 @@ class Mover:
             self._loop.post(self._next)
         elif target is None or not self._has_room(target, topic) or source.state != "open" or not _is_movable(join):
             self._source = None
-            self._log.info("= connection %d is merged no further: things changed", source.connection_id)
+            words = "= connection %(connection)d is merged no further: things changed"
+            self._log.info("merge_ended", words, connection=source.connection_id, joins=len(source.joins))
         else:
             self._to_move.popleft()
             self._begin(join, source, target)
@@ -383,10 +386,12 @@ class Mover:
             self._deliver(join, message)
         self._flush()
         self.moved, self._failures = self.moved + 1, 0
-        self._log.info(
-            "= %r moved from connection %d to %d; %d messages came there first, %d later",
-            *(join.name, source.connection_id, target.connection_id, len(kept), move.handover.owed),
+        words = (
+            "= %(topic)r moved from connection %(origin)d to %(connection)d; %(first)d messages came there first, "
+            "%(later)d later"
         )
+        fields = {"origin": source.connection_id, "connection": target.connection_id}
+        self._log.info("join_moved", words, topic=join.name, first=len(kept), later=move.handover.owed, **fields)
 
     def _left_source(self, move: _Move) -> None:
         """The server has done all that was pushed on the old channel: what came since goes out by the new one."""
@@ -421,7 +426,8 @@ class Mover:
         move = self.move
         if move is None or move.phase not in _BEFORE:
             return
-        self._log.info("= %r stays on connection %d: %s", move.join.name, move.source.connection_id, why)
+        words = "= %(topic)r stays on connection %(connection)d: %(why)s"
+        self._log.info("join_not_moved", words, topic=move.join.name, connection=move.source.connection_id, why=why)
         self._not_before = self._loop.now + min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2.0 ** min(self._failures, 32))
         self._failures += 1
         move.phase = _Phase.GIVEN_UP

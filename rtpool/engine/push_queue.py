@@ -99,26 +99,27 @@ class PushQueue:
             if now - self._told_at >= RECOVERY:
                 self._told_at = now
                 self._log.warning(
-                    "! the server says %r: the option max_events_per_second, which is off, keeps the pool below a rate",
-                    words,
+                    "pushes_slowed",
+                    "! the server says %(why)r: the option max_events_per_second, which is off, keeps the pool below a "
+                    "rate",
+                    why=words,
                 )
             return
         before = self._pace.per_second(now)
         if self._pace.slow_down(now):
-            self._log.warning(
-                "! the server says %r: at most %g pushes a second from now on, instead of %g, and twice as many after "
-                "every %g s without such words (option max_events_per_second)",
-                *(words, self._pace.per_second(now), before, RECOVERY),
+            told = (
+                "! the server says %(why)r: at most %(rate)g pushes a second from now on, instead of %(before)g, and "
+                "twice as many after every %(seconds)g s without such words (option max_events_per_second)"
             )
+            fields = {"why": words, "rate": self._pace.per_second(now), "before": before, "seconds": RECOVERY}
+            self._log.warning("pushes_slowed", told, **fields)
 
     def _count(self) -> None:
         self.delayed += 1
         now = self._loop.now
         if now - self._delayed_at >= QUIET:
-            self._log.warning(
-                "! more than %g pushes a second: from now on they wait their turn (option max_events_per_second)",
-                self.per_second,
-            )
+            words = "- more than %(rate)g pushes a second: from now on they wait their turn"
+            self._log.warning("pushes_wait", f"{words} (option max_events_per_second)", rate=self.per_second)
         self._delayed_at = now
 
     def _run(self) -> None:

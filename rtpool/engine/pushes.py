@@ -10,7 +10,7 @@ from typing import Any
 
 from rtpool.engine.io_loop import IoLoop
 from rtpool.engine.joins import Join
-from rtpool.engine.logs import logger_for
+from rtpool.engine.logs import Log
 from rtpool.engine.outgoing import Outgoing, SendBudget
 from rtpool.engine.push_queue import PushQueue
 from rtpool.engine.routing import Router
@@ -32,16 +32,17 @@ class Pushes:
         budget: frees the room of what is settled.
         router: loops broadcasts back to siblings.
         options: the pool's.
+        log: where it is told that pushes wait.
 
     Thread-safety: confined to the I/O thread, except `sent`, which may be read anywhere.
     """
 
-    def __init__(self, loop: IoLoop, budget: SendBudget, router: Router, options: PoolOptions) -> None:
+    def __init__(self, loop: IoLoop, budget: SendBudget, router: Router, options: PoolOptions, log: Log) -> None:
         self._loop = loop
         self._budget = budget
         self._router = router
         self._reply_timeout = options.join_timeout  # for what rtpool says of its own accord
-        self.queue = PushQueue(loop, options.max_events_per_second, self._send_first, logger_for(options, "io"))
+        self.queue = PushQueue(loop, options.max_events_per_second, self._send_first, log)
         self._settling: list[tuple[Outgoing, Any, RtpoolError | None]] = []  # what `tell_settled` tells
         self._written: set[Outgoing] = set()
         #: Pushes the kernel has had whole.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from rtpool.engine.joins import Join, Outage, fail_waiting, interrupt, refused
+from rtpool.engine.logs import Log
 from rtpool.engine.routing import Router
 from rtpool.errors import RtpoolError
 from rtpool.events import ChannelState, StatusChange
@@ -28,14 +29,16 @@ class Readiness:
         registry: what users want.
         router: carries what is told.
         wall: aware wall-clock time, for the bounds of gaps.
+        log: where trouble with changes feeds is told.
 
     Thread-safety: confined to the I/O thread.
     """
 
-    def __init__(self, registry: Registry, router: Router, wall: Callable[[], datetime]) -> None:
+    def __init__(self, registry: Registry, router: Router, wall: Callable[[], datetime], log: Log) -> None:
         self._registry = registry
         self._router = router
         self._wall = wall
+        self._log = log
 
     def interrupt(self, join: Join, outage: Outage) -> None:
         """Events flow no more: remember since when, for the join and for each member that has something to lose."""
@@ -128,6 +131,7 @@ class Readiness:
         interrupt(concerned, Outage("feed restart", alive_at))
         for subscriber in concerned:
             self._router.tell(subscriber, StatusChange(subscriber.topic, "refused", error))
+        self._log.warning("changes_refused", "! the changes of %(topic)r: %(why)s", topic=join.name, error=error)
         join.share.last_error = error
         if action is Action.FATAL:
             join.changes_refused = True

@@ -11,7 +11,7 @@ from rtpool.actions import LONG_BACK_OFF, Action
 from rtpool.engine.connection import Connection
 from rtpool.engine.dialer import Dialer
 from rtpool.engine.io_loop import IoLoop
-from rtpool.engine.logs import logger_for
+from rtpool.engine.logs import Log
 from rtpool.errors import HandshakeRefused, RtpoolError
 from rtpool.options import PoolOptions, ReconnectPolicy
 
@@ -38,6 +38,7 @@ class Reconnecting:
         retrying: told of the next quick attempt.
         given_up: told that the quick attempts are over.
         rng: source of jitter.
+        log: where it is told what is wrong with the strategies.
 
     Thread-safety: confined to the I/O thread.
     """
@@ -52,9 +53,10 @@ class Reconnecting:
         retrying: Verdict,
         given_up: Verdict,
         rng: random.Random,
+        log: Log,
     ) -> None:
         self._options = options
-        self._log = logger_for(options, "io")
+        self._log = log
         self._policy = options.reconnect.resolved(options)
         self._default = ReconnectPolicy().resolved(options)
         self._loop = loop
@@ -101,14 +103,16 @@ class Reconnecting:
             try:
                 verdict, delay = ask(given)
             except BaseException:  # even sys.exit() in one must not end the attempts
-                log.exception("! a reconnect strategy failed; rtpool's own take its place")
+                words = "! a reconnect strategy failed; rtpool's own take its place"
+                log.exception("strategy_failed", words, connection=connection.connection_id, attempt=attempt)
                 verdict, delay = ask(default)
             loop.post(decided, connection, epoch, attempt, error, verdict, delay, at_least)
 
         def too_late() -> None:
             if self._awaits_verdict(connection, epoch, attempt, error):
                 self._deciders.overdue(job)
-                log.warning("! a reconnect strategy takes more than %.1f s; rtpool's own takes over", DECISION_SECONDS)
+                words = "! a reconnect strategy takes more than %(timeout).1f s; rtpool's own takes over"
+                log.warning("strategy_late", words, connection=connection.connection_id, timeout=DECISION_SECONDS)
                 decided(connection, epoch, attempt, error, *ask(default), at_least)
 
         self._loop.call_later(DECISION_SECONDS, too_late)

@@ -4,6 +4,7 @@ Secrets stay secret, also where the other side repeats them: an error page may h
 
 from __future__ import annotations
 
+import re
 import traceback
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
@@ -16,6 +17,8 @@ __all__ = ["Redactor", "chain_of", "forget_variables"]
 HIDDEN = "***"
 #: Characters of the shortest text that is taken for one, or for the beginning of one; a shorter one is any word.
 SHORTEST = 6
+#: JWTs, their beginnings too, and Supabase's keys: whoever's they are.
+_TOKENS = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|sb_(?:publishable|secret)_[\w-]+")
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
@@ -67,6 +70,10 @@ class Redactor:
                 if text.endswith(secret[:length]):
                     return text[:-length] + HIDDEN
         return text
+
+    def hide_all(self, text: str) -> str:
+        """A text without secrets of ours, and without anything that looks like a key or token of anybody."""
+        return _TOKENS.sub(HIDDEN, self(text))
 
     def clean(self, error: RtpoolError) -> None:
         """Hide secrets in an error and in what caused it; a cause that cannot be cleaned is left out."""

@@ -14,6 +14,7 @@ import attrs
 from rtpool.engine.connection import UNDER_WAY
 from rtpool.engine.dispatcher import Dispatcher, Mailbox
 from rtpool.engine.joins import Echo, Join, Outage, content_of
+from rtpool.engine.logs import Log
 from rtpool.engine.outgoing import Outgoing
 from rtpool.errors import MailboxOverflow
 from rtpool.events import Broadcast, BroadcastFields, Gap, Message, Presence, StatusChange, SystemMessage
@@ -32,7 +33,16 @@ from rtpool.protocol.refusals import words_of
 from rtpool.registry import Attachment, Delivery, Subscriber
 from rtpool.stats import GAP_CAUSES
 
-__all__ = ["Router"]
+__all__ = ["GAP", "Router", "gap_fields"]
+
+
+#: The line that tells of a gap.
+GAP = "! %(topic)r may lack messages from %(lost_from)s to %(lost_to)s (%(cause)s)"
+
+
+def gap_fields(cause: str, lost_from: datetime, lost_to: datetime) -> dict[str, str]:
+    """The fields of a line that tells of a gap."""
+    return {"cause": cause, "lost_from": lost_from.isoformat(), "lost_to": lost_to.isoformat()}
 
 
 #: Events of a join that go to the same mailboxes: to those of which members, the topic as they call it, the events,
@@ -48,14 +58,17 @@ class Router:
     Args:
         wall: aware wall-clock time, for the bounds of gaps.
         supabase: False for plain Phoenix, where every event is the application's own.
+        log: where gaps are told.
 
     Thread-safety: none; confined to the I/O thread.
     """
 
-    def __init__(self, dispatcher: Dispatcher, wall: Callable[[], datetime], *, supabase: bool) -> None:
+    def __init__(self, dispatcher: Dispatcher, wall: Callable[[], datetime], *, supabase: bool, log: Log) -> None:
         self._dispatcher = dispatcher
         self._wall = wall
         self._supabase = supabase
+        self._log = log
+        self._untold: dict[tuple[str, str], list[Gap]] = {}  # gaps the log does not know of, by topic and cause
         # What was routed and not handed over yet, in order; the last run of each join, which may be added to; who wants
         # the changes that some of the server's bindings are for.
         self._batch: list[tuple[Mailbox, list[Delivery | Broadcast]]] = []
@@ -78,8 +91,17 @@ class Router:
     def flush(self) -> list[Mailbox]:
         """Hand over what was collected; return the mailboxes that overflowed and need a decision."""
         self._hand_over()
+        if self._untold:
+            self._tell_gaps()
         full, self._full = self._full, []
         return full
+
+    def _tell_gaps(self) -> None:
+        """One line for all Channels of a join."""
+        untold, self._untold = self._untold, {}
+        for (topic, cause), gaps in untold.items():
+            bounds = min(gap.lost_from for gap in gaps), max(gap.lost_to for gap in gaps)
+            self._log.warning("gap", GAP, topic=topic, channels=len(gaps), **gap_fields(cause, *bounds))
 
     def _hand_over(self) -> None:
         if self._batch:
@@ -302,7 +324,7 @@ class Router:
                 self._gap(subscriber, gap)
 
     def _gap(self, subscriber: Subscriber, gap: Gap) -> None:
-        self.gaps[gap.cause] += 1
+        self._count(gap)
         self._essential(subscriber, Delivery("gap", gap.cause, gap))
 
     def tell(self, subscriber: Subscriber, change: StatusChange) -> None:
@@ -322,9 +344,14 @@ class Router:
         return error
 
     def _overflow_gap(self, subscriber: Subscriber, mailbox: Mailbox) -> Gap:
-        self.gaps["overflow"] += 1
         since = self._dispatcher.waiting_since(mailbox) - timedelta(seconds=UNDER_WAY)
-        return Gap(subscriber.topic, "overflow", since, self._wall(), certain=True)
+        gap = Gap(subscriber.topic, "overflow", since, self._wall(), certain=True)
+        self._count(gap)
+        return gap
+
+    def _count(self, gap: Gap) -> None:
+        self.gaps[gap.cause] += 1
+        self._untold.setdefault((gap.topic, gap.cause), []).append(gap)
 
     # Inside
 

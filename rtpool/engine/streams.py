@@ -298,7 +298,8 @@ def keep_alive(sock: socket.socket, options: PoolOptions) -> None:
         try:
             sock.setsockopt(level, name, value)
         except OSError as error:
-            logger_for(options, "io").debug("- socket option %d cannot be set to %d: %s", name, value, error)
+            words = "- socket option %(option)d cannot be set to %(value)d: %(why)s"
+            logger_for(options, "io").debug("option_not_set", words, option=name, value=value, error=error)
 
 
 def _whole(seconds: float) -> int:

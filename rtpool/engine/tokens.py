@@ -217,7 +217,7 @@ class Tokens:
             self._watch(source)
         else:
             source.failed_until = self._loop.now + self._retry_delay(source, self._max_delay)
-            self._log.warning("! no access token: %s", error)
+            self._log.warning("token_unavailable", "! no access token: %(why)s", error=error)
         waiters, source.waiters = source.waiters, []
         for waiter in waiters:
             waiter(source.value, error)
@@ -283,7 +283,8 @@ class Tokens:
     def _seek_later(self, source: TokenSource, than: str | None, why: str, limit: float) -> None:
         source.fresh = source.provider is None
         delay = self._retry_delay(source, limit)
-        self._log.warning("! no better access token: %s; asked again in %.1f s", why, delay)
+        words = "- no better access token: %(why)s; asked again in %(delay).1f s"
+        self._log.warning("token_sought", words, why=why, attempt=source.attempts, delay=delay)
 
         def due() -> None:
             source.search = None

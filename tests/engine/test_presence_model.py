@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtpool.engine.joins import Join
+from rtpool.engine.logs import Log
 from rtpool.engine.routing import Router
 from rtpool.engine.tokens import TokenSource
 from rtpool.protocol.messages import WireMessage
@@ -67,7 +69,9 @@ class World:
         self.viewers = [Viewer(self.registry)]
         share = self.registry.share(ShareKey(TOPIC))
         assert share is not None
-        self.router = Router(Desk(), lambda: datetime.now(timezone.utc), supabase=True)  # type: ignore[arg-type]
+        desk: Any = Desk()
+        log = Log(logging.getLogger("rtpool.session"))
+        self.router = Router(desk, lambda: datetime.now(timezone.utc), supabase=True, log=log)
         self.join = Join(share, TokenSource(None), PresenceCalls(5, 30.0), config=JoinConfig(presence=True))
         self.connected = True
         self.rejoin(0)

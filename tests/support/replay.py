@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from rtpool.engine.joins import Join, Outage
+from rtpool.engine.logs import Log
 from rtpool.engine.routing import Router
 from rtpool.errors import ProtocolError
 from rtpool.events import Broadcast, Gap
@@ -92,7 +94,7 @@ class _Users:
     """The dispatcher's place, and the one user of every join."""
 
     def __init__(self, *, supabase: bool) -> None:
-        self.router = Router(self, lambda: NOW, supabase=supabase)
+        self.router = Router(self, lambda: NOW, supabase=supabase, log=Log(logging.getLogger("rtpool.session")))
         self.plain = not supabase
         self.rooms: dict[str, Join] = {}
         self._heard: list[Delivery] = []

@@ -189,6 +189,7 @@ class SecretsWatch(logging.Handler):
         self.look(f"the repr of a part of {pool!r}", *map(_shown, parts))
         self.look("stats", repr(stats), json.dumps(stats.as_dict(), default=repr))
         self.look("health", repr(health), json.dumps(health.as_dict(), default=repr))
+        self.look("the dump", pool.debug_dump(), pool.debug_dump(as_json=True))
         self.look("the name of a thread", *(thread.name for thread in threading.enumerate()))
 
 
@@ -253,6 +254,8 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
             raise
         if function.__name__ in ("stats", "health"):
             watch.look(f"what {function.__qualname__}() returns", repr(result), str(result.as_dict()))
+        if function.__name__ == "debug_dump":
+            watch.look(f"what {function.__qualname__}() returns", result)
         return result
 
     return watched
