@@ -14,6 +14,7 @@ from rtpool.cli.doctor import doctor
 from rtpool.cli.listen import listen
 from rtpool.cli.send import send
 from rtpool.cli.serve import serve
+from rtpool.cli.top import top
 
 __all__ = ["cli"]
 
@@ -27,5 +28,5 @@ def cli(verbose: bool) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(message)s")
 
 
-for command in (demo, serve, listen, send, doctor):
+for command in (demo, serve, listen, send, doctor, top):
     cli.add_command(command)

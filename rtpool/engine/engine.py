@@ -185,6 +185,8 @@ class Engine:
         self.overflow_gaps = 0
         #: Pushes that were larger than the server takes.
         self.too_big = 0
+        #: Monotonic seconds.
+        self.made_at = time.monotonic()
         #: False for pools that live as long as the process by design.
         self.warn_at_exit = True
         #: The thread that started it; None before, and perhaps when it is gone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import pathlib
@@ -15,6 +16,7 @@ import termios
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import pyte
 
@@ -22,6 +24,27 @@ from tests.support.wait import CAP
 
 COLUMNS, LINES = 80, 24
 PROMPT = "$ "
+#: The private mode of the alternate screen.
+ALTERNATE = 1049
+#: Seconds without a byte after which a screen is drawn.
+QUIET = 0.05
+
+
+class _Screen(pyte.Screen):
+    """With the alternate screen, which pyte has not: what was there before comes back when a program leaves it."""
+
+    _main: tuple[Any, Any] | None = None
+
+    def set_mode(self, *modes: int, **how: Any) -> None:
+        if ALTERNATE in modes and self._main is None:
+            self._main = copy.deepcopy(self.buffer), copy.copy(self.cursor)
+            self.erase_in_display(2)
+        super().set_mode(*modes, **how)
+
+    def reset_mode(self, *modes: int, **how: Any) -> None:
+        super().reset_mode(*modes, **how)
+        if ALTERNATE in modes and self._main is not None:
+            (self.buffer, self.cursor), self._main = self._main, None
 
 
 class Terminal:
@@ -37,7 +60,9 @@ class Terminal:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SUPABASE", "RTPOOL"))}
         for name in ("COLUMNS", "LINES", "NO_COLOR", "PYTHONWARNINGS"):
             inherited.pop(name, None)
-        self._screen = pyte.Screen(COLUMNS, LINES)
+        #: All that was written to it.
+        self.raw = b""
+        self._screen = _Screen(COLUMNS, LINES)
         self._stream = pyte.ByteStream(self._screen)
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
@@ -72,6 +97,16 @@ class Terminal:
         """Press these keys."""
         os.write(self._master, text.encode())
 
+    def resize(self, columns: int, lines: int) -> None:
+        """Drag the window's corner."""
+        self._screen.resize(lines, columns)
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    @property
+    def mode(self) -> object:
+        """How the terminal treats what is typed."""
+        return termios.tcgetattr(self._slave)
+
     def wait_for(self, what: Callable[[list[str]], object], cap: float = CAP) -> list[str]:
         """Read until the screen shows it; its lines then."""
         deadline = time.monotonic() + cap
@@ -79,8 +114,21 @@ class Terminal:
             ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise AssertionError(f"not within {cap} s; the screen:\n" + "\n".join(self.lines))
-            self._stream.feed(os.read(self._master, 65_536))
+            self._read()
         return self.lines
+
+    def wait_for_drawn(self, what: Callable[[list[str]], object], cap: float = CAP) -> list[str]:
+        """The same of a screen that nothing is added to at the moment: not of half of one."""
+        while True:
+            self.wait_for(what, cap)
+            if not select.select([self._master], [], [], QUIET)[0] and what(self.lines):
+                return self.lines
+            self._read()
+
+    def _read(self) -> None:
+        data = os.read(self._master, 65_536)
+        self.raw += data
+        self._stream.feed(data)
 
     def wait_for_prompt(self) -> list[str]:
         """Read until the shell asks for the next command."""
