@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 import threading
 from collections import Counter
@@ -91,3 +92,12 @@ def test_the_gap_of_a_channel_that_is_closed_for_falling_behind_is_counted(
     wait_until(lambda: pool.stats().gaps)
     go_on.set()
     assert pool.stats().gaps_by_cause["overflow"] == pool.stats().gaps == 1
+
+
+def test_the_readmes_table_is_the_table() -> None:
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    rows = [row.split("|")[1:3] for row in readme.split("## Metrics")[1].split("\n## ")[0].splitlines() if "| `" in row]
+    told = [re.findall(r"`([\w.]+)(?:\{(\w+)\})?`", cell) for row in rows for cell in row]
+    names = {metric.sample: (metric.label or "").rpartition(".")[2] for metric in METRICS}
+    assert dict(each for cell in told[::2] for each in cell) == names
+    assert {name for cell in told[1::2] for name, _ in cell} == {(m.messaging or (m.name,))[0] for m in METRICS}
