@@ -4,7 +4,8 @@ What is going on in a pool: the half of a `RealtimePool` that tells.
 
 from __future__ import annotations
 
-from typing import TextIO
+import os
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rtpool.checks import check_type
 from rtpool.engine.dump import dump_of
@@ -13,6 +14,10 @@ from rtpool.engine.health import health_of
 from rtpool.engine.snapshot import stats_of
 from rtpool.errors import InvalidType
 from rtpool.stats import Health, PoolStats
+
+if TYPE_CHECKING:
+    from rtpool.debug.serving import DebugServer
+    from rtpool.pool import RealtimePool
 
 __all__ = ["Insight"]
 
@@ -62,3 +67,26 @@ class Insight:
         if file is not None:
             file.write(text)
         return text
+
+    def serve_debug(self, path: str | os.PathLike[str] | None = None, *, allow_commands: bool = False) -> DebugServer:
+        """
+        Let other processes look at the pool, by `rtpool top`: those of the same user, through a Unix socket whose file
+        is nobody else's. It has a thread of its own, which runs none of your code.
+
+        Args:
+            path: of the socket, at most 103 bytes; None takes ``$XDG_RUNTIME_DIR/rtpool/<pid>-<pool>.sock``, or one in
+                ``/tmp/rtpool-<uid>``, which `rtpool top` finds. What a dead process left there is replaced.
+            allow_commands: whether they may call `RealtimePool.force_cleanup`, too.
+
+        Returns:
+            The server; to close it, or the pool, or to end the process, ends it and removes the file. A forked child
+            does not serve, but may by a call of its own.
+
+        Raises:
+            InvalidValue, InvalidType: the path is none, or a living process serves there.
+            ConnectionFailed: the system does not allow it; Windows never does.
+            PoolClosed: the pool is closed.
+        """
+        from rtpool.debug.serving import serve  # not before it is asked for
+
+        return serve(cast("RealtimePool", self), path, allow_commands=allow_commands)

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import Any, NoReturn, overload
 
 import attrs
 
@@ -40,9 +40,6 @@ from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import read_replay
 from rtpool.registry import ShareKey, Subscriber, identity_of
 from rtpool.rest import RestBroadcasts, RestClient
-
-if TYPE_CHECKING:
-    from rtpool.debug.serving import DebugServer
 
 __all__ = ["RealtimePool", "get_pool"]
 
@@ -391,18 +388,6 @@ class RealtimePool(RestBroadcasts, Insight):
         return outcome_of(done, CLOSE_TIMEOUT)
 
     # Life
-
-    def serve_debug(self, path: str | os.PathLike[str] | None = None, *, allow_commands: bool = False) -> DebugServer:
-        """
-        Let processes of this user look at the pool, by `rtpool top`, until the pool or the returned server is closed.
-
-        Args:
-            path: of a Unix socket, made with mode 0600; None takes one that `rtpool top` finds.
-            allow_commands: whether they may call `force_cleanup` as well.
-        """
-        from rtpool.debug.serving import serve
-
-        return serve(self, path, allow_commands=allow_commands)
 
     @property
     def closed(self) -> bool:

@@ -31,7 +31,6 @@ from rtpool.debug.sockets import Listener, check_platform, default_directory, is
 from rtpool.engine import descriptors
 from rtpool.engine.engine import Engine
 from rtpool.engine.health import health_of
-from rtpool.engine.logs import logger_for
 from rtpool.engine.snapshot import stats_of
 from rtpool.engine.threads import PoolThread, closing, join_all, outcome_of, start_thread
 from rtpool.errors import ConnectionFailed, InvalidType, RtpoolError
@@ -89,7 +88,7 @@ class DebugServer:
         self._listener = listener
         self._engine: Engine | None = engine
         self._debugger = Debugger(pool)
-        self._log = logger_for(engine.options, "debug")
+        self._log = engine.logs.debug
         self._over = threading.Event()
         self._forgotten = self._forked = False
         self._clients: set[_Client] = set()
@@ -138,7 +137,7 @@ class DebugServer:
     def _join(self, deadline: float) -> None:
         with closing():
             for name in join_all(self.threads, deadline):
-                self._log.warning("- thread %s did not stop in time", name)
+                self._log.warning("thread_left", "- thread %(left)s did not stop in time", left=name)
 
     def _pool_forgotten(self, _: object) -> None:
         self._forgotten = True
@@ -183,7 +182,7 @@ class DebugServer:
             while not (self.closed or self._forgotten):
                 self._turn(time.monotonic())
         except Exception:  # a bug of ours; nobody is to wait for what has ended
-            self._log.exception("! the thread that serves %s failed", self.path)
+            self._log.bug("serving_failed", "! the thread that serves %(path)s failed", path=self.path)
         finally:
             if not self._forked:
                 self._end()
@@ -230,13 +229,14 @@ class DebugServer:
         except (BlockingIOError, ConnectionAbortedError):  # it went away again
             return
         except OSError as error:  # no descriptor left: the next would be tried at full speed
-            self._log.warning("- nobody can be let in at %s for %.1f s: %s", self.path, REST_SECONDS, error)
+            words = "- nobody can be let in at %(path)s for %(rest).1f s: %(why)s"
+            self._log.warning("serving_rests", words, path=self.path, rest=REST_SECONDS, error=error)
             self._selector.unregister(self._listener.sock)
             self._resting_until = time.monotonic() + REST_SECONDS
             return
         sock.setblocking(False)
         if not is_ours(sock):
-            self._log.warning("- a process of another user was turned away at %s", self.path)
+            self._log.warning("looker_refused", "- another user's process was turned away at %(path)s", path=self.path)
             descriptors.close(sock)
             return
         client = _Client(sock)
@@ -313,7 +313,7 @@ class DebugServer:
         try:
             return asks[ask](engine)
         except Exception as error:  # a bug of ours must not end the service
-            self._log.exception("! what was asked at %s could not be answered", self.path)
+            self._log.bug("serving_failed", "! what was asked at %(path)s could not be answered", path=self.path)
             return {"error": f"it could not be answered: {type(error).__name__}; see the program's log"}
 
     def _picture(self, engine: Engine) -> dict[str, Any]:
@@ -380,7 +380,7 @@ def serve(pool: RealtimePool, path: str | os.PathLike[str] | None, *, allow_comm
     except RtpoolError:
         server._end()
         raise
-    server._log.info("= pool %s is served at %s", engine.name, place)
+    server._log.info("served", "= pool %(pool)s is served at %(path)s", path=place)
     return server
 
 
