@@ -34,6 +34,21 @@ class Reader:
         return self.statuses.wait_for(lambda events: [e for e in events if e.status == word])[-1]  # type: ignore[no-any-return]
 
 
+def test_that_changes_flow_is_said_once_to_each_whether_it_was_there_or_came_late(
+    server: RealtimeServer, make_pool: MakePool
+) -> None:
+    pool, early, late = make_pool(), Recorder(), Recorder()
+    Reader(pool).channel.on_system(early).subscribe()
+    Reader(pool).channel.on_system(late).subscribe()
+    assert len(server.connections) == 1
+    feed_says(server, "ok", "the last word")
+    for heard in (early, late):
+        words = [
+            said.message for said in heard.wait_for(lambda events: events[-1].message == "the last word" and events)
+        ]
+        assert words == ["Subscribed to PostgreSQL", "the last word"]
+
+
 def test_a_siblings_cold_feed_holds_up_nobody_who_wants_no_changes(make_pool: MakePool) -> None:
     with RealtimeServer(postgres_delay=3_600.0) as server:
         pool = make_pool(server.url, api_key=server.api_key)

@@ -55,8 +55,13 @@ class Readiness:
                 if attachment is not None and attachment.outage is not None:
                     attachment.outage = attachment.outage.shifted(seconds)
 
-    def flow(self, join: Join) -> None:
-        """Let everybody know whose events really flow from now on, and announce to each what may have been lost."""
+    def flow(self, join: Join, *, told: bool = False) -> None:
+        """
+        Let everybody know whose events really flow from now on, and announce to each what may have been lost.
+
+        Args:
+            told: whether the members heard the server say just now that changes flow.
+        """
         if not join.flows:
             return
         join.outage = None
@@ -74,7 +79,7 @@ class Readiness:
                 attachment.outage = None
             self._router.tell(subscriber, StatusChange(subscriber.topic, "joined"))
             if not attachment.ready.done():
-                self._router.welcome(join, subscriber)
+                self._router.welcome(join, subscriber, told=told)
                 attachment.ready.set_result(None)
 
     def publish_state(self, join: Join) -> None:
@@ -118,7 +123,7 @@ class Readiness:
                     if subscriber.is_ready and subscriber.config.changes:
                         self._router.announce_gap(join, subscriber, Outage("feed restart", alive_at))
         if join.changes_flow and not flowed:
-            self.flow(join)
+            self.flow(join, told=True)
         elif join.changes_error:
             self._feed_failed(join, alive_at)
 

@@ -295,9 +295,9 @@ class Router:
                 event = attrs.evolve(delivery.event, replayed=True)
                 self._deliver(join, (subscriber,), delivery._replace(event=event))
 
-    def welcome(self, join: Join, subscriber: Subscriber) -> None:
-        """Give a Channel that came late what it would have been told on a join of its own."""
-        if join.changes_message is not None and subscriber.config.changes:
+    def welcome(self, join: Join, subscriber: Subscriber, *, told: bool) -> None:
+        """Give a Channel that came late what it would have been told on a join of its own, and was not `told`."""
+        if join.changes_message is not None and subscriber.config.changes and not told:
             self._deliver(join, (subscriber,), Delivery("system", "ok", join.changes_message))
         self.introduce(join, (subscriber,))
 

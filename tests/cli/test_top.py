@@ -21,7 +21,7 @@ from tests.support.secrets_watch import watch
 from tests.support.wait import CAP
 
 pytest.importorskip("termios", reason="this system has no pseudo-terminals")
-from tests.support.terminal import COLUMNS, LINES, Terminal
+from tests.support.terminal import Terminal, assert_screen
 
 SCREENS = pathlib.Path(__file__).parent / "screens"
 #: Lines whose numbers are not in columns.
@@ -115,14 +115,7 @@ def masked(lines: list[str]) -> str:
 
 
 def shows(name: str, lines: list[str]) -> None:
-    """The screen is the one that is kept; RTPOOL_KEEP_SCREENS=1 keeps the new one."""
-    assert all(len(line) <= COLUMNS for line in lines)
-    assert len(lines) <= LINES
-    watch.look("the screen", "\n".join(lines), "".join(lines))
-    kept = SCREENS / f"{name}.txt"
-    if os.environ.get("RTPOOL_KEEP_SCREENS"):
-        kept.write_text(masked(lines))
-    assert masked(lines) == kept.read_text()
+    assert_screen(SCREENS / f"{name}.txt", lines, masked)
 
 
 def topics(lines: list[str]) -> list[str]:

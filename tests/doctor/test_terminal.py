@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
 
@@ -11,11 +10,10 @@ import pytest
 from rtpool.testing import JoinReply, RealtimeServer
 from rtpool.testing.refusals import Join
 from rtpool.testing.tokens import make_token
-from tests.support.secrets_watch import watch
 from tests.support.ways import SECRET, closed_port
 
 pytest.importorskip("termios", reason="this system has no pseudo-terminals")
-from tests.doctor.terminal import COLUMNS, LINES, Terminal
+from tests.support.terminal import COLUMNS, Terminal, assert_screen
 
 SCREENS = pathlib.Path(__file__).parent / "screens"
 
@@ -33,14 +31,7 @@ def masked(lines: list[str]) -> str:
 
 
 def shows(name: str, lines: list[str]) -> None:
-    """The screen is the one that is kept; RTPOOL_KEEP_SCREENS=1 keeps the new one."""
-    assert all(len(line) <= COLUMNS for line in lines)
-    assert len(lines) <= LINES
-    watch.look("the screen", "\n".join(lines), "".join(lines))
-    kept = SCREENS / f"{name}.txt"
-    if os.environ.get("RTPOOL_KEEP_SCREENS"):
-        kept.write_text(masked(lines))
-    assert masked(lines) == kept.read_text()
+    assert_screen(SCREENS / f"{name}.txt", lines, masked)
 
 
 def test_a_person_sees_that_all_is_well(server: RealtimeServer, tmp_path: pathlib.Path) -> None:

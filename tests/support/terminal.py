@@ -20,6 +20,7 @@ from typing import Any
 
 import pyte
 
+from tests.support.secrets_watch import watch
 from tests.support.wait import CAP
 
 COLUMNS, LINES = 80, 24
@@ -146,3 +147,19 @@ class Terminal:
         """Read until ``echo exit code $?`` was answered; all above the prompt."""
         done = re.compile(r".*\nexit code \d+\n" + re.escape(PROMPT.rstrip()), re.DOTALL)
         return self.wait_for(lambda lines: done.fullmatch("\n".join(lines)))[:-1]
+
+
+def assert_screen(kept: pathlib.Path, lines: list[str], masked: Callable[[list[str]], str]) -> None:
+    """
+    The screen is the one that is kept; RTPOOL_KEEP_SCREENS=1 keeps the new one.
+
+    Args:
+        kept: where, masked.
+        masked: what a screen is without all that differs from run to run.
+    """
+    assert all(len(line) <= COLUMNS for line in lines)
+    assert len(lines) <= LINES
+    watch.look("the screen", "\n".join(lines), "".join(lines))
+    if os.environ.get("RTPOOL_KEEP_SCREENS"):
+        kept.write_text(masked(lines))
+    assert masked(lines) == kept.read_text()
