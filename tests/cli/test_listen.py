@@ -198,21 +198,24 @@ def test_quiet_keeps_standard_error_empty_and_gaps_are_told_all_the_same(
 
 
 def test_what_was_stored_is_replayed_and_what_an_interruption_missed(server: RealtimeServer, listen: Listen) -> None:
-    def store(*numbers: int) -> None:
+    def store(*numbers: int, topic: str = "room") -> None:
         for n in numbers:
-            server.database_send("room", "x", {"n": n, "id": str(n)})
+            server.database_send(topic, "x", {"n": n, "id": str(n)})
 
     store(1, 2)
     since = listen("room", "--private", "--replay", "10m")
-    missed = listen("room", "--private", "--json", "--replay")
+    missed = listen("other", "--private", "--json", "--replay")
     assert read_text(since) == 'replayed  x {"n": 1, "id": "1"}'
     assert read_text(since) == 'replayed  x {"n": 2, "id": "2"}'
+    store(0, topic="other")
+    assert read(missed)["payload"]["n"] == 0, "it is subscribed: what is stored from now on is its to miss"
     left = [2]
 
     def while_away(request: object) -> None:
         left[0] -= 1
         if left[0] == 1:
             store(3)
+            store(3, topic="other")
 
     server.on_connect = while_away
     for connection in server.connections:
@@ -220,7 +223,7 @@ def test_what_was_stored_is_replayed_and_what_an_interruption_missed(server: Rea
     shown = {read_text(since)[:9].rstrip(), read_text(since)[:9].rstrip()}
     assert shown == {"replayed", "GAP"}
     events = [read(missed), read(missed)]
-    assert {event["kind"] for event in events} == {"Broadcast", "Gap"}
+    assert {event["kind"] for event in events} == {"Broadcast", "Gap"}, [event.get("payload") for event in events]
     assert [event["payload"]["n"] for event in events if event["kind"] == "Broadcast"] == [3]
     assert [event["replay"] for event in events if event["kind"] == "Gap"] == [1]
 
