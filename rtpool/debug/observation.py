@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from rtpool.engine import engine as engines
-from rtpool.engine.audit import NEVER_FOR_A_MOMENT
+from rtpool.engine.audit import NEVER_FOR_A_MOMENT, Finding
 from rtpool.engine.connection import Connection
 from rtpool.engine.engine import Engine
 from rtpool.engine.joins import Join
@@ -99,7 +99,7 @@ class Misplaced(NamedTuple):
     """What the audit found: its kind, what it is about, by identity and name, in words; if it is so for certain."""
 
     kind: str
-    identity: int
+    identity: tuple[object, ...]
     subject: str
     words: str
     certain: bool
@@ -348,7 +348,7 @@ def _look_inside(engine: Engine) -> Inside:
         },
         tokens=tuple(_tokens(engine.name, joins)),
         misplaced=tuple(
-            Misplaced(f.kind, id(f.subject), _name_of(f.subject) or f.kind, f.words, f.kind in NEVER_FOR_A_MOMENT)
+            Misplaced(f.kind, _identity_of(f), _name_of(f.subject) or f.kind, f.words, f.kind in NEVER_FOR_A_MOMENT)
             for f in coordinator.audit.findings()
         ),
         merging=coordinator.mover.is_merging,
@@ -388,6 +388,14 @@ def _tokens(name: str, joins: list[Join]) -> list[TokenSeen]:
 def _role(token: str) -> str | None:
     role: Any = "service_role" if is_service_key(token) else (claims_of(token) or {}).get("role")
     return role if isinstance(role, str) else None
+
+
+def _identity_of(found: Finding) -> tuple[object, ...]:
+    """Tells it from what may be found at the next look: nothing is kept of it, so another may have its address then."""
+    subject = found.subject
+    members = subject.subscribers if isinstance(subject, Share) else ()
+    numbers = [a.number for s in members if (a := s.attachment) is not None]
+    return id(subject), found.words, *numbers
 
 
 def _name_of(subject: object) -> str:

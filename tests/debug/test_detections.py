@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
 import rtpool
-from rtpool.debug import CODES, Debugger, observation
+from rtpool.debug import CODES, observation
 from rtpool.protocol import pace
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import MakePool
@@ -134,12 +133,12 @@ def test_channels_that_are_without_a_join_for_a_moment_each_are_no_issue(
     def come_and_go() -> None:
         before: list[rtpool.Channel] = []
         while not over.wait(0.005):
-            channel = pool.channel(f"room-{time.monotonic_ns()}")
+            channel = pool.channel("room")
+            for left in before:
+                registry.detach(left._subscriber)
             attachment = registry.attach(channel._subscriber)
             assert attachment is not None
             attachment.opened = True
-            for left in before:
-                registry.detach(left._subscriber)
             before = [channel]
         for left in before:
             registry.detach(left._subscriber)
