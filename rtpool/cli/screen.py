@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rtpool.cli.picture import ChannelRow, ConnectionRow, Picture, Rates, channel_rows, connection_rows, printable
+from rtpool.cli.picture import ChannelRow, ConnectionRow, Picture, Rates, channel_rows, connection_rows
+from rtpool.protocol.refusals import printable
 
 __all__ = ["Frame", "View", "draw", "press"]
 

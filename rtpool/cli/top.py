@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import select
 import signal
 import sys
@@ -23,11 +22,13 @@ from rich.live import Live
 from rich.text import Text
 
 from rtpool.cli.app import fail
-from rtpool.cli.picture import Picture, Rates, printable
+from rtpool.cli.lines import json_text
+from rtpool.cli.picture import Picture, Rates
 from rtpool.cli.screen import Frame, View, draw, press
 from rtpool.debug.remote import Remote
 from rtpool.debug.sockets import default_directory, living_sockets
 from rtpool.errors import ConnectionFailed, InvalidValue, RtpoolError
+from rtpool.protocol.refusals import printable
 
 if TYPE_CHECKING:
     from rtpool.cli.keyboard import Signals
@@ -150,7 +151,7 @@ class Program:
         self._asked = None
         self._wanted.clear()
         gone = self.now is not None and isinstance(error, ConnectionFailed)
-        who = f"process {self.now.pid} is gone" if self.now is not None and gone else printable(error)
+        who = f"process {self.now.pid} is gone" if self.now is not None and gone else printable(str(error))
         self.trouble = self._refusal or f"{who}; waiting for another at {printable(self.path)}"
 
     def hear(self, now: float) -> None:
@@ -175,10 +176,12 @@ class Program:
         error = answer.get("error")
         if asked == "cleanup":
             closed = answer.get("closed")
-            self.message = printable(error) if error else f"clean-up closed {closed} connection{'s' * (closed != 1)}"
+            self.message = (
+                printable(str(error)) if error else f"clean-up closed {closed} connection{'s' * (closed != 1)}"
+            )
             return
         if error:
-            self.trouble = self._refusal = printable(error)
+            self.trouble = self._refusal = printable(str(error))
             return
         self.before, self.now = self.now, Picture.of(answer)
         self.trouble = self._refusal = ""
@@ -189,7 +192,7 @@ class Program:
             raise ConnectionFailed(f"nobody serves at {self.path}")
         answer = self.remote.ask("stats")
         if "error" in answer:
-            raise ConnectionFailed(f"{self.path}: {printable(answer['error'])}")
+            raise ConnectionFailed(f"{self.path}: {answer['error']}")
         return Picture.of(answer), answer
 
 
@@ -208,7 +211,8 @@ def _print_once(programs: Sequence[Program], interval: float, *, as_json: bool) 
         now, answer = program.ask()
         if as_json:
             rates = attrs.asdict(Rates.between(before[index], now))
-            click.echo(json.dumps({"path": program.path, **answer, "rates": rates}, ensure_ascii=False))
+            told = {"path": program.path, **answer, "rates": rates}
+            click.echo(json_text(told, ascii_only=not console.encoding.lower().startswith("utf")))
         else:
             frame = Frame(before[index], now, program.path, interval, len(programs))
             console.print(draw(frame, View(program=index), console.width))

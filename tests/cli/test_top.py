@@ -348,6 +348,16 @@ def test_json_is_what_the_program_says_and_the_rates(server: RealtimeServer, pat
     assert told["rates"]["received"] > 0
 
 
+def test_json_does_nothing_to_a_terminal_and_asks_nothing_of_it(server: RealtimeServer, path: str) -> None:
+    topic = "\u202ertl\x9b2J\u2028界"
+    with program(server, path, topic):
+        for encoding in ("utf-8", "ascii"):
+            done = run(path, "--json", "--interval", "0.1", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
+            assert "\\u202ertl\\u009b2J\\u2028" in done.stdout
+            assert ("界" in done.stdout) is (encoding == "utf-8")
+            assert json.loads(done.stdout)["stats"]["subscription_details"][0]["topic"] == topic
+
+
 def test_programs_that_gave_no_path_are_found(server: RealtimeServer, tmp_path: pathlib.Path) -> None:
     place = {"XDG_RUNTIME_DIR": str(tmp_path)}
     nobody = run("--list", **place)
