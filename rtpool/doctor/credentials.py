@@ -58,7 +58,7 @@ def read_key(case: Case) -> Finding:
         return warning(
             "neither a JWT nor a key of Supabase's", f"A hosted project takes no such key. {WHERE}", kind="?"
         )
-    case.role = str(claims.get("role", ""))
+    case.role = _role(claims)
     return _judged(case, key, claims, "key")
 
 
@@ -86,7 +86,7 @@ def _opaque(case: Case, say: Any, words: str, kind: str, advice: str = "") -> Fi
 def _judged(case: Case, text: str, claims: Mapping[str, Any], what: str) -> Finding:
     """A finding on a JWT by its claims."""
     now, expires = datetime.now(timezone.utc), expiry_of(text)
-    role, ref = printable(str(claims.get("role", "")))[:40], _project(claims)
+    role, ref = _role(claims), _project(claims)
     details: dict[str, Any] = {
         "kind": "jwt",
         "role": role,
@@ -119,6 +119,10 @@ def _judged(case: Case, text: str, claims: Mapping[str, Any], what: str) -> Find
     if left is not None and left < (SOON_DAYS * 86_400 if what == "key" else SOON_SECONDS):
         return warning(words, RENEWALS[what], **details)
     return ok(words, **details)
+
+
+def _role(claims: Mapping[str, Any]) -> str:
+    return printable(str(claims.get("role", "")))[:40]
 
 
 def _project(claims: Mapping[str, Any]) -> str | None:
@@ -166,5 +170,5 @@ def read_token(case: Case) -> Finding:
         if token.startswith("sb_"):
             return warning("this is an API key, no user's token; joins use the key", "Leave --token out.")
         return failed("this is no JWT", SOURCES["token"])
-    case.role = str(claims.get("role", ""))
+    case.role = _role(claims)
     return _judged(case, token, claims, "token")

@@ -15,6 +15,7 @@ from rtpool.doctor import address, channels, connection, credentials, network
 from rtpool.doctor.case import Case
 from rtpool.doctor.report import Finding, Report, Step, cleaned, failed, skipped
 from rtpool.engine.threads import PoolThread, outcome_of
+from rtpool.protocol.refusals import printable
 
 __all__ = ["CHECKS", "Check", "Examination"]
 
@@ -143,8 +144,8 @@ class Examination:
 
     def _add(self, name: str, finding: Finding, seconds: float) -> None:
         hide = self._case.hide
-        step = Step(
-            name, finding.status, hide(finding.words), hide(finding.advice), seconds, cleaned(finding.details, hide)
-        )
+        # Advice alone has lines of its own; what comes from outside was put on one where it came in.
+        words, advice = printable(hide(finding.words)), "\n".join(map(printable, hide(finding.advice).split("\n")))
+        step = Step(name, finding.status, words, advice, seconds, cleaned(finding.details, hide))
         self._steps.append(step)
         self._done(step)
