@@ -84,6 +84,7 @@ class Examination:
         self._case, self._begun, self._done = case, begun, done
         self._steps: list[Step] = []
         self._started = time.monotonic()
+        self._timed_out = False
         self._missing: dict[str, str] = {}  # steps that failed or were left out for one that did: which one
 
     def run(self) -> Report:
@@ -103,7 +104,7 @@ class Examination:
             case.close()
         for check in CHECKS[len(self._steps) :]:
             self._add(check.name, skipped("interrupted"), 0.0)
-        return Report(tuple(self._steps), time.monotonic() - self._started, interrupted)
+        return Report(tuple(self._steps), time.monotonic() - self._started, interrupted, self._timed_out)
 
     def _look(self, check: Check) -> tuple[Finding, float]:
         joins = "private" if self._case.private else "join"
@@ -121,6 +122,7 @@ class Examination:
     def _bounded(self, check: Check) -> Finding:
         case = self._case
         if not case.left:
+            self._timed_out = True
             return skipped("no time was left")
         outcome: Future[Finding] = Future()
 
@@ -136,6 +138,7 @@ class Examination:
         try:
             return outcome_of(outcome, case.left)
         except FutureTimeout:
+            self._timed_out = True
             case.close(0.0)
             return failed(
                 f"not done when the {case.timeout:g} s of --timeout were over",
