@@ -217,7 +217,8 @@ def echo(case: Case) -> Finding:
     }
     if trouble is not None:
         words, advice = _why(trouble, case.patience)
-        return failed(f"the channel was ended after {sent} broadcasts: {words}", advice, **details)
+        count = f"{sent} broadcast{'s' * (sent != 1)}"
+        return failed(f"the channel was ended after {count}: {words}", advice, **details)
     if lost:
         return failed(
             f"{lost} of {sent} broadcasts did not come back",

@@ -274,10 +274,11 @@ def test_more_messages_than_the_server_allows(server: RealtimeServer) -> None:
     assert 1 <= found.details["sent"] <= 20
 
 
-def test_a_connection_that_breaks_between_broadcasts(server: RealtimeServer) -> None:
-    with server.inject(faults.Reset(), on=faults.Receiving("broadcast", skip=4)):
+@pytest.mark.parametrize(("skip", "count"), [(0, "1 broadcast"), (4, "5 broadcasts")])
+def test_a_connection_that_breaks_between_broadcasts(skip: int, count: str, server: RealtimeServer) -> None:
+    with server.inject(faults.Reset(), on=faults.Receiving("broadcast", skip=skip)):
         report = examine(server.url, server.api_key, patience=PATIENCE)
-    fails_at(report, "broadcast", "the channel was ended after", "connection was lost")
+    fails_at(report, "broadcast", f"the channel was ended after {count}: ", "connection was lost")
 
 
 # Limits
