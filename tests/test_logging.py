@@ -382,6 +382,15 @@ def test_a_full_mailbox_is_told_when_it_begins_to_lose_and_no_flood_of_losses_is
     assert len(lines.of("overflow")) == len(lines.of("gap")) == 1
 
 
+@pytest.mark.parametrize("field", ["why", "reason"])
+def test_a_key_that_a_server_repeats_in_its_refusal_is_in_no_line(lines: Lines, field: str) -> None:
+    of_pool = logs.Logs(rtpool.PoolOptions(logger=lines.logger), "1", "opaque-secret")
+    error = rtpool.JoinRefused("bad token opaque-secret", code="x", reason="no opaque-secret here")
+    of_pool.session.warning("join_refused", "! %(why)s", error=error)
+    assert "***" in lines.all[0].fields[field]
+    assert "opaque-secret" not in str(lines.all[0])
+
+
 def test_a_flood_about_more_subjects_than_are_remembered_is_no_flood_of_lines(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

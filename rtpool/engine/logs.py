@@ -44,7 +44,7 @@ class Log:
     Args:
         logger: a `logging.Logger` or `LoggerAdapter`.
         recorder: keeps what is told, None for nobody.
-        hide: takes secrets out of what frames hold.
+        hide: takes secrets out of what frames and errors hold.
         debug, record_frames: as in `PoolOptions`.
         always: fields that every line has.
 
@@ -178,10 +178,12 @@ class Log:
     def _all(self, event: str, fields: dict[str, Any]) -> dict[str, Any]:
         error = fields.get("error")
         if isinstance(error, BaseException):
-            fields["error"], fields["why"] = type(error).__name__, str(error)
+            # A server may repeat what it was sent.
+            fields["error"], fields["why"] = type(error).__name__, self._hide(str(error))
             codes = (getattr(error, name, None) for name in ("code", "status", "close_code"))
             fields["code"] = next(filter(None, codes), None)
-            fields["reason"] = getattr(error, "reason", None)
+            reason = getattr(error, "reason", None)
+            fields["reason"] = self._hide(reason) if isinstance(reason, str) else reason
         return {"event": event, **self._always, **fields}
 
     def _tell(

@@ -45,7 +45,7 @@ from tests.support.transcripts import frame_of, load
 __all__ = ["Outcome", "of_topic", "play", "replay", "told"]
 
 #: A line that is written has a time, and the guard of the protocol's tests lets nobody read a clock.
-OFF = logging.Logger("off")
+OFF = logging.getLogger("replayed")
 OFF.disabled = True
 NOW = datetime(2026, 11, 23, tzinfo=timezone.utc)
 JOIN_TIMEOUT = 30.0  # the recorded server took up to 16 s
