@@ -590,5 +590,7 @@ class Registry:
         while True:
             try:
                 return tuple(s for share in tuple(self._shares.values()) for s in share.subscribers)
+            except RecursionError:  # is a RuntimeError, and for good
+                raise
             except RuntimeError:  # one came or went meanwhile
                 continue

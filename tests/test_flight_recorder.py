@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
+import inspect
 import io
 import json
 import logging
 import os
 import pathlib
 import signal
+import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +23,11 @@ import pytest
 
 import rtpool
 from rtpool.debug import DumpOnSignal, dump_on_signal
+from rtpool.debug.callbacks import calls_of
 from rtpool.engine import dump
 from rtpool.engine.engine import Engine, engines
 from rtpool.engine.flight_recorder import SHOWN, TEXT, Entry, FlightRecorder
+from rtpool.engine.mailbox import InHand, Mailbox
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.support import checking_lock
@@ -411,6 +418,70 @@ def test_who_set_a_handler_meanwhile_keeps_it_and_hears_of_no_dump(dumping: Call
     assert signal.getsignal(signal.SIGUSR1) is later
     os.kill(os.getpid(), signal.SIGUSR1)
     assert file.getvalue() == ""
+
+
+def test_two_that_are_restored_in_the_order_of_their_making_leave_nothing(
+    dumping: Callable[..., DumpOnSignal],
+) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    first, second = dumping(), dumping()
+    first.restore()
+    second.restore()
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_signal_that_comes_during_a_dump_starts_no_other(dumping: Callable[..., DumpOnSignal]) -> None:
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            if len(written) < 5:
+                signal.raise_signal(signal.SIGUSR1)
+            return 0
+
+    written: list[str] = []
+    dumping(file=Slow())
+    signal.raise_signal(signal.SIGUSR1)
+    assert len(written) == 1
+    signal.raise_signal(signal.SIGUSR1)
+    assert len(written) == 2, "later ones do"
+
+
+@pytest.mark.parametrize("look", [lambda pool: engines(), lambda pool: pool.debug_dump()], ids=["engines", "dump"])
+def test_a_look_near_the_recursion_limit_returns(look: Callable[[Any], Any], pool: rtpool.RealtimePool) -> None:
+    def deeper() -> None:
+        try:
+            look(pool)
+        except RecursionError:
+            return
+        deeper()
+
+    faulthandler.dump_traceback_later(CAP, exit=True)  # one that does not end cannot be failed otherwise
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    try:
+        with contextlib.suppress(RecursionError):
+            deeper()
+    finally:
+        sys.setrecursionlimit(limit)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def test_a_dump_holds_nobodys_variables(pool: rtpool.RealtimePool) -> None:
+    class Large:
+        pass
+
+    def caller() -> weakref.ref[Large]:
+        large = Large()
+        pool.debug_dump()
+        calls_of([(InHand(Mailbox(pool._engine, limit=1, overflow="block"), 0, 0.0, (0, 0), True), 1.0)], 0.0, str)
+        return weakref.ref(large)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert caller()() is None
+    finally:
+        gc.enable()
 
 
 def test_what_goes_wrong_with_the_file_is_not_raised_in_the_program(dumping: Callable[..., DumpOnSignal]) -> None:

@@ -52,7 +52,7 @@ class Dropped:
 
 def test_every_lock_is_made_by_the_name_that_is_swapped() -> None:
     makers = {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore"}
-    programs = {"demo.py"}  # uses rtpool as anybody does
+    programs = {"demo.py", "standing.py"}  # use rtpool as anybody does; lines are written one at a time
     # What `Bell` and an outcome make is waited with and held by nobody. What a fork waits for is held while a
     # descriptor is made or closed, and around nothing else.
     others = {("threads.py", "Lock"), ("outcome.py", "Lock"), ("descriptors.py", "Lock")}

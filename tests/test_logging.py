@@ -9,11 +9,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import rtpool
+from rtpool.engine import logs
 from rtpool.engine.routing import Router
 from rtpool.testing import JoinRefusal, RealtimeServer, Refusal, faults
 from tests.conftest import MakePool
@@ -378,6 +380,38 @@ def test_a_full_mailbox_is_told_when_it_begins_to_lose_and_no_flood_of_losses_is
     go_on.open()
     gaps.wait(2)
     assert len(lines.of("overflow")) == len(lines.of("gap")) == 1
+
+
+@pytest.mark.parametrize("field", ["why", "reason"])
+def test_a_key_that_a_server_repeats_in_its_refusal_is_in_no_line(lines: Lines, field: str) -> None:
+    of_pool = logs.Logs(rtpool.PoolOptions(logger=lines.logger), "1", "opaque-secret")
+    error = rtpool.JoinRefused("bad token opaque-secret", code="x", reason="no opaque-secret here")
+    of_pool.session.warning("join_refused", "! %(why)s", error=error)
+    assert "***" in lines.all[0].fields[field]
+    assert "opaque-secret" not in str(lines.all[0])
+
+
+def test_a_flood_about_more_subjects_than_are_remembered_is_no_flood_of_lines(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: now))
+    log, subjects, rounds = logs.Log(lines.logger), logs.SUBJECTS + 500, 5
+    for _ in range(rounds):
+        for subject in range(subjects):
+            log.rarely(subject, "overflow", "! %(subject)d", subject=subject)
+        now += 1.0
+    assert len(lines.all) == logs.SUBJECTS + 1
+    assert len(log._told) <= logs.SUBJECTS + 1
+    log.rarely("another", "gap", "! another kind of line")
+    assert lines.all[-1].event == "gap"
+    now += logs.RARELY
+    for subject in range(subjects):
+        log.rarely(-1 - subject, "overflow", "! %(subject)d", subject=subject)
+    assert len(log._told) <= logs.SUBJECTS + 2, "they are forgotten in time"
+    told = len(lines.of("overflow")) + sum(line.fields["untold"] for line in lines.of("overflow"))
+    told += sum(untold for (event, _), (_, untold) in log._told.items() if event == "overflow")
+    assert told == (rounds + 1) * subjects, "what is not told is counted"
 
 
 class Gate:

@@ -8,7 +8,7 @@ import functools
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rtpool.debug.issues import Issue
@@ -101,20 +101,30 @@ def calls_of(overdue: Sequence[tuple[InHand, float]], at: float, hide: Callable[
         hide: takes secrets out of a text; lines of a user's program may hold some.
     """
     frames = sys._current_frames() if overdue else {}
-    calls = []
+    try:
+        return list(_calls(overdue, frames, at, hide))
+    finally:
+        frames.clear()  # this very frame is in it, in a ring that would hold the variables of every thread
+
+
+def _calls(
+    overdue: Sequence[tuple[InHand, float]],
+    frames: Mapping[int, types.FrameType],
+    at: float,
+    hide: Callable[[str], str],
+) -> Iterator[Call]:
     for each, seconds in overdue:
         owner = each.mailbox.owner
         topic = getattr(owner, "topic", None)
         whose = f"pool {owner.name}" if topic is None else repr(topic)
         if each.worker not in frames:  # a greenlet, whose stack nobody sees
-            calls.append(Call(f"a callback of {whose}", "unknown", seconds, "", at))
+            yield Call(f"a callback of {whose}", "unknown", seconds, "", at)
             continue
         stack, callback = _user_part(frames.get(each.worker))
         if callback is not None:
             name = _name_of(callback)
             summary = traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in stack), lookup_lines=True)
-            calls.append(Call(f"callback {name} of {whose}", name, seconds, hide("".join(summary.format())), at))
-    return calls
+            yield Call(f"callback {name} of {whose}", name, seconds, hide("".join(summary.format())), at)
 
 
 def _user_part(frame: types.FrameType | None) -> tuple[list[types.FrameType], Any]:

@@ -189,6 +189,7 @@ class Debugger:
             before, self._run = self._run, run
         if before is not None:  # another thread enabled it meanwhile
             before.stop()
+            run.engine.dismiss(before)
         try:
             interrupt = start_thread(thread)
         except RuntimeError as error:

@@ -24,6 +24,7 @@ from rtpool.engine.joins import Join
 from rtpool.engine.mailbox import InHand, Mailbox
 from rtpool.engine.snapshot import stats_of
 from rtpool.engine.threads import outcome_of
+from rtpool.engine.tokens import TokenSource
 from rtpool.errors import RtpoolError
 from rtpool.options import PoolOptions
 from rtpool.protocol.jwt import claims_of, expiry_of
@@ -87,12 +88,16 @@ class JoinSeen(NamedTuple):
 
 
 class TokenSeen(NamedTuple):
-    """A token in use, by whose it is: ``"pool 1"`` or a topic; what it claims; whether it was given as text."""
+    """
+    A token, by whose it is: ``"pool 1"`` or a topic; what it claims; whether it was given as text, and is of use to a
+    join.
+    """
 
     whose: str
     expires: float | None
     role: str | None
     static: bool
+    used: bool
 
 
 class Misplaced(NamedTuple):
@@ -123,7 +128,8 @@ class MailboxSeen(NamedTuple):
 
     Attributes:
         identity: tells it from others.
-        waiting, limit, lost, overflow: events that wait, how many may, how many met a full mailbox, and what then.
+        waiting, limit, lost, overflow: events that wait for their callbacks, those included that a worker has taken and
+            not begun; how many may without them; how many met a full mailbox, and what then.
         oldest: seconds for which the oldest has waited, 0 when none waits.
         pulled: whether a reader takes from it, not callbacks.
         full: whether its connection is not read because of it.
@@ -285,7 +291,8 @@ def _channel(engine: Engine, subscriber: Subscriber, now: datetime.datetime) -> 
 
 
 def _mailbox(engine: Engine, mailbox: Mailbox, now: datetime.datetime) -> MailboxSeen:
-    waiting = mailbox.ordinary
+    # A slow callback has the next events in its worker's hands, and they wait all the same.
+    waiting = mailbox.ordinary + max(0, mailbox.ordinary_in_hand - mailbox.done - 1)
     return MailboxSeen(
         identity=id(mailbox),
         waiting=waiting,
@@ -333,6 +340,11 @@ def _look_inside(engine: Engine) -> Inside:
     coordinator, now = engine.coordinator, engine.loop.now
     joins = [join for join in coordinator.joins.values() if not join.leaving]
     move = coordinator.mover.move
+    pool_token = coordinator.joining.pool_token  # a join that was refused for it is gone
+    sources = {id(pool_token): (f"pool {engine.name}", pool_token)}
+    for join in joins:
+        sources.setdefault(id(join.source), (repr(join.name), join.source))
+    used = {id(join.source) for join in joins}
     return Inside(
         connections=tuple(_connection(connection, now) for connection in coordinator.connections.all),
         joins={
@@ -346,13 +358,13 @@ def _look_inside(engine: Engine) -> Inside:
             )
             for join in joins
         },
-        tokens=tuple(_tokens(engine.name, joins)),
+        tokens=tuple(_token(*each, id(each[1]) in used) for each in sources.values() if each[1].value),
         misplaced=tuple(
             Misplaced(f.kind, _identity_of(f), _name_of(f.subject) or f.kind, f.words, f.kind in NEVER_FOR_A_MOMENT)
             for f in coordinator.audit.findings()
         ),
         merging=coordinator.mover.is_merging,
-        secrets=tuple({join.source.value or "" for join in joins} | {engine.endpoint.api_key or ""}),
+        secrets=tuple({source.value or "" for _, source in sources.values()} | {engine.endpoint.api_key or ""}),
     )
 
 
@@ -371,18 +383,9 @@ def _connection(connection: Connection, now: float) -> ConnectionSeen:
     )
 
 
-def _tokens(name: str, joins: list[Join]) -> list[TokenSeen]:
-    sources = {id(join.source): join for join in joins}.values()
-    return [
-        TokenSeen(
-            whose=f"pool {name}" if join.share.key.token is None else repr(join.name),
-            expires=expiry_of(value),
-            role=_role(value),
-            static=join.source.provider is None,
-        )
-        for join in sources
-        if (value := join.source.value)
-    ]
+def _token(whose: str, source: TokenSource, used: bool) -> TokenSeen:
+    value = source.value or ""
+    return TokenSeen(whose, expiry_of(value), _role(value), static=source.provider is None, used=used)
 
 
 def _role(token: str) -> str | None:

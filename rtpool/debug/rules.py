@@ -255,7 +255,7 @@ def service_key(seen: Observation, memory: Memory, limits: Thresholds) -> Iterat
     tokens = seen.inside.tokens if seen.inside is not None else ()
     in_url = seen.service_key and seen.options.api_key_in == "query"
     places = ["in the URL of its connections"] if in_url else []
-    if any(token.role != "service_role" for token in tokens):
+    if any(token.used and token.role != "service_role" for token in tokens):
         places.append("with access tokens of users")
     if places:
         yield Issue.of("RTP022", seen.pool, f"it is used {' and '.join(places)}", places=places)

@@ -33,14 +33,18 @@ class DumpOnSignal:
         self._file = file
         self._as_json = as_json
         self._active = True
+        self._busy = False
         self._before: Any = signal.signal(signum, self._handle)
 
     def restore(self) -> None:
         """Put the handler from before back. One that was set after this one stays, and goes on calling this one."""
         self._active = False
         if signal.getsignal(self._signum) == self._handle:
+            before = self._before
+            while isinstance(ended := getattr(before, "__self__", None), DumpOnSignal) and not ended._active:
+                before = ended._before  # it could not be taken out of the chain
             # None: it was set by C code, which Python can neither name nor put back.
-            signal.signal(self._signum, signal.SIG_DFL if self._before is None else self._before)
+            signal.signal(self._signum, signal.SIG_DFL if before is None else before)
 
     def __enter__(self) -> DumpOnSignal:
         return self
@@ -51,10 +55,14 @@ class DumpOnSignal:
         self.restore()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._active:
-            # What goes wrong here would be raised in whatever the main thread is doing.
-            with contextlib.suppress(Exception):
-                _write(self._file or sys.stderr, self._text(frame))
+        if self._active and not self._busy:  # a signal that comes during a dump is told of by it
+            self._busy = True
+            try:
+                # What goes wrong here would be raised in whatever the main thread is doing.
+                with contextlib.suppress(Exception):
+                    _write(self._file or sys.stderr, self._text(frame))
+            finally:
+                self._busy = False
         if callable(self._before):
             self._before(signum, frame)
 

@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ BACKLOG = 16
 CONNECT_SECONDS = 2.0
 #: How often a stale file is moved away before it is said that others do the same.
 ATTEMPTS = 3
+#: Seconds after which a file that nobody listens at is looked at once more: its process may have made it just now.
+BINDING_SECONDS = 0.05
 
 
 class Peer(NamedTuple):
@@ -173,9 +176,10 @@ def listen_at(path: str) -> Listener:
     try:
         for _ in range(ATTEMPTS):
             if _bind(sock, path):
+                identity = _identity(os.lstat(path))
                 sock.listen(BACKLOG)
                 sock.setblocking(False)
-                return Listener(sock, path, _identity(os.lstat(path)))
+                return Listener(sock, path, identity)
             _move_stale_away(path)
     except OSError as error:
         descriptors.close(sock)
@@ -227,6 +231,8 @@ def _move_stale_away(path: str) -> None:
         found = os.lstat(path)
         if not stat.S_ISSOCK(found.st_mode):
             raise InvalidValue(f"{path} exists and is no socket; give serve_debug() another path")
+        _refuse_living(path)
+        time.sleep(BINDING_SECONDS)
         _refuse_living(path)
         aside = f"{path}.{os.getpid()}"
         os.rename(path, aside)

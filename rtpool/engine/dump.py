@@ -54,13 +54,18 @@ def _tried(look: Callable[[], Any]) -> Any:
 
 
 def _stacks(engine: Engine) -> dict[str, list[str]]:
-    frames = sys._current_frames()
     stacks = {}
-    for thread in engine.threads:
-        frame = frames.get(thread.ident) if thread.ident is not None else None
-        if frame is not None and not getattr(thread, "over", False):  # is_alive() takes a lock
-            lines = "".join(traceback.format_stack(frame)[-FRAMES:])
-            stacks[thread.name] = lines.rstrip().split("\n")
+    frames = sys._current_frames()
+    try:
+        for thread in engine.threads:
+            frame = frames.get(thread.ident) if thread.ident is not None else None
+            if frame is not None and not getattr(thread, "over", False):  # is_alive() takes a lock
+                lines = "".join(traceback.format_stack(frame)[-FRAMES:])
+                stacks[thread.name] = lines.rstrip().split("\n")
+    finally:
+        # This very frame is one of them: the ring would hold the variables of every thread until they are collected.
+        frame = None
+        frames.clear()
     return stacks
 
 

@@ -58,6 +58,8 @@ def engines() -> list[Engine]:
     while True:
         try:
             return sorted(_engines, key=lambda engine: (len(engine.name), engine.name))
+        except RecursionError:  # is a RuntimeError, and for good
+            raise
         except RuntimeError:  # one came or went meanwhile
             continue
 

@@ -114,5 +114,7 @@ def _copy(entries: deque[Entry]) -> list[Entry]:
     while True:
         try:
             return list(entries)
+        except RecursionError:  # is a RuntimeError, and for good
+            raise
         except RuntimeError:  # one was added meanwhile
             continue

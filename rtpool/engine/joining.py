@@ -138,9 +138,14 @@ class Joining:
         self._stopping = True
         self.queue.stop()
 
+    @property
+    def pool_token(self) -> TokenSource:
+        """What every join has that was given no token of its own; there may be none."""
+        return self._sources[None]
+
     def set_pool_token(self, token: str | Callable[[], str]) -> None:
         """Use a new pool-wide token: on live joins now, on every later join too."""
-        self.tokens.replace(self._sources[None], token)
+        self.tokens.replace(self.pool_token, token)
 
     def sync(self, key: ShareKey) -> None:
         """Make the server agree with the registry about one share key."""

@@ -22,8 +22,11 @@ from rtpool.protocol.session import OutgoingFrame
 
 __all__ = ["Log", "Logs", "logger_for"]
 
-#: Seconds between two lines of `Log.rarely` about one subject; and subjects that are remembered.
-RARELY, SUBJECTS = 10.0, 1_000
+#: Seconds between two lines of `Log.rarely` about one subject; subjects that are remembered; and seconds between two
+#: searches for those that need not be any longer.
+RARELY, SUBJECTS, SWEEP = 10.0, 1_000, 1.0
+#: All further subjects, which are one.
+OTHERS = object()
 #: Characters of a payload that are shown, at most so many before it, and bytes that are looked at for secrets: one may
 #: begin in what is shown.
 ELIDED, HEAD, LOOKED_AT = 75, 400, 1_000
@@ -41,7 +44,7 @@ class Log:
     Args:
         logger: a `logging.Logger` or `LoggerAdapter`.
         recorder: keeps what is told, None for nobody.
-        hide: takes secrets out of what frames hold.
+        hide: takes secrets out of what frames and errors hold.
         debug, record_frames: as in `PoolOptions`.
         always: fields that every line has.
 
@@ -65,6 +68,7 @@ class Log:
         self._records_frames = record_frames and recorder is not None
         self._always = always
         self._told: dict[tuple[str, object], tuple[float, int]] = {}  # when, and how many were not told since
+        self._swept_at = 0.0
 
     def note(self, event: str, words: str, /, **fields: Any) -> None:
         """Tell the recorder alone."""
@@ -88,18 +92,37 @@ class Log:
         self._tell(logging.ERROR, words, self._all(event, fields))
 
     def rarely(self, subject: object, event: str, words: str, /, **fields: Any) -> None:
-        """Tell at WARNING what comes in floods: of each subject every `RARELY` seconds, and how much was left out."""
+        """
+        Tell at WARNING what comes in floods: of each subject every `RARELY` seconds, and how much was left out.
+        Subjects beyond so many are taken for one.
+        """
         now = time.monotonic()
+        if (event, subject) not in self._told and len(self._told) >= SUBJECTS:
+            self._sweep(now)
+            if len(self._told) >= SUBJECTS:
+                subject = OTHERS
         told_at, untold = self._told.get((event, subject), (-RARELY, 0))
         if now - told_at < RARELY:
             self._told[event, subject] = told_at, untold + 1
             return
-        if len(self._told) >= SUBJECTS:
-            self._told.clear()
         self._told[event, subject] = now, 0
         if untold:
             words += "; %(untold)d more like it in between"
         self._tell(logging.WARNING, words, self._all(event, {**fields, "untold": untold}))
+
+    def _sweep(self, now: float) -> None:
+        """Forget the subjects of long ago; what was not told of them is told with the others."""
+        if now - self._swept_at < SWEEP:
+            return
+        self._swept_at = now
+        kept: dict[tuple[str, object], tuple[float, int]] = {}
+        for (event, subject), (told_at, untold) in list(self._told.items()):
+            if now - told_at < RARELY:
+                kept[event, subject] = told_at, untold + kept.get((event, subject), (0.0, 0))[1]
+            elif untold:
+                at, before = kept.get((event, OTHERS), (-RARELY, 0))
+                kept[event, OTHERS] = at, before + untold
+        self._told = kept
 
     def exception(self, event: str, words: str, /, **fields: Any) -> None:
         """Tell at ERROR, with the exception that is being handled."""
@@ -155,10 +178,12 @@ class Log:
     def _all(self, event: str, fields: dict[str, Any]) -> dict[str, Any]:
         error = fields.get("error")
         if isinstance(error, BaseException):
-            fields["error"], fields["why"] = type(error).__name__, str(error)
+            # A server may repeat what it was sent.
+            fields["error"], fields["why"] = type(error).__name__, self._hide(str(error))
             codes = (getattr(error, name, None) for name in ("code", "status", "close_code"))
             fields["code"] = next(filter(None, codes), None)
-            fields["reason"] = getattr(error, "reason", None)
+            reason = getattr(error, "reason", None)
+            fields["reason"] = self._hide(reason) if isinstance(reason, str) else reason
         return {"event": event, **self._always, **fields}
 
     def _tell(

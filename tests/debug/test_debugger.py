@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,24 @@ def test_many_threads_enable_disable_and_ask_at_once(pool: rtpool.RealtimePool) 
     it.disable()
     wait_until(lambda: threads_of(pool) == [])
     assert it.issues() == []
+
+
+def test_one_that_another_thread_enabled_meanwhile_leaves_no_companion(
+    pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    debugger, engine, real = Debugger(pool), pool._engine, pool._engine.attend
+    others = [lambda: debugger.enable(CAP)]
+
+    def attend(companion: Any) -> None:
+        real(companion)
+        if others:
+            others.pop()()  # between its first look at what was enabled and its second
+
+    monkeypatch.setattr(engine, "attend", attend)
+    debugger.enable(CAP)
+    assert len(engine._companions) == 1
+    debugger.disable()
+    assert not engine._companions
 
 
 def test_closing_the_pool_ends_the_thread_before_it_returns(pool: rtpool.RealtimePool) -> None:

@@ -259,6 +259,26 @@ def test_a_mailbox_that_fills_is_found_until_it_is_drained(
     watching.is_cured_of("RTP008")
 
 
+def test_a_mailbox_whose_events_a_worker_took_at_once_is_found_full_while_the_first_is_slow(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool, gate: Gate
+) -> None:
+    pool = make_pool(mailbox_limit=20, num_workers=1)
+    busy = Gate()
+    pool.channel("other").on_broadcast("*", busy.hold).subscribe()
+    pool.channel("room").on_broadcast("*", gate.hold).subscribe()
+    watching = watch(pool)
+    server.broadcast("other", "x", {})
+    busy.entered.wait(CAP)  # so that all the rest waits together
+    for _ in range(20):
+        server.broadcast("room", "x", {})
+    wait_until(lambda: pool.stats().messages_received >= 21)
+    busy.open.set()
+    gate.entered.wait(CAP)
+    assert watching.finds("RTP008", "'room'", "19 of 20 events wait").details["share"] == 0.95
+    gate.open.set()
+    watching.is_cured_of("RTP008")
+
+
 def test_dropped_events_are_found_for_as_long_as_they_are_news(
     server: RealtimeServer, make_pool: MakePool, watch: WatchPool, gate: Gate
 ) -> None:
@@ -401,6 +421,21 @@ def test_a_token_of_a_callable_is_no_issue_and_one_of_a_channel_is(
     own = pool.channel("own", access_token=server.token(sub="eve", expires_in=100)).subscribe()
     watching.finds("RTP012", "the access_token of 'own'")
     own.unsubscribe()
+    watching.is_cured_of("RTP012")
+
+
+def test_an_expired_token_is_found_after_the_join_that_it_was_refused_for_is_gone(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    token = server.token(sub="ann", expires_in=-60)
+    pool = make_pool(access_token=token)
+    with pytest.raises(rtpool.JoinRefused):
+        pool.channel("room").subscribe()
+    watching = watch(pool)
+    assert not pool.stats().total_joins
+    issue = watching.finds("RTP012", f"the access_token of pool {pool._engine.name}", "it expired")
+    assert token not in str(issue.as_dict())
+    pool.set_auth(server.token(sub="ann"))
     watching.is_cured_of("RTP012")
 
 

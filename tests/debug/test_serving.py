@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -394,14 +395,14 @@ def test_of_two_that_find_it_stale_the_second_does_not_remove_the_firsts(
     pool: rtpool.RealtimePool, make_pool: MakePool, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_stale(path)
-    refuse, first = sockets._refuse_living, []
+    refuse, first, looks = sockets._refuse_living, [], []
 
     def both_at_once(found: str) -> None:
         refuse(found)
-        if not first:
-            first.append(None)
+        looks.append(found)
+        if len(looks) == 2:  # both found twice that nobody is there
             os.unlink(path)
-            first[0] = make_pool().serve_debug(path)
+            first.append(make_pool().serve_debug(path))
 
     monkeypatch.setattr(sockets, "_refuse_living", both_at_once)
     with pytest.raises(rtpool.InvalidValue, match="is served by this process"):
@@ -410,6 +411,18 @@ def test_of_two_that_find_it_stale_the_second_does_not_remove_the_firsts(
         assert "stats" in remote.ask("stats")
     first[0].close()
     assert os.listdir(os.path.dirname(path)) == []
+
+
+def test_who_has_bound_its_file_and_listens_in_a_moment_is_alive(
+    pool: rtpool.RealtimePool, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        monkeypatch.setattr(sockets, "time", SimpleNamespace(sleep=lambda _: other.listen()))
+        with pytest.raises(rtpool.InvalidValue, match="is served by this process"):
+            pool.serve_debug(path)
+        assert os.path.exists(path)
+    os.unlink(path)
 
 
 def test_a_file_that_is_no_socket_is_left_alone(pool: rtpool.RealtimePool, path: str) -> None:

@@ -44,6 +44,9 @@ from tests.support.transcripts import frame_of, load
 
 __all__ = ["Outcome", "of_topic", "play", "replay", "told"]
 
+#: A line that is written has a time, and the guard of the protocol's tests lets nobody read a clock.
+OFF = logging.getLogger("replayed")
+OFF.disabled = True
 NOW = datetime(2026, 11, 23, tzinfo=timezone.utc)
 JOIN_TIMEOUT = 30.0  # the recorded server took up to 16 s
 #: Where the recorder kept only the start of a client's frame.
@@ -94,7 +97,7 @@ class _Users:
     """The dispatcher's place, and the one user of every join."""
 
     def __init__(self, *, supabase: bool) -> None:
-        self.router = Router(self, lambda: NOW, supabase=supabase, log=Log(logging.getLogger("rtpool.session")))
+        self.router = Router(self, lambda: NOW, supabase=supabase, log=Log(OFF))
         self.plain = not supabase
         self.rooms: dict[str, Join] = {}
         self._heard: list[Delivery] = []
@@ -126,7 +129,7 @@ class _Users:
         presence = self.plain or wants_presence(payload)
         before = self.rooms.get(topic)
         subscriber = before.members[0] if before is not None else self._subscriber(topic)
-        kinds = ["broadcast", "system", "raw", *(["presence"] if presence else [])]
+        kinds = ["broadcast", "gap", "system", "raw", *(["presence"] if presence else [])]
         subscriber.bindings = (
             *(Binding(kind, "*", print) for kind in kinds),
             *(Binding("postgres_changes", b.event, print, b) for b in bindings),
