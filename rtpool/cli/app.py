@@ -21,6 +21,7 @@ from rtpool.errors import ConnectionFailed, HandshakeRefused, InvalidType, Inval
 from rtpool.protocol.refusals import TOKEN_CODES, printable
 
 __all__ = [
+    "DOCTOR",
     "Commands",
     "PrintableFormatter",
     "channel_of",
@@ -43,6 +44,7 @@ token_option = click.option(
     "--token", envvar="SUPABASE_ACCESS_TOKEN", help="A user's access token, or SUPABASE_ACCESS_TOKEN."
 )
 
+#: Advice where the way to the server may be to blame.
 DOCTOR = "`rtpool doctor` looks at each step on the way."
 
 
@@ -54,7 +56,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = printable(error.message)
+            vars(error)["message"] = printable(error.message)
             raise
         except BrokenPipeError:
             raise

@@ -39,6 +39,8 @@ __all__ = ["top"]
 PATIENCE = 5.0
 #: Columns of a picture that goes to a file.
 PLAIN_WIDTH = 80
+#: What to do where no program answers.
+ADVICE = "a running program serves its pool by pool.serve_debug(PATH); `rtpool top --list` shows those without a PATH."
 
 
 @click.command()
@@ -77,7 +79,7 @@ def top(paths: tuple[str, ...], interval: float, once: bool, as_json: bool, as_l
     except InvalidValue as error:
         raise click.UsageError(str(error)) from error
     except RtpoolError as error:
-        fail(error)
+        fail(error, advice=ADVICE)
     except BrokenPipeError:
         raise SystemExit(0) from None
     except KeyboardInterrupt:  # before or after the screen, or with --once
@@ -264,6 +266,7 @@ class Screen:
         self._keyboard = keyboard
         self._view = View()
         self._next_look = 0.0
+        self._trouble = ""
 
     def run(self, live: Live) -> int:
         """Draw until it is to end, or to be suspended; the signal that says so, 0 for the key."""
@@ -302,6 +305,8 @@ class Screen:
 
     def _frame(self) -> Frame:
         program = self._programs[self._view.program]
+        if program.trouble != self._trouble:  # what the last key led to may be true no more
+            self._view, self._trouble = attrs.evolve(self._view, message=""), program.trouble
         if program.message:
             self._view, program.message = attrs.evolve(self._view, message=program.message), ""
         return Frame(program.before, program.now, program.path, self._interval, len(self._programs), program.trouble)
