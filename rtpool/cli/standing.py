@@ -109,6 +109,8 @@ class Standing:
             self._received += counts
             self._gaps += isinstance(event, Gap)
             self._last = now = time.monotonic()
+            if self._live:  # an event may be here before the Channel's status is, and both are on one screen
+                self._greet()
             self._erase()
             write()
             if now - self._drawn_at >= DRAWING:
@@ -136,11 +138,17 @@ class Standing:
             now = datetime.now()
             self._erase()
             self._write(f"{now:%H:%M:%S}.{now.microsecond // 1000:03} {'status':9} {line}")
-        if words == WORKS and self._greeting and not self._quiet and not self._ended:
+        if words == WORKS:
+            self._greet()
+        self._draw()
+
+    def _greet(self) -> None:
+        """The caller must hold `self._lock`."""
+        assert self._lock.locked()
+        if self._greeting and not self._quiet and not self._ended:
             self._erase()
             self._write(self._greeting)
-            self._greeting = ""
-        self._draw()
+        self._greeting = ""
 
     def _words(self, left: float | None = None) -> str:
         """How it stands; `left` are the seconds to the next attempt, None those that were announced."""

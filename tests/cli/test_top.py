@@ -207,7 +207,7 @@ def test_a_program_that_goes_away_is_waited_for(server: RealtimeServer, path: st
         terminal.type(f"clear; rtpool top {path} --interval 0.2\n")
         terminal.wait_for_drawn(lambda lines: f"process {first.pid}" in lines[0])
         terminal.type("f")
-        terminal.wait_for_drawn(lambda lines: "allows no commands" in lines[-1])
+        terminal.wait_for_drawn(lambda lines: "allows no commands" in lines[-1] and "-/s" not in lines[2])
     shows("gone", terminal.wait_for_drawn(lambda lines: f"process {first.pid} is gone" in lines[1]))
     with program(server, path, "room") as second:
         lines = terminal.wait_for_drawn(lambda lines: f"process {second.pid}" in lines[0])
