@@ -184,6 +184,15 @@ def test_a_proxys_refusal_is_told_with_its_status(status: int, retryable: bool) 
     assert f"the proxy 127.0.0.1:{refusing.port} refused to connect to server.example:443" in str(error)
 
 
+def test_what_a_terminal_would_act_on_is_escaped_in_a_refusal() -> None:
+    with Peer(saying(b"HTTP/1.1 401 Un\x1b[35mauth\r\n\r\n")) as refusing:
+        error = fails("http://server.example", rtpool.ProxyRefused, proxy=f"http://127.0.0.1:{refusing.port}")
+    assert r"with HTTP 401: Un\x1b[35mauth; check" in str(error)
+    with Peer(saying(b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/\x1b[35mlogin\r\n\r\n")) as pointing:
+        refused = fails(f"http://127.0.0.1:{pointing.port}", rtpool.HandshakeRefused)
+    assert r"It points to http://portal.example/\x1b[35mlogin: give that" in str(refused)
+
+
 def test_an_ipv6_server_is_asked_of_a_proxy_in_brackets() -> None:
     with Peer(saying(answer(502))) as refusing:
         fails("http://[::1]:4000", rtpool.ProxyRefused, proxy=f"http://127.0.0.1:{refusing.port}")

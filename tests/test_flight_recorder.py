@@ -206,6 +206,18 @@ def test_a_secret_that_is_cut_in_a_frame_is_none_that_is_shown(server: RealtimeS
     assert not watch.shows_secret(str(frames))
 
 
+def test_a_topic_in_a_frame_acts_on_no_terminal_and_stays_on_its_line(
+    server: RealtimeServer, make_pool: MakePool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(record_frames=True, debug=True)
+    with caplog.at_level(logging.DEBUG, "rtpool"):
+        pool.channel("a\x1b[31m\nb").subscribe()
+    shown = pool.debug_dump() + "\n".join(record.getMessage() for record in caplog.records)
+    assert "phx_join" in shown
+    assert "\x1b" not in shown
+    assert not [line for line in shown.splitlines() if line.startswith("b")]
+
+
 def test_frames_are_not_kept_unasked(server: RealtimeServer, make_pool: MakePool) -> None:
     pool = make_pool(debug=True)
     pool.channel("room", ack=True).subscribe().send_broadcast("x", {}).result()

@@ -4,6 +4,8 @@ What the commands of `rtpool` have in common. Exit codes: 0 done, 1 failed, 2 wr
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,9 +16,23 @@ from rich.console import Console
 from rich.text import Text
 
 import rtpool
+from rtpool.actions import Action
 from rtpool.errors import ConnectionFailed, HandshakeRefused, InvalidType, InvalidValue, JoinRefused, RtpoolError
+from rtpool.protocol.refusals import TOKEN_CODES, printable
 
-__all__ = ["channel_of", "errors", "fail", "pool_of", "reader_left", "server_options", "token_option"]
+__all__ = [
+    "DOCTOR",
+    "Commands",
+    "PrintableFormatter",
+    "channel_of",
+    "errors",
+    "fail",
+    "pool_of",
+    "reader_left",
+    "say",
+    "server_options",
+    "token_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,7 +44,33 @@ token_option = click.option(
     "--token", envvar="SUPABASE_ACCESS_TOKEN", help="A user's access token, or SUPABASE_ACCESS_TOKEN."
 )
 
+#: Advice where the way to the server may be to blame.
 DOCTOR = "`rtpool doctor` looks at each step on the way."
+
+
+class Commands(click.Group):
+    """Commands whose words about wrong usage do nothing to a terminal, and that end in order when a disk is full."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)
+            raise
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _discard_output()
+            fail(error)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log records hold what servers sent."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable(super().formatMessage(record))
 
 
 def server_options(function: F) -> F:
@@ -58,18 +100,25 @@ def channel_of(pool: rtpool.RealtimePool, topic: str, **settings: Any) -> rtpool
         raise click.UsageError(str(error)) from error
 
 
-def fail(error: Exception, *, private: bool = False) -> NoReturn:
+def fail(error: Exception, *, private: bool = False, advice: str | None = None) -> NoReturn:
     """
     Say what went wrong and what to do about it, and end with 1.
 
     Args:
-        error: its words are shown as they are: those of a server may hold brackets.
+        error: what went wrong.
         private: whether a private channel was asked for.
+        advice: what to do; None for what follows from the error.
     """
-    errors.print(Text.assemble(("failed:", "red"), f" {type(error).__name__}: {error}"), soft_wrap=True)
+    say("failed:", "red", f"{type(error).__name__}: {error}")
     if isinstance(error, RtpoolError):
-        errors.print(Text.assemble(("advice:", "cyan"), f" {_advice(error, private)}"), soft_wrap=True)
+        say("advice:", "cyan", _advice(error, private) if advice is None else advice)
     raise SystemExit(1)
+
+
+def say(head: str, style: str, words: str) -> None:
+    """A line on standard error. The words may be a server's: brackets in them are no markup, and nothing else acts."""
+    with contextlib.suppress(OSError):  # nobody reads it
+        errors.print(Text.assemble((head, style), f" {printable(words)}"), soft_wrap=True)
 
 
 def _advice(error: RtpoolError, private: bool) -> str:
@@ -78,6 +127,8 @@ def _advice(error: RtpoolError, private: bool) -> str:
     if isinstance(error, HandshakeRefused) and error.status == 404:
         return "give the project's own URL, --url or SUPABASE_URL."
     if isinstance(error, JoinRefused) and not error.retryable:
+        if error.action is Action.NEW_TOKEN and error.code in TOKEN_CODES:
+            return "the server takes no such token: give a fresh one, --token or SUPABASE_ACCESS_TOKEN."
         if private:
             return "a policy on realtime.messages has to let this user read the topic; another --token is another user."
         return "the same can never succeed: another topic, table, filter or --token may."
@@ -88,7 +139,11 @@ def _advice(error: RtpoolError, private: bool) -> str:
 
 def reader_left() -> NoReturn:
     """Whoever read standard output reads no more, as `head` does: end with 0, and without Python's words about it."""
+    _discard_output()
+    raise SystemExit(0)
+
+
+def _discard_output() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())  # what is buffered goes there when Python ends
     os.close(nowhere)
-    raise SystemExit(0)

@@ -63,8 +63,8 @@ def doctor(
     """
     Find out, step by step, what works on the way to a server and what does not.
 
-    Exit code 0: nothing failed, warnings aside; 1: something did, or Ctrl-C; 2: wrong usage. With --topic a broadcast
-    of the event "rtpool-doctor" goes to everybody on it, some dozens of times.
+    Exit code 0: nothing failed, warnings aside; 1: something did, or Ctrl-C or --timeout ended it before the last step;
+    2: wrong usage. With --topic a broadcast of the event "rtpool-doctor" goes to everybody on it, some dozens of times.
     """
     try:
         options = rtpool.PoolOptions(proxy=proxy)

@@ -59,8 +59,8 @@ def keys_of(text: str) -> list[str]:
         size = next((size for size in range(LONGEST, 0, -1) if text[:size] in SEQUENCES), 0)
         if size:
             keys.append(SEQUENCES[text[:size]])
-        elif text[0] == "\x1b":  # some other key's: all of it
-            return keys
+        elif text[0] == "\x1b":  # Esc alone, or some other key's: all of it
+            return [*keys, "escape"] if text == "\x1b" else keys
         else:
             size = 1
             keys += [text[0]] if text[0].isprintable() else []

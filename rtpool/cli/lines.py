@@ -17,7 +17,7 @@ from rich.text import Text
 from rtpool.events import Broadcast, Event, Gap, Message, PostgresChange, Presence, SystemMessage
 from rtpool.protocol.refusals import printable
 
-__all__ = ["json_line", "text_line"]
+__all__ = ["json_line", "json_text", "text_line"]
 
 #: Characters within JSON strings that end a line, that a terminal acts on, or that UTF-8 has no bytes for.
 UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -56,7 +56,7 @@ def json_line(event: Event, at: datetime, *, ascii_only: bool = False) -> str:
         data["encoding"] = "base64" if binary else "json"
         if binary:
             data["payload"] = base64.b64encode(data["payload"]).decode("ascii")
-    return _json(data, ascii_only)
+    return json_text(data, ascii_only=ascii_only)
 
 
 def text_line(event: Event, at: datetime) -> Text:
@@ -93,13 +93,13 @@ def _parts(event: Event) -> tuple[str, str, str]:
 
 def _meta(meta: Mapping[str, Any]) -> str:
     """What was tracked; the server's own mark means nothing to a person."""
-    return _json({name: value for name, value in meta.items() if not name.startswith("phx_ref")})
+    return json_text({name: value for name, value in meta.items() if not name.startswith("phx_ref")})
 
 
 def _row(change: PostgresChange) -> str:
-    parts = [_json(change.record)] if change.record else []
+    parts = [json_text(change.record)] if change.record else []
     if change.old_record:
-        parts.append(f"was {_json(change.old_record)}")
+        parts.append(f"was {json_text(change.old_record)}")
     return " ".join(parts + [f"error: {error}" for error in change.errors])
 
 
@@ -117,18 +117,27 @@ def _clock(moment: datetime) -> str:
 
 def _content(payload: Any) -> str:
     if not isinstance(payload, bytes):
-        return _json(payload)
+        return json_text(payload)
     text = base64.b64encode(payload[: SHOWN_BASE64 * 3 // 4]).decode("ascii")
     return f"{len(payload):,} bytes, base64 {text}" + ("…" if len(payload) > SHOWN_BASE64 * 3 // 4 else "")
 
 
-def _json(value: Any, ascii_only: bool = False) -> str:
+def json_text(value: Any, *, ascii_only: bool = False) -> str:
+    """
+    JSON on one line that nothing in it can end, and that does nothing to a terminal.
+
+    Args:
+        value: made of what JSON knows, mappings and datetimes; anything else as its `str`.
+        ascii_only: escape all that is not ASCII.
+    """
     try:
         text = json.dumps(value, default=_jsonable, ensure_ascii=ascii_only)
     except RecursionError:  # a server's parser may go deeper than Python does
         if not isinstance(value, dict) or "kind" not in value:
             return "(nested too deeply to show)"
-        return _json({name: None if name in DEEP else field for name, field in value.items()} | {"encoding": "none"})
+        return json_text(
+            {name: None if name in DEEP else field for name, field in value.items()} | {"encoding": "none"}
+        )
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

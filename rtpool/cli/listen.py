@@ -15,10 +15,9 @@ import attrs
 import click
 from click.core import ParameterSource
 from rich.console import Console
-from rich.text import Text
 
 import rtpool
-from rtpool.cli.app import channel_of, errors, fail, pool_of, reader_left, server_options, token_option
+from rtpool.cli.app import DOCTOR, channel_of, errors, fail, pool_of, reader_left, say, server_options, token_option
 from rtpool.cli.lines import json_line, text_line
 from rtpool.cli.standing import Standing
 from rtpool.errors import InvalidType, InvalidValue, NotSubscribed, ReceiveTimeout, RtpoolError
@@ -26,8 +25,6 @@ from rtpool.events import Broadcast, Event, Message, PostgresChange, Presence
 
 __all__ = ["listen"]
 
-#: Seconds the first subscription may take.
-PATIENCE = 15.0
 #: Seconds between two looks at the time, and at whether anything can come any more.
 LOOK = 0.5
 #: What ``--replay`` without a moment stands for.
@@ -77,7 +74,7 @@ class Wish:
     @property
     def name(self) -> str:
         """The topic to join; changes come whatever it is."""
-        return self.topic or f"changes:{self.table}"
+        return self.topic if self.topic is not None else f"changes:{self.table}"
 
     def wants(self, event: Event) -> bool:
         """Whether it is shown."""
@@ -133,7 +130,7 @@ def listen(context: click.Context, /, **asked: Any) -> None:
     verbose = bool(context.find_root().params.get("verbose"))  # log lines would run into a status line
     live = errors.is_terminal and not errors.is_dumb_terminal and not verbose
     try:
-        _listen(wish, Standing(errors, live=live, quiet=wish.quiet))
+        _listen(wish, Standing(errors, wish.name, live=live, quiet=wish.quiet))
     except KeyboardInterrupt:
         return
     except BrokenPipeError:
@@ -171,11 +168,13 @@ def _listen(wish: Wish, standing: Standing) -> None:
         channel.events()  # from now on the Channel keeps what comes
         pool.on_status(standing.pool_changed)
         channel.on_status(standing.channel_changed)
-        channel.subscribe(timeout=PATIENCE if wish.timeout is None else min(PATIENCE, wish.timeout))
-        standing.say(f"listening on {wish.name!r}; Ctrl-C ends it")
+        channel.subscribe(wait=False)  # what may pass is tried again from the first connection on
         came = _print(channel, wish, standing, deadline)
+        missing = "" if standing.works else f"; {standing.words}"
     if wish.count is not None and came < wish.count:
-        errors.print(Text.assemble(("failed:", "red"), f" {came} of {wish.count} came within {wish.timeout:g} s"))
+        say("failed:", "red", f"{came} of {wish.count} came within {wish.timeout:g} s{missing}")
+        if missing:
+            say("advice:", "cyan", DOCTOR)
         raise SystemExit(1)
 
 

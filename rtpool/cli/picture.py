@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import attrs
 
 from rtpool.errors import ProtocolError
+from rtpool.protocol.refusals import printable
 
-__all__ = ["ChannelRow", "ConnectionRow", "Picture", "Problem", "Rates", "channel_rows", "connection_rows", "printable"]
+__all__ = ["ChannelRow", "ConnectionRow", "Picture", "Problem", "Rates", "channel_rows", "connection_rows"]
 
 #: What `Rates` has, by where the statistics have it.
 RATES = {
@@ -22,11 +23,6 @@ RATES = {
     "bytes_in": "bytes_received",
     "bytes_out": "bytes_sent",
 }
-
-
-def printable(text: object) -> str:
-    """A text without what a terminal would act on: topics are whatever somebody sent."""
-    return "".join(each if each.isprintable() else "\ufffd" for each in str(text))
 
 
 class Problem(NamedTuple):

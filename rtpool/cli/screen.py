@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rtpool.cli.picture import ChannelRow, ConnectionRow, Picture, Rates, channel_rows, connection_rows, printable
+from rtpool.cli.picture import ChannelRow, ConnectionRow, Picture, Rates, channel_rows, connection_rows
+from rtpool.protocol.refusals import printable
 
 __all__ = ["Frame", "View", "draw", "press"]
 
@@ -271,8 +272,20 @@ def draw(frame: Frame, view: View, width: int, height: int | None = None) -> Ren
     # Each part is one line, but for the tables.
     used = sum(part.row_count + 1 if isinstance(part, Table) else 1 for part in parts)
     parts += [Text("")] * max(0, height - 1 - used)
-    keys = Text(view.message, style="bold", no_wrap=True) if view.message else Text(KEYS, style="reverse", no_wrap=True)
+    keys = (
+        Text(view.message, style="bold", no_wrap=True)
+        if view.message
+        else Text(_keys(width), style="reverse", no_wrap=True)
+    )
     return Group(*parts, keys)
+
+
+def _keys(width: int) -> str:
+    """As many of the keys as there is room for, and always that which shows all."""
+    shown = KEYS.split("  ")
+    while len(shown) > 2 and len("  ".join(shown)) > width:
+        shown.pop(-2)
+    return "  ".join(shown)
 
 
 def _line(*pieces: tuple[str, str] | str) -> Text:

@@ -25,14 +25,17 @@ __all__ = ["Standing"]
 
 #: Seconds between two drawings while events pour in.
 DRAWING = 0.1
+#: What it is called when events can come.
+WORKS = "connected"
 #: What a Channel's status means to a person, where its connection is open.
-CHANNEL_WORDS = {"joined": "connected", "timed_out": "no answer, joining again", "refused": "refused, joining again"}
+CHANNEL_WORDS = {"joined": WORKS, "timed_out": "no answer, joining again", "refused": "refused, joining again"}
 
 
 class Standing:
     """
     Args:
         console: standard error.
+        name: the topic that is listened on, to say so when it is for the first time.
         live: draw a status line; False writes a line for each change.
         quiet: show nothing at all.
 
@@ -42,7 +45,7 @@ class Standing:
     Thread-safety: every method may be called from any thread.
     """
 
-    def __init__(self, console: Console, *, live: bool, quiet: bool) -> None:
+    def __init__(self, console: Console, name: str, *, live: bool, quiet: bool) -> None:
         self._console, self._live, self._quiet = console, live and not quiet, quiet
         self._pool = StatusChange(None, "connecting")
         self._channel = StatusChange(None, "joining")
@@ -50,6 +53,7 @@ class Standing:
         self._received = self._gaps = self._reconnects = 0
         self._last: float | None = None
         self._said = ""
+        self._greeting = f"listening on {name!r}; Ctrl-C ends it"
         self._drawn_at = 0.0
         self._shown = self._ended = False
         self._lock = threading.Lock()  # Guards: all above, and what is written
@@ -88,13 +92,16 @@ class Standing:
             if self._live or not isinstance(change.error, ConnectionFailed):  # the pool says that, and more
                 self._changed()
 
-    def say(self, words: str) -> None:
-        """Write a line of its own."""
+    @property
+    def works(self) -> bool:
+        """Whether events can come at the moment."""
+        return self.words == WORKS
+
+    @property
+    def words(self) -> str:
+        """How it stands, in words."""
         with self._lock:
-            if not self._quiet:
-                self._erase()
-                self._write(words)
-                self._draw()
+            return self._words()
 
     def show(self, event: Event, write: Callable[[], None], *, counts: bool) -> None:
         """Count an event and have it written, on a line that is free."""
@@ -119,14 +126,20 @@ class Standing:
         assert self._lock.locked()
         words, error = self._words(), self._trouble()
         why = f"{type(error).__name__}: {error}" if error is not None else ""
+        if self.failure is not None and self.failure is error:
+            why = ""  # whoever ends for it says it
         line = why if self._live else f"{words}: {why}" if why else words
-        if words == "connected" and self._live:
+        if words == WORKS and self._live:
             self._said = ""  # the next trouble is told, also when it is the same
         if line and line != self._said and not self._quiet and not self._ended:
             self._said = line
             now = datetime.now()
             self._erase()
             self._write(f"{now:%H:%M:%S}.{now.microsecond // 1000:03} {'status':9} {line}")
+        if words == WORKS and self._greeting and not self._quiet and not self._ended:
+            self._erase()
+            self._write(self._greeting)
+            self._greeting = ""
         self._draw()
 
     def _words(self, left: float | None = None) -> str:
@@ -139,6 +152,8 @@ class Standing:
         if pool.status == "error":
             return f"no connection (attempt {pool.attempt + 1}, in {left:.0f} s)" if pool.delay else "no connection"
         if pool.status == "connected":
+            if self._channel.status == "refused" and self.failure is not None:
+                return "refused"
             return CHANNEL_WORDS.get(self._channel.status, self._channel.status)
         return pool.status
 
@@ -154,7 +169,7 @@ class Standing:
             return
         now = self._drawn_at = time.monotonic()
         words = self._words(max(0.0, self._due - now))
-        line = Text(words, style="bold green" if words == "connected" else "bold yellow")
+        line = Text(words, style="bold green" if words == WORKS else "bold yellow")
         parts = [
             (f"{self._received:,} received", ""),
             (_number(self._gaps, "gap"), "bold red" if self._gaps else ""),

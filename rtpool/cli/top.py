@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import select
 import signal
 import sys
@@ -23,11 +22,13 @@ from rich.live import Live
 from rich.text import Text
 
 from rtpool.cli.app import fail
-from rtpool.cli.picture import Picture, Rates, printable
+from rtpool.cli.lines import json_text
+from rtpool.cli.picture import Picture, Rates
 from rtpool.cli.screen import Frame, View, draw, press
 from rtpool.debug.remote import Remote
 from rtpool.debug.sockets import default_directory, living_sockets
 from rtpool.errors import ConnectionFailed, InvalidValue, RtpoolError
+from rtpool.protocol.refusals import printable
 
 if TYPE_CHECKING:
     from rtpool.cli.keyboard import Signals
@@ -38,6 +39,8 @@ __all__ = ["top"]
 PATIENCE = 5.0
 #: Columns of a picture that goes to a file.
 PLAIN_WIDTH = 80
+#: What to do where no program answers.
+ADVICE = "a running program serves its pool by pool.serve_debug(PATH); `rtpool top --list` shows those without a PATH."
 
 
 @click.command()
@@ -76,7 +79,7 @@ def top(paths: tuple[str, ...], interval: float, once: bool, as_json: bool, as_l
     except InvalidValue as error:
         raise click.UsageError(str(error)) from error
     except RtpoolError as error:
-        fail(error)
+        fail(error, advice=ADVICE)
     except BrokenPipeError:
         raise SystemExit(0) from None
     except KeyboardInterrupt:  # before or after the screen, or with --once
@@ -150,7 +153,7 @@ class Program:
         self._asked = None
         self._wanted.clear()
         gone = self.now is not None and isinstance(error, ConnectionFailed)
-        who = f"process {self.now.pid} is gone" if self.now is not None and gone else printable(error)
+        who = f"process {self.now.pid} is gone" if self.now is not None and gone else printable(str(error))
         self.trouble = self._refusal or f"{who}; waiting for another at {printable(self.path)}"
 
     def hear(self, now: float) -> None:
@@ -175,10 +178,12 @@ class Program:
         error = answer.get("error")
         if asked == "cleanup":
             closed = answer.get("closed")
-            self.message = printable(error) if error else f"clean-up closed {closed} connection{'s' * (closed != 1)}"
+            self.message = (
+                printable(str(error)) if error else f"clean-up closed {closed} connection{'s' * (closed != 1)}"
+            )
             return
         if error:
-            self.trouble = self._refusal = printable(error)
+            self.trouble = self._refusal = printable(str(error))
             return
         self.before, self.now = self.now, Picture.of(answer)
         self.trouble = self._refusal = ""
@@ -189,7 +194,7 @@ class Program:
             raise ConnectionFailed(f"nobody serves at {self.path}")
         answer = self.remote.ask("stats")
         if "error" in answer:
-            raise ConnectionFailed(f"{self.path}: {printable(answer['error'])}")
+            raise ConnectionFailed(f"{self.path}: {answer['error']}")
         return Picture.of(answer), answer
 
 
@@ -208,7 +213,8 @@ def _print_once(programs: Sequence[Program], interval: float, *, as_json: bool) 
         now, answer = program.ask()
         if as_json:
             rates = attrs.asdict(Rates.between(before[index], now))
-            click.echo(json.dumps({"path": program.path, **answer, "rates": rates}, ensure_ascii=False))
+            told = {"path": program.path, **answer, "rates": rates}
+            click.echo(json_text(told, ascii_only=not console.encoding.lower().startswith("utf")))
         else:
             frame = Frame(before[index], now, program.path, interval, len(programs))
             console.print(draw(frame, View(program=index), console.width))
@@ -260,6 +266,7 @@ class Screen:
         self._keyboard = keyboard
         self._view = View()
         self._next_look = 0.0
+        self._trouble = ""
 
     def run(self, live: Live) -> int:
         """Draw until it is to end, or to be suspended; the signal that says so, 0 for the key."""
@@ -298,6 +305,8 @@ class Screen:
 
     def _frame(self) -> Frame:
         program = self._programs[self._view.program]
+        if program.trouble != self._trouble:  # what the last key led to may be true no more
+            self._view, self._trouble = attrs.evolve(self._view, message=""), program.trouble
         if program.message:
             self._view, program.message = attrs.evolve(self._view, message=program.message), ""
         return Frame(program.before, program.now, program.path, self._interval, len(self._programs), program.trouble)

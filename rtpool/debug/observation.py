@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from rtpool.engine import engine as engines
-from rtpool.engine.audit import NEVER_FOR_A_MOMENT
+from rtpool.engine.audit import NEVER_FOR_A_MOMENT, Finding
 from rtpool.engine.connection import Connection
 from rtpool.engine.engine import Engine
 from rtpool.engine.joins import Join
@@ -29,7 +29,7 @@ from rtpool.errors import RtpoolError
 from rtpool.options import PoolOptions
 from rtpool.protocol.jwt import claims_of, expiry_of
 from rtpool.protocol.placement import Slot
-from rtpool.registry import ShareKey, Subscriber
+from rtpool.registry import Share, ShareKey, Subscriber
 from rtpool.stats import PoolStats
 
 __all__ = [
@@ -101,9 +101,10 @@ class TokenSeen(NamedTuple):
 
 
 class Misplaced(NamedTuple):
-    """What the audit found: its kind, what it is about, in words; whether no moment explains it."""
+    """What the audit found: its kind, what it is about, by identity and name, in words; if it is so for certain."""
 
     kind: str
+    identity: tuple[object, ...]
     subject: str
     words: str
     certain: bool
@@ -360,7 +361,7 @@ def _look_inside(engine: Engine) -> Inside:
         },
         tokens=tuple(_token(*each, id(each[1]) in used) for each in sources.values() if each[1].value),
         misplaced=tuple(
-            Misplaced(f.kind, _name_of(f.subject) or f.kind, f.words, f.kind in NEVER_FOR_A_MOMENT)
+            Misplaced(f.kind, _identity_of(f), _name_of(f.subject) or f.kind, f.words, f.kind in NEVER_FOR_A_MOMENT)
             for f in coordinator.audit.findings()
         ),
         merging=coordinator.mover.is_merging,
@@ -393,7 +394,17 @@ def _role(token: str) -> str | None:
     return role if isinstance(role, str) else None
 
 
+def _identity_of(found: Finding) -> tuple[object, ...]:
+    """Tells it from what may be found at the next look: nothing is kept of it, so another may have its address then."""
+    subject = found.subject
+    members = subject.subscribers if isinstance(subject, Share) else ()
+    numbers = [a.number for s in members if (a := s.attachment) is not None]
+    return id(subject), found.words, *numbers
+
+
 def _name_of(subject: object) -> str:
     if isinstance(subject, Connection):
         return f"connection {subject.connection_id}"
+    if isinstance(subject, Share):
+        return repr(next((subscriber.topic for subscriber in subject.subscribers), subject.key.topic))
     return repr(subject.name) if isinstance(subject, Join) else ""

@@ -110,7 +110,7 @@ def _reconnects(count: int, memory: Memory, limits: Thresholds) -> int:
 def misplaced(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
     """What the audit finds, and has mended."""
     for found in seen.inside.misplaced if seen.inside is not None else ():
-        if memory.lasted("misplaced", found.kind, found.subject) >= MOMENT or found.certain:
+        if memory.lasted("misplaced", found.kind, found.identity) >= MOMENT or found.certain:
             yield Issue.of("RTP004", found.subject, found.words, kind=found.kind)
     mended = memory.grown("repairs", value=seen.stats.repairs, window=limits.recent)
     if mended:

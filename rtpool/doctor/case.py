@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from rtpool.channel import Channel
-from rtpool.checks import check_name
+from rtpool.checks import check_name, check_timeout
 from rtpool.engine.descriptors import close
 from rtpool.engine.dialer import Endpoint
 from rtpool.engine.redaction import Redactor
@@ -64,12 +64,12 @@ class Case:
         table: to subscribe to, ``name`` or ``schema.name``; None for none.
         private: whether the topic is to be joined as a private channel.
         options: of the pool that is made.
-        timeout: seconds for everything.
+        timeout: seconds for everything; more than 0.
         patience: seconds for one answer of the server. It delays a refusal of a join by 5 s.
         messages: how many broadcasts to send at most.
 
     Raises:
-        InvalidValue: a topic or table that no server can have.
+        InvalidValue: a topic or table that no server can have, or a timeout that is none.
 
     Thread-safety: confined to the thread that runs the steps; `close` may be called from any.
     """
@@ -94,6 +94,9 @@ class Case:
         self.topic = self.random_topic() if topic is None else topic
         check_name("topic", self.topic, MAX_NAME_BYTES - len(self.options.topic_prefix))
         self.table = None if table is None else _table(table)
+        check_timeout(timeout)
+        if not timeout:
+            raise InvalidValue("timeout must be more than 0")
         self.timeout, self.patience, self.messages = timeout, patience, messages
         self.hide = Redactor(self.options, key, token)
         self.deadline = time.monotonic() + timeout

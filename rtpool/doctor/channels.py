@@ -15,7 +15,7 @@ from rtpool.doctor.connection import ACTIONS
 from rtpool.doctor.report import Finding, failed, ok, skipped, warning
 from rtpool.errors import JoinRefused, PushTimeout, RtpoolError
 from rtpool.events import Broadcast, StatusChange, SystemMessage
-from rtpool.protocol.refusals import Action
+from rtpool.protocol.refusals import Action, printable
 
 __all__ = ["ask_permission", "echo", "join", "watch_table"]
 
@@ -145,7 +145,7 @@ def ask_permission(case: Case) -> Finding:
 
 def _policy(what: str, role: str, topic: str) -> str:
     command, clause = ("select", "using") if what == "read" else ("insert", "with check")
-    quoted = topic.replace("'", "''")
+    quoted = printable(topic).replace("'", "''")
     return POLICY.format(
         name=f"{role} may {what}".replace('"', '""'), command=command, clause=clause, role=role, topic=quoted
     )
@@ -156,7 +156,7 @@ def watch_table(case: Case) -> Finding:
     if case.table is None:
         return skipped("no --table was given")
     schema, table = case.table
-    name = f"{schema}.{table}"
+    name = printable(f"{schema}.{table}")
     # A topic of its own: a binding more on the other channel would have that one joined anew.
     channel = case.pool.channel(case.topic if case.private else case.random_topic(), private=case.private)
     heard: list[SystemMessage] = []
@@ -217,7 +217,8 @@ def echo(case: Case) -> Finding:
     }
     if trouble is not None:
         words, advice = _why(trouble, case.patience)
-        return failed(f"the channel was ended after {sent} broadcasts: {words}", advice, **details)
+        count = f"{sent} broadcast{'s' * (sent != 1)}"
+        return failed(f"the channel was ended after {count}: {words}", advice, **details)
     if lost:
         return failed(
             f"{lost} of {sent} broadcasts did not come back",

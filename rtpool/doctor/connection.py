@@ -89,10 +89,9 @@ def upgrade(case: Case) -> Finding:
     except HandshakeRefused as error:
         return _refused(case, error)
     except ConnectionFailed as error:
-        words = str(error).removeprefix("no connection to ")
-        return failed(
-            words, "TCP and TLS work: what answers is no WebSocket server, or hangs.", retryable=error.retryable
-        )
+        way = "TCP and TLS work" if Address.from_url(endpoint.url).secure else "TCP works"
+        advice = f"{way}: what answers is no WebSocket server, or hangs."
+        return failed(str(error), advice, retryable=error.retryable)
     close(dialed.sock)
     case.skew = dialed.clock_skew
     milliseconds = (time.monotonic() - started) * 1000

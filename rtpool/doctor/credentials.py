@@ -22,6 +22,8 @@ __all__ = ["read_key", "read_token"]
 WHERE = "Project Settings, API Keys; for the Supabase CLI: `supabase status`."
 #: Of keys that may do everything.
 SECRET = "Keep it on servers: it must never reach a browser, an app or a log. For users there is the publishable key."
+#: Of a user's token in the key's place.
+USERS = f"Give it as --token, and the project's key as --key. {WHERE}"
 #: Where another key or token is to be had; what to do about one that ends soon.
 SOURCES = {
     "key": f"Take the project's present key. {WHERE}",
@@ -44,7 +46,8 @@ def read_key(case: Case) -> Finding:
         return failed("there is no API key", f"Give --key, or SUPABASE_KEY. {WHERE}")
     form = _form(key)
     if form is not None:
-        return failed(f"the key {form}", "Take it off; look at the .env file or the secret it is from.")
+        words, them = form
+        return failed(f"the key {words}", f"Take {them} off; look at the .env file or the secret it is from.")
     if key.startswith("sbp_"):
         return failed("this is a personal access token of the Management API, no key of a project", WHERE)
     if key.startswith("sb_publishable_"):
@@ -58,20 +61,20 @@ def read_key(case: Case) -> Finding:
         return warning(
             "neither a JWT nor a key of Supabase's", f"A hosted project takes no such key. {WHERE}", kind="?"
         )
-    case.role = str(claims.get("role", ""))
+    case.role = _role(claims)
     return _judged(case, key, claims, "key")
 
 
-def _form(text: str) -> str | None:
-    """What is around a key or token that does not belong to it."""
+def _form(text: str) -> tuple[str, str] | None:
+    """What is around a key or token that does not belong to it, and the pronoun for that."""
     if text != text.strip():
-        return "has a space or a line break at an end"
+        return "has a space or a line break at an end", "it"
     if text[0] in "\"'" or text[-1] in "\"'":
-        return "is in quotes"
+        return "is in quotes", "them"
     if re.match(r"(?i)bearer\s", text):
-        return "has the word Bearer in front"
+        return "has the word Bearer in front", "it"
     if re.search(r"\s", text) or not (text.isascii() and text.isprintable()):
-        return "has a space, a line break or another character that no key has"
+        return "has a space, a line break or another character that no key has", "it"
     return None
 
 
@@ -86,7 +89,7 @@ def _opaque(case: Case, say: Any, words: str, kind: str, advice: str = "") -> Fi
 def _judged(case: Case, text: str, claims: Mapping[str, Any], what: str) -> Finding:
     """A finding on a JWT by its claims."""
     now, expires = datetime.now(timezone.utc), expiry_of(text)
-    role, ref = printable(str(claims.get("role", "")))[:40], _project(claims)
+    role, ref = _role(claims), _project(claims)
     details: dict[str, Any] = {
         "kind": "jwt",
         "role": role,
@@ -109,6 +112,8 @@ def _judged(case: Case, text: str, claims: Mapping[str, Any], what: str) -> Find
         return failed(f"{words}: expired {ago} ago", f"{SOURCES[what]} {clock}", **details)
     left = None if expires is None else expires - now.timestamp()
     words += "" if left is None else f", {_span(left)} left"
+    if what == "key" and (role == "authenticated" or "session_id" in claims):
+        return warning(f"{words}: a user's access token, no API key", USERS, **details)
     issued = claims.get("iat")
     if isinstance(issued, (int, float)) and issued > now.timestamp() + 60:
         return warning(
@@ -119,6 +124,10 @@ def _judged(case: Case, text: str, claims: Mapping[str, Any], what: str) -> Find
     if left is not None and left < (SOON_DAYS * 86_400 if what == "key" else SOON_SECONDS):
         return warning(words, RENEWALS[what], **details)
     return ok(words, **details)
+
+
+def _role(claims: Mapping[str, Any]) -> str:
+    return printable(str(claims.get("role", "")))[:40]
 
 
 def _project(claims: Mapping[str, Any]) -> str | None:
@@ -160,11 +169,12 @@ def read_token(case: Case) -> Finding:
     form = _form(token)
     if form is not None:
         case.token = None
-        return failed(f"the token {form}; it is not used", "Take it off; look at where it is from.")
+        words, them = form
+        return failed(f"the token {words}; it is not used", f"Take {them} off; look at where it is from.")
     claims = claims_of(token)
     if claims is None:
         if token.startswith("sb_"):
             return warning("this is an API key, no user's token; joins use the key", "Leave --token out.")
         return failed("this is no JWT", SOURCES["token"])
-    case.role = str(claims.get("role", ""))
+    case.role = _role(claims)
     return _judged(case, token, claims, "token")

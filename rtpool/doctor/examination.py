@@ -15,6 +15,7 @@ from rtpool.doctor import address, channels, connection, credentials, network
 from rtpool.doctor.case import Case
 from rtpool.doctor.report import Finding, Report, Step, cleaned, failed, skipped
 from rtpool.engine.threads import PoolThread, outcome_of
+from rtpool.protocol.refusals import printable
 
 __all__ = ["CHECKS", "Check", "Examination"]
 
@@ -83,6 +84,7 @@ class Examination:
         self._case, self._begun, self._done = case, begun, done
         self._steps: list[Step] = []
         self._started = time.monotonic()
+        self._timed_out = False
         self._missing: dict[str, str] = {}  # steps that failed or were left out for one that did: which one
 
     def run(self) -> Report:
@@ -102,7 +104,7 @@ class Examination:
             case.close()
         for check in CHECKS[len(self._steps) :]:
             self._add(check.name, skipped("interrupted"), 0.0)
-        return Report(tuple(self._steps), time.monotonic() - self._started, interrupted)
+        return Report(tuple(self._steps), time.monotonic() - self._started, interrupted, self._timed_out)
 
     def _look(self, check: Check) -> tuple[Finding, float]:
         joins = "private" if self._case.private else "join"
@@ -120,6 +122,7 @@ class Examination:
     def _bounded(self, check: Check) -> Finding:
         case = self._case
         if not case.left:
+            self._timed_out = True
             return skipped("no time was left")
         outcome: Future[Finding] = Future()
 
@@ -135,6 +138,7 @@ class Examination:
         try:
             return outcome_of(outcome, case.left)
         except FutureTimeout:
+            self._timed_out = True
             case.close(0.0)
             return failed(
                 f"not done when the {case.timeout:g} s of --timeout were over",
@@ -143,8 +147,8 @@ class Examination:
 
     def _add(self, name: str, finding: Finding, seconds: float) -> None:
         hide = self._case.hide
-        step = Step(
-            name, finding.status, hide(finding.words), hide(finding.advice), seconds, cleaned(finding.details, hide)
-        )
+        # Advice alone has lines of its own; what comes from outside was put on one where it came in.
+        words, advice = printable(hide(finding.words)), "\n".join(map(printable, hide(finding.advice).split("\n")))
+        step = Step(name, finding.status, words, advice, seconds, cleaned(finding.details, hide))
         self._steps.append(step)
         self._done(step)

@@ -52,6 +52,7 @@ def connect(case: Case) -> Finding:
         else:
             times[address] = time.monotonic() - started
     port = case.target.port
+    whose = "the proxy's " if case.options.proxy else ""
     details: dict[str, Any] = {
         "port": port,
         "milliseconds": {address: round(seconds * 1000, 3) for address, seconds in times.items()},
@@ -60,8 +61,8 @@ def connect(case: Case) -> Finding:
     if not times:
         last = list(troubles.values())[-1]
         at = ", ".join(troubles) if len(troubles) < 3 else f"none of {len(troubles)} addresses"
-        return failed(f"port {port} of {at}: {_why(last)}", _blocked(case, last), **details)
-    fastest = f"port {port} answers in {min(times.values()) * 1000:.1f} ms"
+        return failed(f"{whose}port {port} of {at}: {_why(last)}", _blocked(case, last), **details)
+    fastest = f"{whose}port {port} answers in {min(times.values()) * 1000:.1f} ms"
     if troubles:
         address, error = next(iter(troubles.items()))
         return warning(
@@ -89,9 +90,11 @@ def _why(error: OSError) -> str:
 
 
 def _blocked(case: Case, error: OSError) -> str:
-    asked = f"{case.target}"
+    proxy = case.options.proxy is not None
+    asked = f"the proxy {case.target}" if proxy else f"{case.target}"
     if error.errno == errno.ECONNREFUSED:
-        words = f"Nothing listens at {asked}: look at the port, and whether the server runs."
+        port, whose = ("the port in --proxy", "the proxy") if proxy else ("the port", "the server")
+        words = f"Nothing listens at {asked}: look at {port}, and whether {whose} runs."
     elif error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
         words = f"There is no route to {asked}: look at this machine's network, VPN and IPv6."
     else:

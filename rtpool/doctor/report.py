@@ -84,16 +84,19 @@ class Report:
         steps: each one, also those that were left out.
         seconds: that it took.
         interrupted: whether Ctrl-C ended it early.
+        timed_out: whether the time was over before the last step.
     """
 
     steps: Sequence[Step]
     seconds: float
     interrupted: bool = False
+    timed_out: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether nothing failed; warnings are no failure, and an end before the last step is one."""
-        return not self.interrupted and not any(step.status == "failed" for step in self.steps)
+        early = self.interrupted or self.timed_out
+        return not early and not any(step.status == "failed" for step in self.steps)
 
     @property
     def exit_code(self) -> int:
@@ -109,13 +112,15 @@ class Report:
             f"{counts['warning']} warning{'s' * (counts['warning'] != 1)}" if counts["warning"] else "",
             f"{counts['ok']} fine",
         ]
-        return ("interrupted: " if self.interrupted else "") + ", ".join(filter(None, said))
+        early = "interrupted: " if self.interrupted else "out of time: " if self.timed_out else ""
+        return early + ", ".join(filter(None, said))
 
     def as_dict(self) -> dict[str, Any]:
         """The same as a JSON-able dictionary."""
         return {
             "ok": self.ok,
             "interrupted": self.interrupted,
+            "timed_out": self.timed_out,
             "seconds": round(self.seconds, 6),
             "steps": [step.as_dict() for step in self.steps],
         }

@@ -131,8 +131,8 @@ class Connection:
         self.messages_received = 0
         self._control_frames = 0  # of this transport, seen to
         self._unreadable = 0
-        self._bytes_received = 0
-        self._bytes_sent = 0
+        # The transport, and the bytes received and sent by those before it: one value, for a look from another thread.
+        self._books: tuple[Transport | None, int, int] = (None, 0, 0)
         self.heartbeat_latency: float | None = None
         self._said_goodbye = False
 
@@ -206,6 +206,7 @@ class Connection:
         """Take over a connected socket."""
         decoder = FrameDecoder(self._options.max_message_size)
         self.transport = Transport(sock, decoder, FrameEncoder(os.urandom))
+        self._books = (self.transport, *self._bytes)
         self._control_frames = 0
         self.state, self.hoped = "open", False
         self.epoch += 1
@@ -227,8 +228,7 @@ class Connection:
         """Close the socket, keep the identity. The loop must have let go of it."""
         if self.transport is not None:
             transport, self.transport = self.transport, None
-            self._bytes_received += transport.bytes_received
-            self._bytes_sent += transport.bytes_sent
+            self._books = (None, *self._bytes)
             transport.close()
         self.paused_by.clear()
 
@@ -299,14 +299,15 @@ class Connection:
     def details(self) -> ConnectionDetails:
         """A snapshot for stats; numbers may be a moment apart when called on another thread."""
         transport = self.transport
+        bytes_received, bytes_sent = self._bytes
         return ConnectionDetails(
             connection_id=self.connection_id,
             state=self.state,
             epoch=self.epoch,
             joins=len(self.joins),
             attempts=0 if self.state == "open" else self.attempts,
-            bytes_received=self._all_received,
-            bytes_sent=self._bytes_sent + (transport.bytes_sent if transport else 0),
+            bytes_received=bytes_received,
+            bytes_sent=bytes_sent,
             messages_received=self.messages_received,
             messages_unheard=self._unreadable + self.session.dropped,
             heartbeat_latency=self.heartbeat_latency,
@@ -321,9 +322,16 @@ class Connection:
         return not self.paused_by or self._said_goodbye
 
     @property
+    def _bytes(self) -> tuple[int, int]:
+        """Received and sent, ever."""
+        transport, received, sent = self._books
+        if transport is None:
+            return received, sent
+        return received + transport.bytes_received, sent + transport.bytes_sent
+
+    @property
     def _all_received(self) -> int:
-        transport = self.transport
-        return self._bytes_received + (transport.bytes_received if transport else 0)
+        return self._bytes[0]
 
     @property
     def _patience(self) -> float:

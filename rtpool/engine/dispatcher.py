@@ -24,9 +24,11 @@ __all__ = ["Dispatcher", "Mailbox"]
 
 Lock = threading.Lock
 
-#: Items a worker takes at a time, for to take and to put back cost the others as much as some dozens of them; and after
-#: how many, and how many seconds, it looks whether others wait.
-BATCH, LOOK_AFTER, LOOK_SECONDS = 512, 64, 0.005
+#: Items a worker takes at a time, for to take and to put back cost the others as much as some dozens of them.
+BATCH = 512
+#: Of those so many are run before it looks whether others wait; but the first alone, to see whether it takes so many
+#: seconds: then each is.
+SOME, SLOW_SECONDS = 16, 0.005
 #: A blocked mailbox lets its socket be read again when it has drained to this part of its limit.
 RESUME_AT = 0.8
 #: How long `quiesce` waits for a callback in progress to return; and, where it has not even begun, for it to begin: on
@@ -85,7 +87,7 @@ class Dispatcher:
         self._called = False  # one of them was called and has not come yet
         self._quiescing = 0  # threads that wait for a callback in progress
         self._in_hand: set[Mailbox] = set()
-        self._long_hands = False  # one of them may be of more than `LOOK_AFTER` items
+        self._any_alone = False  # one of them may be `alone`
         self._threads: list[PoolThread] = []  # replaced whole
 
     @property
@@ -390,7 +392,7 @@ class Dispatcher:
     def _find_worker(self) -> None:
         """
         Wake a worker; it wakes the next while there is work, for all at once would only be in each other's way. Where
-        none is left, who has many items in hand and had them for long is to look up.
+        none is left, who took many items as nobody else waited is to look up.
         """
         assert self._lock.locked()
         if self._called:
@@ -398,12 +400,10 @@ class Dispatcher:
         if self._waiting:
             self._called = True
             self._waiting.pop().release()
-        elif self._long_hands:
-            since = time.monotonic() - LOOK_SECONDS
-            long = [busy for busy in self._in_hand if len(busy.hand) > LOOK_AFTER]
-            for busy in long:
-                busy.interrupted = busy.interrupted or busy.begun < since
-            self._long_hands = not all(busy.interrupted for busy in long)
+        elif self._any_alone:
+            for busy in self._in_hand:
+                busy.interrupted = busy.interrupted or (busy.alone and len(busy.hand) > SOME)
+            self._any_alone = False
 
     def _discard(self, mailbox: Mailbox) -> None:
         assert self._lock.locked()
@@ -421,40 +421,6 @@ class Dispatcher:
             mailbox.blocked = False
             return True
         return False
-
-    def _next_batch(self, mailbox: Mailbox) -> Sequence[Any]:
-        """Items that are all essential, or all ordinary, with no loss between them."""
-        assert self._lock.locked()
-        batch: Sequence[Any]
-        if mailbox.spare:
-            batch, mailbox.spare = tuple(mailbox.spare), None
-            return batch
-        items = mailbox.items
-        if not items or mailbox.pulled:
-            return ()
-        size = BATCH
-        if mailbox.ordinary == len(items) <= size and mailbox.loss is None:  # as it mostly is
-            mailbox.items, mailbox.ordinary = None, 0
-            mailbox.removed += len(items)
-            return items
-        essential = isinstance(items[0], Essential)
-        if not essential and mailbox.loss is not None:
-            size = min(size, mailbox.loss.after - mailbox.removed)
-        if essential or mailbox.ordinary < len(items):
-            same = itertools.takewhile(lambda item: isinstance(item, Essential) is essential, items)
-            batch = tuple(itertools.islice(same, size))
-        else:
-            batch = tuple(itertools.islice(items, size))
-        if len(batch) == len(items):
-            mailbox.items = None
-        else:
-            items = mailbox.queue()
-            for _ in batch:
-                items.popleft()
-        if not essential:
-            mailbox.ordinary -= len(batch)
-            mailbox.removed += len(batch)
-        return batch
 
     def _work(self) -> None:
         ear = Bell.ear()  # a condition would make one for each wait
@@ -486,76 +452,89 @@ class Dispatcher:
             taken: _Taken | None = self._take_up(time.monotonic())
         while taken is not None:
             mailbox, batch, loss = taken  # what was taken before is let go of here, and not under the lock
-            taken, drained, through, done = None, False, False, 0
+            taken, drained, running, through, done = None, False, False, False, 0
             try:
                 if loss is not None:
                     self._announce(mailbox, loss)
+                running = True
                 done = self._run(mailbox, batch)
                 through = True
             finally:
+                if running and not through:  # this worker ends, and takes the item along that it ends by
+                    done = min(len(batch), mailbox.done + 1)
                 now = time.monotonic()
                 step_aside(self._lock)
                 with self._lock:
-                    took = now - mailbox.begun
-                    mailbox.callback_seconds += took
-                    self.callback_seconds += took
+                    self._count(mailbox, done, now)
                     self._put_back(mailbox, batch, done)
                     drained = mailbox.blocked and self._has_drained(mailbox)
                     if through and self._runnable and not (drained or self._forked):
                         taken = self._take_up(now)
-            if drained and not self._forked:
-                self._on_drained(mailbox)
+                    elif self._runnable:
+                        self._find_worker()
+                if drained and not self._forked:
+                    self._on_drained(mailbox)
         return not self._forked
 
     def _take_up(self, now: float) -> _Taken:
         """Take the mailbox that waits longest, and wake another worker for the next."""
         assert self._lock.locked()
         mailbox = self._runnable.popleft()
+        mailbox.alone = not self._runnable
+        self._any_alone = self._any_alone or mailbox.alone
         if self._runnable:
             self._find_worker()
         loss = None if mailbox.loss is None or mailbox.pulled else mailbox.due_loss()
-        batch = mailbox.hand = self._next_batch(mailbox)
-        self._long_hands = self._long_hands or len(batch) > LOOK_AFTER
+        batch = mailbox.hand = mailbox.next_batch(BATCH)
         mailbox.running = threading.get_ident()
         mailbox.interrupted = self._stopping
-        mailbox.begun = now
+        mailbox.begun = mailbox.counted_at = now
         mailbox.taken_at = mailbox.generation
         self._in_hand.add(mailbox)
         return mailbox, batch, loss
 
     def _run(self, mailbox: Mailbox, batch: Sequence[Any]) -> int:
         """Run a batch, outside the lock; return how many of its items are used up."""
-        done = 0
+        done = mailbox.done = mailbox.counted = 0
         if not batch or isinstance(batch[0], Essential):
             for essential in batch:
-                if self._forked or (mailbox.interrupted and done):
+                others_wait = self._runnable and time.monotonic() - mailbox.begun > SLOW_SECONDS
+                if self._forked or (done and (mailbox.interrupted or others_wait)):
                     break
                 self._call(essential.run, essential.item)
-                done += 1
+                done = mailbox.done = done + 1
             return done
-        mailbox.done, some = 0, batch
+        at = mailbox.begun
         while done < len(batch):
             if mailbox.interrupted and (done or self._stopping or mailbox.generation != mailbox.taken_at):
                 break
-            if done and self._runnable and time.monotonic() - mailbox.begun > LOOK_SECONDS:
+            if done and self._runnable and at - mailbox.begun > SLOW_SECONDS:
                 break
-            if len(batch) > LOOK_AFTER or done:
-                some = tuple(itertools.islice(batch, done, done + LOOK_AFTER))
+            size = 1 if mailbox.slow or (not done and len(batch) > SOME) else SOME
             try:
+                some = batch if len(batch) <= size and not done else tuple(itertools.islice(batch, done, done + size))
                 mailbox.run_each(some)
             except Exception:
                 self._report()
                 mailbox.done += 1
-            done = mailbox.done
+            done, before, at = mailbox.done, at, time.monotonic()
+            mailbox.slow = at - before > SLOW_SECONDS
+            if mailbox.slow and done < len(batch):
+                with self._lock:
+                    self._count(mailbox, done, at)
         return done
+
+    def _count(self, mailbox: Mailbox, done: int, now: float) -> None:
+        """Count what a worker did until now with what it has in hand, of which it is through with so many items."""
+        assert self._lock.locked()
+        more, took = mailbox.count(done, now)
+        self.delivered += more
+        self.callback_seconds += took
 
     def _put_back(self, mailbox: Mailbox, batch: Sequence[Any], done: int) -> None:
         """A worker is through with so many items of a batch, and takes its hands off the mailbox."""
         assert self._lock.locked()
         self._in_hand.discard(mailbox)
-        if done and not isinstance(batch[0], Essential):
-            mailbox.delivered += done
-            self.delivered += done
         mailbox.runs += 1
         mailbox.running = None
         mailbox.hand = ()

@@ -27,6 +27,8 @@ __all__ = ["IoLoop", "Pollable", "Timer"]
 
 #: Seconds of one wait, however far the next deadline.
 MAX_WAIT = 3_600.0
+#: Seconds by which a deadline may be missed while there is always something to do.
+ASK_SECONDS = 0.02
 #: Timers below this number are not looked through for cancelled ones.
 MIN_SWEEP = 256
 
@@ -119,6 +121,7 @@ class IoLoop:
         self.clock = clock
         self.boot = boot
         self.now = clock()
+        self._asked_at = self.now  # when every pollable was asked for its next deadline
         # Any thread appends here, this one takes. No lock: of threads that post at full speed, one that is interrupted
         # while it holds it would have all others line up behind it, and they would stay in line from then on.
         self._inbox: deque[_Post] = deque()
@@ -345,17 +348,25 @@ class IoLoop:
                 pollable.tick(self.now)
 
     def _timeout(self) -> float | None:
-        if self._inbox:
+        # A loop that never comes to rest asks now and then all the same: what is due is done at its time.
+        may_wait, asked = not self._inbox, self.now - self._asked_at < ASK_SECONDS
+        if not may_wait and asked:
             return 0.0
         while self._timers and self._timers[0][2].cancelled:
             heapq.heappop(self._timers)
         due = self._timers[0][0] if self._timers else math.inf
         for pollable, _ in self._pollables.values():
             if pollable.has_more():
-                return 0.0
+                may_wait = False
+                if asked:
+                    break
             at = pollable.next_deadline()
             if at is not None and at < due:
                 due = at
+        else:
+            self._asked_at = self.now
+        if not may_wait:
+            return 0.0
         # No selector waits for ever: epoll takes 24 days at the most.
         return None if due == math.inf else min(MAX_WAIT, max(0.0, due - self.clock()))
 

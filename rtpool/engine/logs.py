@@ -19,6 +19,7 @@ from rtpool.engine.flight_recorder import FlightRecorder
 from rtpool.engine.redaction import Redactor
 from rtpool.options import PoolOptions
 from rtpool.protocol.messages import ACCESS_TOKEN, PHX_JOIN
+from rtpool.protocol.refusals import printable
 from rtpool.protocol.session import OutgoingFrame
 
 __all__ = ["Log", "Logs", "logger_for"]
@@ -161,7 +162,7 @@ class Log:
 
     def sent(self, connection: int, frame: OutgoingFrame) -> None:
         """A frame that was handed to the transport: the log never sees its payload, which may hold a token."""
-        fields = {"connection": connection, "what": frame.what, "ref": frame.ref, "bytes": len(frame.data)}
+        fields = {"connection": connection, "what": printable(frame.what), "ref": frame.ref, "bytes": len(frame.data)}
         words, shown = "> %(connection)d %(what)s ref %(ref)s, %(bytes)d bytes", ""
         if self._records_frames and frame.event not in (PHX_JOIN, ACCESS_TOKEN):
             fields["data"], shown = self._elided(frame.data, head=False), " %(data)r"

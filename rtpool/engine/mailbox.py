@@ -4,6 +4,7 @@ What waits for one Channel; the dispatcher fills and empties it.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -78,15 +79,18 @@ class Mailbox:
         overflow: see `PoolOptions.overflow`.
         pulled: whether it is read with `Dispatcher.take`; workers run only what is essential then.
 
-    Thread-safety: every attribute belongs to the dispatcher's lock, but for `done`, which is its worker's; the counters
-    and `interrupted` may be read anywhere.
+    Thread-safety: every attribute belongs to the dispatcher's lock, but for `done` and `slow`, which are its worker's;
+    the counters and `interrupted` may be read anywhere.
     """
 
     __slots__ = (
+        "alone",
         "appended",
         "begun",
         "blocked",
         "callback_seconds",
+        "counted",
+        "counted_at",
         "delivered",
         "done",
         "dropped",
@@ -110,6 +114,7 @@ class Mailbox:
         "running",
         "runs",
         "scheduled",
+        "slow",
         "spare",
         "taken_at",
     )
@@ -135,6 +140,12 @@ class Mailbox:
         self.runs = 0
         self.interrupted = False  # the worker is to look up after the item in progress
         self.done = 0  # items of its hand the worker is through with
+        self.slow = False  # the last of them took long
+        self.alone = False  # no other mailbox waited when they were taken
+        self.counted, self.counted_at = (
+            0,
+            0.0,
+        )  # of those so many are counted as delivered, and when that was, monotonic
         self.blocked = False
         self.ended = True  # closed to ordinary items until its Channel is attached
         self.overflowed = 0  # the number of the subscription that fell behind
@@ -145,7 +156,7 @@ class Mailbox:
         self.delivered = 0
         self.dropped = 0
         self.lost = 0  # of the dropped ones, those for which it had no room
-        self.callback_seconds = 0.0  # for which it was in workers' hands, until they put it back
+        self.callback_seconds = 0.0  # for which it was in workers' hands
 
     # What a kind of mailbox says; called without a lock.
 
@@ -194,6 +205,21 @@ class Mailbox:
         """How many items that are not essential a worker has in its hands."""
         hand = self.hand
         return 0 if not hand or isinstance(hand[0], Essential) else len(hand)
+
+    def count(self, done: int, now: float) -> tuple[int, float]:
+        """
+        A worker is through with so many of the items in its hands: count those that were not, and its time since.
+
+        Returns:
+            What was added to `delivered` and to `callback_seconds`.
+        """
+        more, took = 0, now - self.counted_at
+        if self.ordinary_in_hand:
+            more = done - self.counted
+        self.counted, self.counted_at = done, now
+        self.delivered += more
+        self.callback_seconds += took
+        return more, took
 
     def in_hand(self, worker: int) -> InHand:
         """What a worker has in its hands, as a look from another thread sees it."""
@@ -270,3 +296,35 @@ class Mailbox:
             else:
                 count -= 1
         queue.extendleft(reversed(essentials))
+
+    def next_batch(self, size: int) -> Sequence[Any]:
+        """Take out up to so many items that are all essential, or all ordinary, with no loss between them."""
+        batch: Sequence[Any]
+        if self.spare:
+            batch, self.spare = tuple(self.spare), None
+            return batch
+        items = self.items
+        if not items or self.pulled:
+            return ()
+        if self.ordinary == len(items) <= size and self.loss is None:  # as it mostly is
+            self.items, self.ordinary = None, 0
+            self.removed += len(items)
+            return items
+        essential = isinstance(items[0], Essential)
+        if not essential and self.loss is not None:
+            size = min(size, self.loss.after - self.removed)
+        if essential or self.ordinary < len(items):
+            same = itertools.takewhile(lambda item: isinstance(item, Essential) is essential, items)
+            batch = tuple(itertools.islice(same, size))
+        else:
+            batch = tuple(itertools.islice(items, size))
+        if len(batch) == len(items):
+            self.items = None
+        else:
+            items = self.queue()
+            for _ in batch:
+                items.popleft()
+        if not essential:
+            self.ordinary -= len(batch)
+            self.removed += len(batch)
+        return batch

@@ -366,9 +366,9 @@ def _http_tunnel(stream: TimedSocket, at: Address, address: Address, user: str, 
     if 200 <= answer.status < 300:
         return
     hint = "; check the user and password in the option proxy" if answer.status in (401, 407) else ""
+    words = printable(answer.reason)[:300] or "no reason"
     raise ProxyRefused(
-        f"the proxy {at} refused to connect to {address} with HTTP {answer.status}: {answer.reason or 'no reason'}"
-        f"{hint}",
+        f"the proxy {at} refused to connect to {address} with HTTP {answer.status}: {words}{hint}",
         status=answer.status,
         reason=answer.reason,
         action=classify_proxy(answer.status),

@@ -119,7 +119,8 @@ def _refused(where: str, answer: Answer, hide: Callable[[str], str]) -> Handshak
     action = classify_handshake(answer.status, body)
     advice = ADVICE.get(action, "")
     if 300 <= answer.status < 400:
-        advice = f" It points to {answer.headers.get('location') or 'nowhere'}: give that as the url if it is yours."
+        place = printable(hide(answer.headers.get("location") or "nowhere"))[:WORDS_LIMIT]
+        advice = f" It points to {place}: give that as the url if it is yours."
     elif action.retryable and answer.retry_after is not None:
         advice = f" It asks to wait {answer.retry_after:g} s."
     words = printable(body.strip())[:WORDS_LIMIT] or "no body"

@@ -94,6 +94,7 @@ class Layers:
     def _hand_over(self, batches: Sequence[Sequence[Any]]) -> None:
         """A dispatcher of its own without threads: its worker's work is done here, between deliveries."""
         from rtpool.engine.dispatcher import Dispatcher, Mailbox
+        from rtpool.engine.threads import Bell
 
         class Silent(Mailbox):
             """Calls nobody back."""
@@ -110,7 +111,7 @@ class Layers:
             for batch in own:
                 dispatcher.deliver(batch)
                 while dispatcher._runnable:
-                    dispatcher._work_once()
+                    dispatcher._work_once(Bell.ear())
 
         self._time("mailbox, worker", once)
 

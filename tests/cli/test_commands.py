@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 import websocket
 
+import rtpool
 from rtpool.testing import RealtimeServer
 from rtpool.testing.tokens import make_token
-from tests.support.commands import interrupt, run, start
-from tests.support.wait import wait_until
+from tests.support.commands import RTPOOL, environment, interrupt, run, start
+from tests.support.wait import CAP, wait_until
 
 
 def test_the_demo_counts_right_and_says_so_to_a_machine() -> None:
@@ -163,3 +166,92 @@ def test_a_missing_extra_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "pip install 'rtpool[cli]'" in done.stderr
+
+
+#: What a terminal acts on: a colour, another line, C1's CSI, a direction.
+NASTY = "\x1b[31mred\nline\x9b2J\u202eback"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["top", f"/tmp/{NASTY}"], 1),
+        (["send", "room", "x", "{}", NASTY], 2),
+        (["listen", NASTY * 20], 2),
+        (["listen", "room", f"--{NASTY}"], 2),
+        ([NASTY], 2),
+    ],
+)
+def test_words_of_a_user_do_nothing_to_a_terminal(arguments: list[str], code: int, server: RealtimeServer) -> None:
+    done = run(*arguments, server=server)
+    assert done.returncode == code, done.stderr
+    assert "back" in done.stderr
+    assert "line\\x9b2J\\u202eback" in done.stderr
+    assert not set(done.stderr) & set("\x1b\x9b\u202e")
+    assert "red\n" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["send", "room", "x", "{}"], ["-v", "send", "room", "x", "{}"]])
+def test_words_of_an_error_do_nothing_to_a_terminal(
+    arguments: list[str], server: RealtimeServer, tmp_path: pathlib.Path
+) -> None:
+    failing = tmp_path / "failing.py"
+    failing.write_text(FAILING.format(words=NASTY))
+    done = subprocess.run(
+        [sys.executable, str(failing), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(server),
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\\x1b[31mred\\nline\\x9b2J\\u202eback") == 1 + ("-v" in arguments)
+    assert not set(done.stderr) & set("\x1b\x9b\u202e")
+
+
+#: The command, where connecting fails with words that somebody else chose.
+FAILING = """
+import logging
+import rtpool
+from rtpool.cli import cli
+def subscribe(*_, **__):
+    logging.getLogger("rtpool.x").warning({words!r})
+    raise rtpool.ConnectionFailed({words!r})
+rtpool.Channel.subscribe = subscribe
+cli()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no disk that is always full")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["listen", "room", "--count", "1"],
+        ["listen", "room", "--count", "1", "--json"],
+        ["doctor"],
+        ["doctor", "--json"],
+        ["top", "--once"],
+        ["top", "--json"],
+        ["top", "--list"],
+    ],
+)
+def test_a_full_disk_is_told_in_a_line(arguments: list[str], server: RealtimeServer, tmp_path: pathlib.Path) -> None:
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(open("/dev/full", "w"))
+        if arguments[0] == "top":
+            path = str(tmp_path / "pool.sock")
+            pool = stack.enter_context(rtpool.RealtimePool(server.url, api_key=server.api_key))
+            stack.enter_context(pool.serve_debug(path))
+            arguments = [*arguments, path, *([] if "--list" in arguments else ["--interval", "0.1"])]
+        process = subprocess.Popen(
+            [*RTPOOL, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, env=environment(server)
+        )
+        stack.enter_context(process)
+        if arguments[0] == "listen":
+            server.wait_for(lambda s: s.members("room"), CAP)
+            server.broadcast("room", "x", {})
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    lines = [line for line in err.splitlines() if "listening" not in line and "status" not in line]
+    assert lines == ["failed: OSError: [Errno 28] No space left on device"]

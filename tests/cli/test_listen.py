@@ -180,6 +180,7 @@ def test_a_lost_connection_is_told_on_one_side_and_its_gap_on_the_other(server: 
     _, err = interrupt(text)
     told = [re.sub(rf"^{TIME} status +", "", line) for line in err.splitlines()]
     shown = [line for line in told if line != "listening on 'room'; Ctrl-C ends it"]
+    assert told.index("listening on 'room'; Ctrl-C ends it") == told.index("connected") + 1
     assert shown[0] == "connecting"
     assert shown[-1] == "connected"
     again = shown[shown.index("connected") + 1 :]
@@ -310,11 +311,49 @@ def test_the_time_is_over_without_a_count_and_that_is_0(server: RealtimeServer) 
     server.wait_for(lambda s: not s.connections)
 
 
-def test_no_server_in_time_is_1_with_the_reason_and_advice() -> None:
-    done = run("listen", "room", "--url", "http://127.0.0.1:1", "--key", "k", "--timeout", "0.3")
+def test_no_server_in_time_is_1_with_a_count_and_0_without() -> None:
+    nowhere = ("--url", "http://127.0.0.1:1", "--key", "k", "--timeout", "0.7")
+    done = run("listen", "room", *nowhere)
+    assert done.returncode == 0
+    assert "ConnectionFailed: " in done.stderr
+    assert "listening on" not in done.stderr
+    done = run("listen", "room", *nowhere, "--count", "1", "--quiet")
     assert done.returncode == 1
-    assert "failed: ConnectionFailed: " in done.stderr
-    assert "advice: it may pass: try again. `rtpool doctor`" in done.stderr
+    failed, advice = done.stderr.splitlines()
+    assert re.match(r"failed: 0 of 1 came within 0\.7 s; (connecting|reconnecting|no connection)", failed)
+    assert advice == "advice: `rtpool doctor` looks at each step on the way."
+
+
+@pytest.mark.parametrize("limit", [(), ("--timeout", "60")])
+def test_a_server_that_is_not_there_yet_is_waited_for(server: RealtimeServer, limit: tuple[str, ...]) -> None:
+    refusals = iter([Refusal(503)])
+    server.on_connect = lambda request: next(refusals, None)
+    no = iter([JoinRefusal("UnableToConnectToProject: later")])
+    server.on_join = lambda *_: next(no, None)
+    process = start("listen", "room", "--count", "1", *limit, server=server)
+    server.wait_for(lambda s: s.members("room"), CAP)
+    server.broadcast("room", "x", {})
+    code, out, err = ended(process)
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert "HTTP 503" in err
+    assert err.count("listening on") == 1
+
+
+def test_a_refusal_is_told_once_and_not_said_to_be_tried_again(server: RealtimeServer) -> None:
+    server.table("cars", CARS)
+    done = run("listen", "--table", "carz", "--timeout", "9", "--count", "1", server=server)
+    assert done.returncode == 1
+    assert done.stderr.count("Unable to subscribe to changes") == 1, done.stderr
+    assert "joining again" not in done.stderr
+    assert done.stderr.count("failed: JoinRefused: ") == 1
+
+
+def test_a_token_that_is_over_is_to_be_replaced(server: RealtimeServer) -> None:
+    token = server.token(sub="ann", exp=1)
+    done = run("listen", "room", "--private", "--token", token, server=server)
+    assert done.returncode == 1
+    assert "Token has expired" in done.stderr
+    assert "advice: the server takes no such token: give a fresh one, --token" in done.stderr
 
 
 def test_words_of_a_server_that_look_like_markup_are_shown_as_they_are(server: RealtimeServer) -> None:
@@ -347,6 +386,8 @@ def test_what_can_never_come_back_ends_it_with_the_reason(server: RealtimeServer
     ("arguments", "words"),
     [
         ([], "TOPIC, or a --table"),
+        ([""], "topic must not be empty"),
+        (["", "--table", "cars"], "topic must not be empty"),
         (["room", "--filter", "id=eq.1"], "--filter goes with --table"),
         (["room", "--changes", "INSERT"], "--changes goes with --table"),
         (["--table", "cars", "--filter", "id=is"], "filter"),

@@ -252,6 +252,8 @@ def test_the_keys_that_change_no_table() -> None:
     assert lines(both, helped)[0].startswith("q, Ctrl-C    quit")
     assert len(lines(both, helped, height=10)) <= 10
     assert after("f", helped, both) == View()
+    assert after(["escape"], helped, both) == View()
+    assert after(["escape"], of=both) == View()
     assert press(helped, "q", both, 24)[1] == "quit"
     several = frame(BEFORE, NOW, programs=2)
     assert after(["n"], of=several).program == 1
@@ -265,7 +267,16 @@ def test_a_clean_up_that_is_not_allowed_says_so_and_asks_nothing() -> None:
     assert wish == ""
     assert "allows no commands" in lines(watched, view)[-1]
     assert "quit" in lines(watched, press(view, "j", watched, 24)[0])[-1]
-    assert press(View(), "f", attrs.evolve(watched, trouble="gone"), 24)[1] == ""
+    view, wish = press(View(), "f", attrs.evolve(watched, trouble="gone"), 24)
+    assert (view.message, wish) == ("there is no program to do that", "")
+
+
+@pytest.mark.parametrize("width", [60, 40, 75])
+def test_a_narrow_terminal_is_told_the_keys_it_has_room_for_and_that_which_shows_all(width: int) -> None:
+    keys = lines(frame(BEFORE, NOW), width=width)[-1]
+    assert keys.startswith("q quit  s sort")
+    assert keys.endswith("  ? help")
+    assert len(keys) <= width
 
 
 def test_trouble_is_said_in_place_of_the_state() -> None:
@@ -315,7 +326,8 @@ def test_a_picture_whose_tables_lack_something_is_refused() -> None:
         ("\x1bOA\x1b[5~\x1b[6~", ["up", "pgup", "pgdn"]),
         ("\t", ["tab"]),
         ("\x1b[17~", []),
-        ("\x1b", []),
+        ("\x1b", ["escape"]),
+        ("j\x1b", ["j", "escape"]),
         ("\x00\x01", []),
         ("é", ["é"]),
     ],

@@ -157,7 +157,7 @@ def test_a_person_watches_sorts_scrolls_pauses_and_quits(server: RealtimeServer,
         shows("paused", paused)
         terminal.type("?")
         shows("help", terminal.wait_for_drawn(lambda lines: lines[0].startswith("q, Ctrl-C")))
-        terminal.type("x")
+        terminal.type("\x1b")
         assert terminal.wait_for_drawn(lambda lines: "PAUSED" in lines[1]) == paused
         terminal.type("p")
         terminal.wait_for_drawn(lambda lines: "PAUSED" not in lines[1])
@@ -206,6 +206,8 @@ def test_a_program_that_goes_away_is_waited_for(server: RealtimeServer, path: st
     with program(server, path, "room") as first:
         terminal.type(f"clear; rtpool top {path} --interval 0.2\n")
         terminal.wait_for_drawn(lambda lines: f"process {first.pid}" in lines[0])
+        terminal.type("f")
+        terminal.wait_for_drawn(lambda lines: "allows no commands" in lines[-1])
     shows("gone", terminal.wait_for_drawn(lambda lines: f"process {first.pid} is gone" in lines[1]))
     with program(server, path, "room") as second:
         lines = terminal.wait_for_drawn(lambda lines: f"process {second.pid}" in lines[0])
@@ -348,6 +350,16 @@ def test_json_is_what_the_program_says_and_the_rates(server: RealtimeServer, pat
     assert told["rates"]["received"] > 0
 
 
+def test_json_does_nothing_to_a_terminal_and_asks_nothing_of_it(server: RealtimeServer, path: str) -> None:
+    topic = "\u202ertl\x9b2J\u2028界"
+    with program(server, path, topic):
+        for encoding in ("utf-8", "ascii"):
+            done = run(path, "--json", "--interval", "0.1", PYTHONUTF8="0", PYTHONIOENCODING=encoding)
+            assert "\\u202ertl\\u009b2J\\u2028" in done.stdout
+            assert ("界" in done.stdout) is (encoding == "utf-8")
+            assert json.loads(done.stdout)["stats"]["subscription_details"][0]["topic"] == topic
+
+
 def test_programs_that_gave_no_path_are_found(server: RealtimeServer, tmp_path: pathlib.Path) -> None:
     place = {"XDG_RUNTIME_DIR": str(tmp_path)}
     nobody = run("--list", **place)
@@ -368,6 +380,8 @@ def test_what_does_not_work_says_why(server: RealtimeServer, path: str) -> None:
     done = run(path)
     assert done.returncode == 1
     assert "nobody serves at" in done.stderr
+    assert "advice: a running program serves its pool by pool.serve_debug(PATH)" in done.stderr
+    assert "doctor" not in done.stderr
     done = run("x" * 200)
     assert done.returncode == 2
     assert "103 bytes" in done.stderr

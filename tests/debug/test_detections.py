@@ -122,6 +122,36 @@ def test_a_join_that_nobody_wants_is_found_and_so_is_that_it_was_mended(
     watching.is_cured_of("RTP004")
 
 
+def test_channels_that_are_without_a_join_for_a_moment_each_are_no_issue(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    """Whatever a look meets between a subscribe and the I/O thread's heed of it, it is another one at the next look."""
+    pool = make_pool(enable_health_check=False)
+    pool.connect()
+    watching, registry, over = watch(pool), pool._engine.registry, threading.Event()
+
+    def come_and_go() -> None:
+        before: list[rtpool.Channel] = []
+        while not over.wait(0.005):
+            channel = pool.channel("room")
+            for left in before:
+                registry.detach(left._subscriber)
+            attachment = registry.attach(channel._subscriber)
+            assert attachment is not None
+            attachment.opened = True
+            before = [channel]
+        for left in before:
+            registry.detach(left._subscriber)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert not [issue for _ in range(3) for issue in watching.of("RTP004")]
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_a_socket_that_belongs_to_nobody_is_found_at_once(
     server: RealtimeServer, make_pool: MakePool, watch: WatchPool
 ) -> None:

@@ -47,6 +47,27 @@ def test_the_given_topic_is_the_one_that_is_joined(server: RealtimeServer) -> No
     } | ({"phx_leave"} if server.leaves("room") else set())
 
 
+def test_what_others_say_is_made_printable(server: RealtimeServer) -> None:
+    server.table("cars", {"id": "int8"})
+    bad = "\x1b[35mx\ny\u202e"
+    server.on_join = lambda _topic, payload, _: (
+        Join.UNKNOWN_EXCEPTION(error=bad) if payload["config"]["private"] else None
+    )
+    report = examine(server.url, server.api_key, token=server.token(role=bad), table=f"{bad}z")
+    for step in report.steps:
+        assert step.words.isprintable(), step
+        assert all(line.isprintable() for line in step.advice.split("\n")), step
+    assert r"\x1b[35mx\ny\u202e" in step_of(report, "token").words
+    assert r"\x1b[35mx\ny\u202e" in step_of(report, "private").words
+    assert step_of(report, "replication").advice.count("\n") == 1
+
+    server.on_join = None
+    server.policy = lambda request: False
+    denied = step_of(examine(server.url, server.api_key, token=server.token(role=bad)), "private")
+    assert r"denied to \x1b[35mx\ny\u202e" in denied.words
+    assert denied.advice.count("\n") == 4  # those of the policy alone
+
+
 # Heartbeats
 
 
@@ -253,10 +274,11 @@ def test_more_messages_than_the_server_allows(server: RealtimeServer) -> None:
     assert 1 <= found.details["sent"] <= 20
 
 
-def test_a_connection_that_breaks_between_broadcasts(server: RealtimeServer) -> None:
-    with server.inject(faults.Reset(), on=faults.Receiving("broadcast", skip=4)):
+@pytest.mark.parametrize(("skip", "count"), [(0, "1 broadcast"), (4, "5 broadcasts")])
+def test_a_connection_that_breaks_between_broadcasts(skip: int, count: str, server: RealtimeServer) -> None:
+    with server.inject(faults.Reset(), on=faults.Receiving("broadcast", skip=skip)):
         report = examine(server.url, server.api_key, patience=PATIENCE)
-    fails_at(report, "broadcast", "the channel was ended after", "connection was lost")
+    fails_at(report, "broadcast", f"the channel was ended after {count}: ", "connection was lost")
 
 
 # Limits

@@ -104,7 +104,10 @@ def test_an_authority_of_ones_own_is_given_by_the_environment(authority: trustme
     ("arguments", "words"),
     [
         (["--timeout", "0"], "--timeout"),
+        (["--timeout", "-1"], "--timeout"),
         (["--timeout", "soon"], "--timeout"),
+        (["--timeout", "nan"], "timeout must be a finite number"),
+        (["--timeout", "inf"], "--timeout"),
         (["--table", "a."], "name or schema.name"),
         (["--table", ".a"], "name or schema.name"),
         (["--topic", "x" * 300], "topic has 300 bytes"),
@@ -155,3 +158,14 @@ def test_the_time_given_is_kept_to(server: RealtimeServer) -> None:
     assert done.returncode == 1
     assert report["steps"]["join"]["status"] == "failed"
     assert report["seconds"] < 8
+
+
+def test_a_run_without_the_time_for_all_steps_is_a_failure(server: RealtimeServer) -> None:
+    done = run(server, "--timeout", "0.000001", "--json")
+    report = by_name(done.stdout)
+    assert done.returncode == 1
+    assert (report["ok"], report["timed_out"], report["interrupted"]) == (False, True, False)
+    assert report["steps"]["broadcast"]["words"] == "no time was left"
+    done = run(server, "--timeout", "0.000001")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("out of time: ")

@@ -79,6 +79,18 @@ def test_a_terminal_that_knows_ascii_only_is_given_that(server: RealtimeServer, 
     assert "x join        refused: UnknownErrorOnChannel: gr??er" in "\n".join(lines)
 
 
+def test_a_terminal_is_not_given_what_it_would_act_on(server: RealtimeServer, tmp_path: pathlib.Path) -> None:
+    server.table("cars", {"id": "int8"})
+    role = "\x1b[35mrole\n"
+    env = {"SUPABASE_URL": server.url, "SUPABASE_KEY": server.api_key, "SUPABASE_ACCESS_TOKEN": server.token(role=role)}
+    with Terminal(tmp_path, **env) as terminal:
+        lines = terminal.run("clear; rtpool doctor --table \"$(printf '\\033[35mtable\\ny')\"")
+        for word in (b"role", b"table"):
+            assert rb"\x1b[35m" + word in terminal.raw
+            assert b"\x1b[35m" + word not in terminal.raw
+    assert lines[-1] == "exit code 1"
+
+
 def test_a_person_presses_ctrl_c(server: RealtimeServer, tmp_path: pathlib.Path) -> None:
     server.on_join = lambda *_: JoinReply(delay=30.0)
     with Terminal(tmp_path, SUPABASE_URL=server.url, SUPABASE_KEY=server.api_key) as terminal:

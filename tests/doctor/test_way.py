@@ -80,7 +80,10 @@ def test_a_proxy_that_is_not_there_and_one_that_has_no_name(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     report = examine(server.url, server.api_key, options=options(proxy=f"http://127.0.0.1:{port}"))
-    fails_at(report, "tcp", f"port {port} of 127.0.0.1: connection refused", "Nothing listens")
+    refused = f"^the proxy's port {port} of 127.0.0.1: connection refused"
+    fails_at(
+        report, "tcp", refused, f"Nothing listens at the proxy 127.0.0.1:{port}: .*--proxy.* whether the proxy runs"
+    )
     report = examine(server.url, server.api_key, options=options(proxy="http://nobody.invalid:3128"))
     fails_at(report, "dns", "nobody.invalid cannot be found", "--proxy")
 
@@ -262,14 +265,22 @@ def test_every_refusal_that_a_real_server_has_for_an_upgrade_has_advice_of_its_o
             "Invalid WebSocket",
             "what answers",
         ),
-        (silence, "within [01].?[0-9]* s", "hangs"),
+        (silence, r"no connection to ws://127.0.0.1:\d+ within [01].?[0-9]* s", "^TCP works: .*hangs"),
+        (saying(b""), r"no connection to ws://127.0.0.1:\d+: ", "^TCP works"),
     ],
-    ids=["another protocol", "a wrong answer", "silence"],
+    ids=["another protocol", "a wrong answer", "silence", "a hang-up"],
 )
 def test_what_is_no_websocket_server(serve: Serve, words: str, advice: str) -> None:
     with Peer(serve) as peer:
         report = examine(f"http://127.0.0.1:{peer.port}", KEY, patience=PATIENCE)
     fails_at(report, "upgrade", words, advice, warned=("key",))
+
+
+def test_what_speaks_tls_and_no_websocket(authority: trustme.CA) -> None:
+    with Peer(silence, tls=serving(authority, "127.0.0.1")) as peer:
+        chosen = options(ssl_context=trusting(authority))
+        report = examine(f"https://127.0.0.1:{peer.port}", KEY, options=chosen, patience=PATIENCE)
+    fails_at(report, "upgrade", "no connection to wss://", "^TCP and TLS work: ", warned=("key",))
 
 
 # The clocks

@@ -791,3 +791,57 @@ def test_as_many_busy_mailboxes_as_workers_do_not_call_each_other_away(drained: 
     dispatcher.stop()
     assert dispatcher.join(time.monotonic() + CAP) == []
     assert max(run for _, run in hands.events) <= 2_000 // 64 + 2
+
+
+def test_a_slow_callback_is_counted_item_by_item_and_yields_after_each_to_who_waits(drained: Recorder) -> None:
+    import time
+
+    dispatcher = Dispatcher("test", 1, on_drained=drained)
+    slow, quick, steps = Recorder(), Recorder(), threading.Semaphore(0)
+
+    def run(item: int) -> None:
+        steps.acquire(timeout=CAP)
+        began = time.monotonic()
+        while time.monotonic() - began <= dispatcher_module.SLOW_SECONDS:
+            continue
+        slow(item)
+
+    long, other = mailbox(run), mailbox(quick)
+    for box in (long, other):
+        dispatcher.open(box)
+    dispatcher.deliver([(long, list(range(300)))])
+    dispatcher.start()
+    steps.release(3)
+    slow.wait(3)
+    wait_until(lambda: (long.delivered, dispatcher.delivered, long.queued) == (3, 3, 297), "each was counted")
+    assert long.callback_seconds >= 3 * dispatcher_module.SLOW_SECONDS
+    dispatcher.deliver([(other, [0])])
+    steps.release()
+    assert quick.wait(1) == [0]
+    assert len(slow.events) == 4
+    dispatcher.stop()
+    steps.release(300)
+    assert dispatcher.join(time.monotonic() + CAP) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_ends_takes_one_item_along_and_another_goes_on(drained: Recorder) -> None:
+    import time
+
+    dispatcher = Dispatcher("test", 2, on_drained=drained)
+    got = Recorder()
+
+    def run(item: int) -> None:
+        if item == 3:
+            raise SystemExit  # not of a callback, where it is caught: of a log handler
+        got(item)
+
+    box = mailbox(run, limit=4, overflow="block")
+    dispatcher.open(box)
+    dispatcher.deliver([(box, list(range(6)))])
+    dispatcher.start()
+    assert got.wait(5) == [0, 1, 2, 4, 5]
+    assert drained.wait(1) == [box], "and its socket is read again"
+    wait_until(lambda: (box.delivered, box.queued) == (6, 0))
+    dispatcher.stop()
+    assert dispatcher.join(time.monotonic() + CAP) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rtpool.engine.io_loop import IoLoop
+from rtpool.engine.io_loop import ASK_SECONDS, IoLoop
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP
 
@@ -226,3 +227,41 @@ def test_a_timer_that_is_years_away_is_no_failure(parts: Parts) -> None:
     assert seen.wait(2) == ["soon", "still here"]
     finish(loop)
     assert ends.events == [None]
+
+
+def test_a_loop_that_never_comes_to_rest_asks_for_deadlines_all_the_same(parts: Parts) -> None:
+    loop, _ = parts
+    asked = Recorder()
+
+    class Silent:
+        def fileno(self) -> int:
+            return -1
+
+        def interest(self) -> int:
+            return 0
+
+        def has_more(self) -> bool:
+            return False
+
+        def next_deadline(self) -> float | None:
+            asked(loop.now)
+            return None
+
+        def ready(self, events: int, now: float) -> None: ...
+
+        def tick(self, now: float) -> None: ...
+
+    over = threading.Event()
+
+    def again() -> None:
+        if not over.is_set():
+            loop.post(again)
+
+    loop.start()
+    loop.post(loop.add, Silent())
+    loop.post(again)
+    times = asked.wait(20)
+    over.set()
+    turns = [later - earlier for earlier, later in itertools.pairwise(times[4:20])]
+    assert min(turns) >= ASK_SECONDS, "but not in each turn"
+    finish(loop)

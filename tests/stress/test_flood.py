@@ -216,8 +216,10 @@ def test_a_stuck_callback_loses_what_its_policy_says_and_everything_else_is_serv
         assert len(before) <= BATCH
         assert after == [number % MESSAGES for number in range(came - LIMIT, came)]
     else:
-        assert before == list(range(details.queued))
-        assert after == []
+        assert before == list(range(len(before)))
+        assert len(before) >= LIMIT
+        # What came when the worker had made room again, but for what fell into the hole.
+        assert after == list(range(after[0], after[0] + len(after))) if after else True
     scene.nothing_else_suffered()
 
 
