@@ -6,6 +6,7 @@ import ast
 import logging
 import pathlib
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import rtpool
+from rtpool.debug import Debugger
 from rtpool.engine import logs
 from rtpool.engine.routing import Router
 from rtpool.testing import JoinRefusal, RealtimeServer, Refusal, faults
@@ -345,7 +347,7 @@ def test_a_callback_that_raises_is_told_with_its_traceback(
     assert raised.text == f"! callback {name!r} of 'room' raised LookupError"
     wanted = {"callback": name, "where": "'room'", "error": "LookupError"}
     assert {field: raised.fields[field] for field in wanted} == wanted
-    assert "LookupError: nothing there" in caplog.text
+    wait_until(lambda: "LookupError: nothing there" in caplog.text)  # another handler, which comes later
     assert "in careless" in caplog.text
 
 
@@ -389,6 +391,25 @@ def test_a_key_that_a_server_repeats_in_its_refusal_is_in_no_line(lines: Lines, 
     of_pool.session.warning("join_refused", "! %(why)s", error=error)
     assert "***" in lines.all[0].fields[field]
     assert "opaque-secret" not in str(lines.all[0])
+
+
+@pytest.mark.parametrize("how", ["callable", "set_auth", "channel"])
+def test_a_token_that_came_later_and_that_a_server_repeats_is_in_no_line_and_no_dump(
+    server: RealtimeServer, make_pool: MakePool, lines: Lines, how: str
+) -> None:
+    secret = f"opaque-secret-{how}"
+    given: dict[str, Any] = {"access_token": lambda: secret} if how == "callable" else {}
+    pool = make_pool(logger=lines.logger, debug=True, record_frames=True, **given)
+    if how == "set_auth":
+        pool.set_auth(secret)
+    server.on_join = lambda *_: JoinRefusal(f"bad token {secret}")
+    own: dict[str, Any] = {"access_token": secret} if how == "channel" else {}
+    pool.channel("room", **own).subscribe(wait=False)
+    assert "bad token ***" in lines.wait("join_refused").text
+    assert secret not in str(lines.all)
+    assert secret not in pool.debug_dump()
+    assert secret not in str(pool.health())
+    assert secret not in str(Debugger(pool, not_ready_after=0.001).issues())
 
 
 def test_a_flood_about_more_subjects_than_are_remembered_is_no_flood_of_lines(
@@ -562,6 +583,35 @@ def test_handlers_that_raise_harm_nothing_and_it_is_told(
     logger.removeHandler(handler)
     assert "the logger of a pool raised RuntimeError('no disk')" in capfd.readouterr().err
     assert "= 'room' joined on connection 1" in pool.debug_dump(), "the recorder has what the log has not"
+
+
+def test_a_handler_that_would_end_the_thread_ends_none(server: RealtimeServer, make_pool: MakePool) -> None:
+    class Ending(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                sys.exit(1)
+
+    logger, handler = logging.getLogger("ending"), Ending()
+    logger.addHandler(handler)
+    pool, heard = make_pool(logger=logger, num_workers=1), Recorder()
+    pool.channel("room").on_broadcast("x", lambda _: heard(1 / 0)).on_broadcast("y", heard).subscribe()
+    for event in ("x", "y"):
+        server.broadcast("room", event, {})
+    heard.wait(1)
+    logger.removeHandler(handler)
+
+
+def test_a_handler_of_the_main_thread_may_end_the_program() -> None:
+    class Ending(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            sys.exit(1)  # as a signal handler may that comes just then
+
+    logger = logging.getLogger("ending at once")
+    handler = Ending()
+    logger.addHandler(handler)
+    with pytest.raises(SystemExit):
+        logs.Log(logger).warning("advice", "x")
+    logger.removeHandler(handler)
 
 
 def test_what_nobody_reads_costs_no_line(server: RealtimeServer, make_pool: MakePool) -> None:

@@ -282,7 +282,7 @@ def _channel(engine: Engine, subscriber: Subscriber, now: datetime.datetime) -> 
         ready=ready,
         away=_seconds(now, outage.lost_from) if outage is not None and not ready else 0.0,
         served=_seconds(now, since) if since is not None else 0.0,
-        error="" if ready else _words(share.last_error),
+        error="" if ready else _words(engine, share.last_error),
         listens=bool(subscriber.bindings) or subscriber.stream_claimed,
         speaks=subscriber.pushed or share.wish is not None,
         unsettled=subscriber.unsettled,
@@ -309,8 +309,9 @@ def _seconds(now: datetime.datetime, since: datetime.datetime) -> float:
     return max(0.0, (now - since).total_seconds())
 
 
-def _words(error: RtpoolError | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {error}"[:WORDS]
+def _words(engine: Engine, error: RtpoolError | None) -> str:
+    """A server may repeat what it was sent."""
+    return "" if error is None else engine.logs.hide(f"{type(error).__name__}: {error}")[:WORDS]
 
 
 # On the I/O thread
@@ -346,7 +347,7 @@ def _look_inside(engine: Engine) -> Inside:
         sources.setdefault(id(join.source), (repr(join.name), join.source))
     used = {id(join.source) for join in joins}
     return Inside(
-        connections=tuple(_connection(connection, now) for connection in coordinator.connections.all),
+        connections=tuple(_connection(engine, connection, now) for connection in coordinator.connections.all),
         joins={
             join.share.key: JoinSeen(
                 name=join.name,
@@ -368,12 +369,12 @@ def _look_inside(engine: Engine) -> Inside:
     )
 
 
-def _connection(connection: Connection, now: float) -> ConnectionSeen:
+def _connection(engine: Engine, connection: Connection, now: float) -> ConnectionSeen:
     return ConnectionSeen(
         number=connection.connection_id,
         state=connection.state,
         attempts=0 if connection.state == "open" else connection.attempts,
-        error=_words(connection.last_error),
+        error=_words(engine, connection.last_error),
         slot=connection.slot()._replace(topics=()),  # they are the I/O thread's
         limit=connection.capacity,
         idle=connection.is_idle,

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import struct
-import time
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -232,7 +232,7 @@ def _move_stale_away(path: str) -> None:
         if not stat.S_ISSOCK(found.st_mode):
             raise InvalidValue(f"{path} exists and is no socket; give serve_debug() another path")
         _refuse_living(path)
-        time.sleep(BINDING_SECONDS)
+        threading.Event().wait(BINDING_SECONDS)
         _refuse_living(path)
         aside = f"{path}.{os.getpid()}"
         os.rename(path, aside)

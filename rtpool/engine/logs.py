@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,7 @@ class Log:
         logger: a `logging.Logger` or `LoggerAdapter`.
         recorder: keeps what is told, None for nobody.
         hide: takes secrets out of what frames and errors hold.
+        learn: has `hide` know one more.
         debug, record_frames: as in `PoolOptions`.
         always: fields that every line has.
 
@@ -58,6 +60,7 @@ class Log:
         recorder: FlightRecorder | None = None,
         *,
         hide: Callable[[str], str] = str,
+        learn: Callable[[str], None] | None = None,
         debug: bool = False,
         record_frames: bool = False,
         **always: str,
@@ -65,6 +68,7 @@ class Log:
         self._logger = logger
         self._recorder = recorder
         self._hide = hide
+        self._learn = learn
         self._debug = debug
         self._records_frames = record_frames and recorder is not None
         self._always = always
@@ -139,6 +143,11 @@ class Log:
         level = logging.ERROR if failed else logging.WARNING
         self._tell(level, words, self._all(event, fields), exc_info=failed, before=before)
 
+    def keep_secret(self, text: str | None) -> None:
+        """Show no line with a token that came later."""
+        if text and self._learn is not None:
+            self._learn(text)
+
     # Frames
 
     @property
@@ -209,7 +218,9 @@ class Log:
             # Before Python 3.13 an adapter puts its own fields in the place of ours.
             keywords["extra"] = {**fields, **(keywords.get("extra") or {})}
             logger.log(level, words, args, **keywords)
-        except Exception as error:  # user code
+        except (Exception, SystemExit) as error:  # user code
+            if isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread():
+                raise  # of a signal handler, perhaps
             if logging.lastResort is not None:
                 told = ("! the logger of a pool raised %r at %r", (error, words))
                 logging.lastResort.handle(logging.LogRecord("rtpool", logging.ERROR, __file__, 0, *told, None))
@@ -238,12 +249,14 @@ class Logs:
     def __init__(self, options: PoolOptions, name: str, *secrets: str | None) -> None:
         self.recorder = FlightRecorder(options.recorder_size) if options.recorder_size else None
         #: Takes secrets out of a text.
-        self.hide = Redactor(options, *secrets).hide_all
+        redactor = Redactor(options, *secrets)
+        self.hide = redactor.hide_all
         self.pool, self.io, self.session, self.dispatch, self.debug = (
             Log(
                 _given(options, room),
                 self.recorder,
                 hide=self.hide,
+                learn=redactor.learn,
                 debug=options.debug,
                 record_frames=options.record_frames,
                 pool=name,

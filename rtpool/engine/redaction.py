@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections import deque
+from collections.abc import Iterable
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from rtpool.errors import RtpoolError
@@ -17,6 +19,8 @@ __all__ = ["Redactor", "chain_of", "forget_variables"]
 HIDDEN = "***"
 #: Characters of the shortest text that is taken for one, or for the beginning of one; a shorter one is any word.
 SHORTEST = 6
+#: Secrets that came later of which so many are known, the newest.
+LEARNED = 32
 #: JWTs, their beginnings too, and Supabase's keys: whoever's they are.
 _TOKENS = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|sb_(?:publishable|secret)_[\w-]+")
 
@@ -48,7 +52,7 @@ class Redactor:
         options: whose headers, parameters and proxy may hold some.
         given: keys and tokens.
 
-    Thread-safety: immutable.
+    Thread-safety: `learn` is one thread's; all else may be called from any.
     """
 
     def __init__(self, options: PoolOptions, *given: str | None) -> None:
@@ -56,16 +60,23 @@ class Redactor:
         texts = [*given, proxy.password, unquote(proxy.password or "")]
         texts += [value for _, value in (*options.headers, *options.params)]
         texts += [text.split(" ", 1)[1] for text in texts if text and " " in text]  # "Bearer …"
-        forms = {
-            form for text in texts if text for form in (text, text.strip(), quote(text, safe=""), quote_plus(text))
-        }
-        self._secrets = sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)
+        self._texts = texts
+        self._learned: deque[str] = deque(maxlen=LEARNED)
+        self._secrets = _forms(texts)
+
+    def learn(self, text: str) -> None:
+        """Know a token that came later, of which the last few are known; one that looks like one is anyhow."""
+        if text in self._learned or _TOKENS.fullmatch(text):
+            return
+        self._learned.append(text)
+        self._secrets = _forms([*self._texts, *self._learned])
 
     def __call__(self, text: str) -> str:
         """A text without secrets. To be called before it is cut; one that was cut already may end amid a secret."""
-        for secret in self._secrets:
+        secrets = self._secrets
+        for secret in secrets:
             text = text.replace(secret, HIDDEN)
-        for secret in self._secrets:
+        for secret in secrets:
             for length in range(min(len(secret) - 1, len(text)), SHORTEST - 1, -1):
                 if text.endswith(secret[:length]):
                     return text[:-length] + HIDDEN
@@ -94,3 +105,9 @@ class Redactor:
             for name, value in texts.items():
                 if isinstance(value, str):
                     texts[name] = self(value)
+
+
+def _forms(texts: Iterable[str | None]) -> list[str]:
+    """The forms in which requests carry them, the longest first."""
+    forms = {form for text in texts if text for form in (text, text.strip(), quote(text, safe=""), quote_plus(text))}
+    return sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True)

@@ -132,6 +132,7 @@ class Tokens:
         """Call `waiter(token, error)` on the I/O thread, at once when the token is known and fresh."""
         provider = source.provider
         if provider is None or (source.fresh and not self._has_expired(source)):
+            self._log.keep_secret(source.value)
             waiter(source.value, None)
         else:
             source.waiters.append(waiter)
@@ -148,6 +149,7 @@ class Tokens:
         source.replace(given)
         self._settle_replaced(source)  # whoever waits for the one before, which may never come
         if source.provider is None:
+            self._log.keep_secret(source.value)
             self._renewed(source)
         else:
             self._seek(source, None)
@@ -214,6 +216,7 @@ class Tokens:
         changed = error is None and token != source.value
         if error is None:
             source.value, source.fresh = token, True
+            self._log.keep_secret(token)
             self._watch(source)
         else:
             source.failed_until = self._loop.now + self._retry_delay(source, self._max_delay)

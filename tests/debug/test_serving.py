@@ -418,7 +418,8 @@ def test_who_has_bound_its_file_and_listens_in_a_moment_is_alive(
 ) -> None:
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(path)
-        monkeypatch.setattr(sockets, "time", SimpleNamespace(sleep=lambda _: other.listen()))
+        rest = SimpleNamespace(wait=lambda _: other.listen())
+        monkeypatch.setattr(sockets, "threading", SimpleNamespace(Event=lambda: rest))
         with pytest.raises(rtpool.InvalidValue, match="is served by this process"):
             pool.serve_debug(path)
         assert os.path.exists(path)
