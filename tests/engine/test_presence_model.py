@@ -123,7 +123,7 @@ class World:
         viewer = Viewer(self.registry)
         self.viewers.append(viewer)
         self.join.members = self.join.share.subscribers
-        self.router.welcome(self.join, viewer.subscriber)
+        self.router.welcome(self.join, viewer.subscriber, told=False)
         self.router.flush()
 
     def play(self, step: tuple[Any, ...]) -> None:
