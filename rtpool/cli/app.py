@@ -21,13 +21,13 @@ from rtpool.errors import ConnectionFailed, HandshakeRefused, InvalidType, Inval
 from rtpool.protocol.refusals import TOKEN_CODES, printable
 
 __all__ = [
-    "channel_of",
     "Commands",
     "DOCTOR",
+    "PrintableFormatter",
+    "channel_of",
     "errors",
     "fail",
     "pool_of",
-    "PrintableFormatter",
     "reader_left",
     "say",
     "server_options",
