@@ -7,7 +7,6 @@ server's order, while different Channels run in parallel.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -512,7 +511,7 @@ class Dispatcher:
                 break
             size = 1 if mailbox.slow or (not done and len(batch) > SOME) else SOME
             try:
-                some = batch if len(batch) <= size and not done else tuple(itertools.islice(batch, done, done + size))
+                some = batch if len(batch) <= size and not done else batch[done : done + size]
                 mailbox.run_each(some)
             except Exception:
                 self._report()
@@ -539,7 +538,7 @@ class Dispatcher:
         mailbox.running = None
         mailbox.hand = ()
         if done < len(batch):
-            self._put_back_rest(mailbox, tuple(batch)[done:])
+            self._put_back_rest(mailbox, batch[done:])
         if self._stopping:
             self._discard(mailbox)
         if mailbox.spare or (not mailbox.pulled and (mailbox.items or mailbox.loss is not None)):

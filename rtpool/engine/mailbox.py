@@ -309,7 +309,7 @@ class Mailbox:
         if self.ordinary == len(items) <= size and self.loss is None:  # as it mostly is
             self.items, self.ordinary = None, 0
             self.removed += len(items)
-            return items
+            return tuple(items) if isinstance(items, deque) else items
         essential = isinstance(items[0], Essential)
         if not essential and self.loss is not None:
             size = min(size, self.loss.after - self.removed)
