@@ -432,7 +432,7 @@ def test_an_expired_token_is_found_after_the_join_that_it_was_refused_for_is_gon
     with pytest.raises(rtpool.JoinRefused):
         pool.channel("room").subscribe()
     watching = watch(pool)
-    assert not pool.stats().total_joins
+    wait_until(lambda: not pool.stats().total_joins, "nothing is left of the join")
     issue = watching.finds("RTP012", f"the access_token of pool {pool._engine.name}", "it expired")
     assert token not in str(issue.as_dict())
     pool.set_auth(server.token(sub="ann"))
