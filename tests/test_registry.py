@@ -470,3 +470,27 @@ def test_what_the_server_cannot_take_nobody_wishes_any_more(registry: Registry) 
 def test_a_broadcast_goes_alone_or_in_a_delivery_and_is_the_event_of_both() -> None:
     broadcast = Broadcast("room", "x", {})
     assert event_of(broadcast) is event_of(Delivery("broadcast", "x", broadcast)) is broadcast
+
+
+@pytest.mark.parametrize("error", [RuntimeError, RecursionError])
+def test_who_is_attached_is_told_though_somebody_comes_meanwhile_and_not_for_ever(
+    registry: Registry, error: type[RuntimeError]
+) -> None:
+    subscriber = member(KEY)
+    attached(registry, subscriber)
+
+    class Changing(dict[ShareKey, Any]):
+        looks = 0
+
+        def values(self) -> Any:
+            self.looks += 1
+            if self.looks == 1:
+                raise error("it changed")
+            return super().values()
+
+    registry._shares = Changing(registry._shares)
+    if error is RecursionError:
+        with pytest.raises(RecursionError):
+            registry.subscribers()
+    else:
+        assert registry.subscribers() == (subscriber,)

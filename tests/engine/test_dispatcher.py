@@ -845,3 +845,34 @@ def test_a_worker_that_ends_takes_one_item_along_and_another_goes_on(drained: Re
     wait_until(lambda: (box.delivered, box.queued) == (6, 0))
     dispatcher.stop()
     assert dispatcher.join(time.monotonic() + CAP) == []
+
+
+def test_what_the_workers_are_at_can_be_seen(dispatcher: Dispatcher) -> None:
+    gate = Gate()
+    box = mailbox(gate)
+    dispatcher.open(box)
+    dispatcher.start()
+    assert len(dispatcher.threads) == 3
+    fill(dispatcher, box, range(2))
+    assert gate.begun.wait(CAP)
+    (at,) = dispatcher.in_hand()
+    assert (at.mailbox, at.first) == (box, True)
+    assert at.worker in {thread.ident for thread in dispatcher.threads}
+    assert dispatcher.waiting(box).items[0] == 0
+    gate.release.set()
+    wait_until(lambda: box.delivered == 2)
+    wait_until(lambda: not dispatcher.in_hand())
+
+
+def test_a_worker_that_is_struck_while_it_waits_is_called_no_more(drained: Recorder) -> None:
+    dispatcher = Dispatcher("test", 1, on_drained=drained)
+
+    class Struck:
+        def acquire(self) -> None:
+            raise KeyboardInterrupt
+
+    ear: Any = Struck()
+    with pytest.raises(KeyboardInterrupt):
+        dispatcher._work_once(ear)
+    assert not dispatcher._waiting
+    assert not dispatcher._lock.locked()

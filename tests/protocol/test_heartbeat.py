@@ -146,3 +146,11 @@ def test_a_new_connection_begins_anew(pulse: Pulse) -> None:
     assert not pulse.late
     assert pulse.next_deadline == 75.0
     assert pulse.answered("1", 51.0) is None
+
+
+def test_it_tells_for_how_long_an_answer_has_been_awaited(pulse: Pulse) -> None:
+    assert pulse.awaited(24.0) == 0.0
+    beat(pulse, 25.0)
+    assert pulse.awaited(28.0) == 3.0
+    assert pulse.answered("1", 28.0) == 3.0
+    assert pulse.awaited(29.0) == 0.0

@@ -245,3 +245,11 @@ def test_a_cycle_is_seen_at_once_and_not_written_until_the_stack_ends() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("text", [b" [1]", b"[1] ", b"[1", b"[1]x", b"", b"[" * 100_000])
+def test_the_quick_way_refuses_what_the_careful_one_is_to_look_at(text: bytes) -> None:
+    plain = without_orjson()
+    with pytest.raises(ValueError, match=r"."):
+        plain.loader_for([b"[1]"])(text)
+    assert plain.loader_for([b"[1]"])(b"[1]") == [1]

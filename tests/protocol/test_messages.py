@@ -60,3 +60,10 @@ def test_a_broadcast_is_bytes_without_metadata_unless_it_says_otherwise() -> Non
 def test_a_message_reads_as_version_2_writes_it() -> None:
     assert SerializerV2().decode(b'["1","2","t","e",{}]', False) == WireMessage("1", "2", "t", "e", {})
     assert WireMessage._fields == ("join_ref", "ref", "topic", "event", "payload")
+
+
+def test_broadcasts_that_travel_together_are_messages_without_a_ref() -> None:
+    together = messages.Broadcasts("realtime:room", [{"n": 1}, {"n": 2}])
+    assert list(together.messages()) == [
+        WireMessage(None, None, "realtime:room", "broadcast", {"n": number}) for number in (1, 2)
+    ]

@@ -634,3 +634,20 @@ def test_while_nothing_is_read_heartbeats_go_out_and_no_reply_is_expected() -> N
     assert len(beats) >= 5
     driver.reply(beats[-1])
     assert isinstance(driver.session.events()[0], HeartbeatReplied)
+
+
+def test_it_tells_whether_it_has_something_to_say_and_how_long_a_heartbeat_is_awaited(driver: Driver) -> None:
+    assert not driver.session.has_output
+    driver.session.join(TOPIC, BODY, 0.0)
+    assert driver.session.has_output
+    (join,) = driver.sent()
+    driver.reply(join)
+    driver.session.events()
+    assert not driver.session.has_output
+    driver.advance(25.0)
+    driver.sent()
+    driver.session.events()
+    assert driver.session.heartbeat_awaited(driver.now + 2.0) == 2.0
+    driver.session.join("realtime:other", BODY, driver.now)
+    driver.sent()
+    assert driver.session.heartbeat_awaited(driver.now + 2.0) == 0.0, "the join holds it up"
