@@ -321,7 +321,9 @@ def test_a_slow_callback_gets_what_it_gets_in_order_and_hears_of_the_rest(policy
         assert numbers[-1] == MESSAGES - 1
     else:
         wait_until(lambda: scene.gaps)
-        assert numbers[: LIMIT + 1] == list(range(LIMIT + 1))
+        # As many as fit; how many more, says how much the worker had taken before the mailbox was full.
+        assert numbers[:LIMIT] == list(range(LIMIT))
+        assert holes[0] > LIMIT
     scene.nothing_else_suffered()
 
 
