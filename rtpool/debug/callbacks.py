@@ -4,7 +4,6 @@ Callbacks that take long: found by looking at what the workers are at, now and t
 
 from __future__ import annotations
 
-import functools
 import sys
 import traceback
 import types
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from rtpool.debug.issues import Issue
 from rtpool.debug.thresholds import Thresholds
 from rtpool.engine.mailbox import InHand
-from rtpool.engine.threads import enter_user_code
+from rtpool.engine.threads import callback_name, enter_user_code
 
 __all__ = ["Call", "Calls", "calls_of"]
 
@@ -122,7 +121,7 @@ def _calls(
             continue
         stack, callback = _user_part(frames.get(each.worker))
         if callback is not None:
-            name = _name_of(callback)
+            name = callback_name(callback)
             summary = traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in stack), lookup_lines=True)
             yield Call(f"callback {name} of {whose}", name, seconds, hide("".join(summary.format())), at)
 
@@ -134,12 +133,3 @@ def _user_part(frame: types.FrameType | None) -> tuple[list[types.FrameType], An
         frames.append(frame)
         frame = frame.f_back
     return frames[:FRAMES][::-1], None if frame is None else frame.f_locals.get("callback")
-
-
-def _name_of(callback: Any) -> str:
-    while isinstance(callback, functools.partial):
-        callback = callback.func
-    try:
-        return str(getattr(callback, "__qualname__", type(callback).__name__))
-    except Exception:  # user code
-        return type(callback).__name__

@@ -6,13 +6,14 @@ longer than told, never deaf to Ctrl-C. Where user code begins.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
@@ -21,6 +22,7 @@ __all__ = [
     "Bell",
     "PoolThread",
     "SLICE_SECONDS",
+    "callback_name",
     "closing",
     "enter_user_code",
     "is_in_user_code",
@@ -249,6 +251,16 @@ def enter_user_code(callback: Callable[[T], object], value: T) -> None:
     Call a user's callback. By this frame on a thread's stack `is_in_user_code` knows that it has begun.
     """
     callback(value)
+
+
+def callback_name(callback: Any) -> str:
+    """What a user's callback is called, where one is told of: of a `functools.partial` the function in it."""
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    try:
+        return str(getattr(callback, "__qualname__", type(callback).__name__))
+    except Exception:  # user code
+        return type(callback).__name__
 
 
 def is_in_user_code(ident: int) -> bool:
