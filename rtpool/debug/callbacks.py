@@ -4,7 +4,6 @@ Callbacks that take long: found by looking at what the workers are at, now and t
 
 from __future__ import annotations
 
-import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from rtpool.debug.issues import Issue
 from rtpool.debug.thresholds import Thresholds
 from rtpool.engine.mailbox import InHand
-from rtpool.engine.threads import callback_name, enter_user_code
+from rtpool.engine.threads import callback_name, enter_user_code, look_at_frames
 
 __all__ = ["Call", "Calls", "calls_of"]
 
@@ -99,11 +98,7 @@ def calls_of(overdue: Sequence[tuple[InHand, float]], at: float, hide: Callable[
         at: when it said so.
         hide: takes secrets out of a text; lines of a user's program may hold some.
     """
-    frames = sys._current_frames() if overdue else {}
-    try:
-        return list(_calls(overdue, frames, at, hide))
-    finally:
-        frames.clear()  # this very frame is in it, in a ring that would hold the variables of every thread
+    return look_at_frames(lambda frames: list(_calls(overdue, frames, at, hide))) if overdue else []
 
 
 def _calls(

@@ -6,8 +6,10 @@ and a time-out of the wait are told apart.
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
@@ -294,3 +296,20 @@ def test_a_callback_is_told_of_by_the_name_of_the_function_in_it() -> None:
     assert callback_name(functools.partial(functools.partial(hears), None)) == f"{where}hears"
     assert callback_name(functools.partial(Secretive())) == callback_name(Secretive()) == "Secretive"
     assert callback_name([].append) == "list.append"
+
+
+def test_a_look_at_the_frames_of_all_threads_keeps_no_variable_of_them() -> None:
+    class Held: ...
+
+    def look_with(held: Held) -> str:
+        return threads.look_at_frames(lambda frames: frames[threading.get_ident()].f_code.co_name)
+
+    held = Held()
+    gone = weakref.ref(held)
+    gc.disable()  # it would take the ring
+    try:
+        assert look_with(held) == "look_at_frames"
+        del held
+        assert gone() is None
+    finally:
+        gc.enable()
