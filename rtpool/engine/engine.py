@@ -35,6 +35,7 @@ from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.sizes import SizeLimits
 from rtpool.registry import Callback, Registry
+from rtpool.unlocked import read_unlocked
 
 __all__ = ["Companion", "Engine", "engines", "running"]
 
@@ -55,13 +56,7 @@ ABANDON_SECONDS = 1.0
 
 def engines() -> list[Engine]:
     """Every engine of this process that somebody holds, in the order of their making. Takes no lock."""
-    while True:
-        try:
-            return sorted(_engines, key=lambda engine: (len(engine.name), engine.name))
-        except RecursionError:  # is a RuntimeError, and for good
-            raise
-        except RuntimeError:  # one came or went meanwhile
-            continue
+    return read_unlocked(lambda: sorted(_engines, key=lambda engine: (len(engine.name), engine.name)))
 
 
 @atexit.register
