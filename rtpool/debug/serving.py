@@ -26,8 +26,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rtpool.checks import check_type
-from rtpool.debug.debugger import Debugger
+from rtpool.debug.inspector import Inspector
 from rtpool.debug.sockets import Listener, check_platform, default_directory, is_ours, listen_at, make_directory
+from rtpool.debug.thresholds import Thresholds
 from rtpool.engine import descriptors
 from rtpool.engine.engine import Engine
 from rtpool.engine.health import health_of
@@ -87,7 +88,7 @@ class DebugServer:
         self.allow_commands = allow_commands
         self._listener = listener
         self._engine: Engine | None = engine
-        self._debugger = Debugger(pool)
+        self._inspector = Inspector(Thresholds(), engine)
         self._log = engine.logs.debug
         self._over = threading.Event()
         self._forgotten = self._forked = False
@@ -321,7 +322,7 @@ class DebugServer:
         return {
             "stats": stats_of(engine).as_dict(),
             "health": health_of(engine).as_dict(),
-            "issues": [issue.as_dict() for issue in self._debugger._look(engine, self._over)],
+            "issues": [issue.as_dict() for issue in self._inspector.look(engine, self._over)],
             "name": engine.name,
             "url": engine.endpoint.url,
             "pid": os.getpid(),
