@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, current_app
 
 import rtpool
+from rtpool.flask import commands, page
 from rtpool.flask.state import AppState
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class Realtime:
         """
         Make the extension work in an app. Opens nothing; connects at the first use.
         """
-        app.extensions[NAME] = AppState(app)
+        app.extensions[NAME] = state = AppState(app)
+        page.register(app, state)
+        commands.register(app)
 
     @property
     def state(self) -> AppState:

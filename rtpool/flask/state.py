@@ -57,3 +57,22 @@ class AppState:
                     self.settings, self._pool = settings, fresh
                 pool = self._pool
         return pool
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether the pool was made already."""
+        return self._pool is not None
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """
+        Close the pool. Idempotent; the next use makes another pool.
+
+        Args:
+            timeout: seconds for everything.
+
+        Returns:
+            True when everything was stopped in time.
+        """
+        with self._lock:
+            pool, self._pool = self._pool, None
+        return pool.close(timeout) if pool is not None else True
