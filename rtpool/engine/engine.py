@@ -452,7 +452,11 @@ class Engine:
         try:
             hook(*arguments)
         except BaseException:  # as of any callback
-            self._log.exception("callback_raised", "! on_callback_error itself raised", callback=_name(hook))
+            self._log.exception(
+                "callback_raised",
+                "! %(callback)s, which is told of callbacks that raise, raised itself",
+                callback=_name(hook),
+            )
 
     def listen(self, callback: Callback) -> None:
         """Add a listener for the pool's status."""
