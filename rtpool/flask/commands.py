@@ -103,16 +103,14 @@ def _head(told: Mapping[str, Any]) -> str:
 
 def _stats_lines(told: Mapping[str, Any]) -> list[str]:
     of = told["stats"]
-    lines = [
-        _head(told),
-        *(f"  ! {reason}" for reason in told["health"]["reasons"]),
-        f"  connections  {of['active_connections']} of {of['total_connections']} open, {of['total_joins']} joins, "
-        f"{of['active_subscriptions']} of {of['total_subscriptions']} Channels ready",
-        f"  events       {of['events_received']} received, {of['messages_delivered']} delivered, "
-        f"{of['messages_dropped']} dropped",
-        f"  trouble      {of['gaps']} gaps, {of['reconnect_attempts']} reconnects, {of['callback_errors']} callback "
-        f"errors, {len(told['issues'])} issues",
-    ]
+    ready = f"{of['active_subscriptions']} of {of['total_subscriptions']} Channels ready"
+    sockets = f"{of['active_connections']} of {of['total_connections']} open, {of['total_joins']} joins, {ready}"
+    lost = f"{of['messages_delivered']} delivered, {of['messages_dropped']} dropped, {of['gaps']} gaps"
+    trouble = f"{of['reconnect_attempts']} reconnects, {of['callback_errors']} callback errors"
+    lines = [_head(told), *(f"  ! {reason}" for reason in told["health"]["reasons"])]
+    lines.append(f"  connections  {sockets}")
+    lines.append(f"  events       {of['events_received']} received, {lost}")
+    lines.append(f"  trouble      {trouble}, {len(told['issues'])} issues")
     for each in of["connection_details"]:
         lines.append(
             f"  connection {each['connection_id']} {each['state']}  joins {each['joins']}  latency "
