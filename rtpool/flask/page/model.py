@@ -48,6 +48,11 @@ TONES = {
 }
 
 
+#: What a verdict is called, and what is said of it where the pool has nothing to say.
+VERDICTS = {"ok": "OK", "degraded": "Degraded", "down": "Down"}
+FINE = "All that was asked for is there"
+
+
 class Column(NamedTuple):
     """A column: its heading, and whether it holds numbers."""
 
@@ -163,8 +168,9 @@ def model_of(
         "url": words(now.url),
         "at": f"{datetime.now(timezone.utc):%H:%M:%S} UTC",
         "verdict": now.verdict,
+        "word": VERDICTS.get(now.verdict, now.verdict),
         "status": now.status,
-        "reasons": [words(reason) for reason in now.reasons[:MAX_ISSUES]],
+        "reasons": [words(reason) for reason in now.reasons[:MAX_ISSUES]] or [_fine(told["health"]["age"])],
         "figures": _figures(now, Rates.between(before, now), streams),
         "tables": {key: {"rows": found, "note": note} for key, (found, note) in rows.items()},
         "issues": issues,
@@ -179,6 +185,7 @@ def model_without_pool(trouble: str) -> dict[str, Any]:
         "url": "",
         "at": f"{datetime.now(timezone.utc):%H:%M:%S} UTC",
         "verdict": "down",
+        "word": VERDICTS["down"],
         "status": "not configured",
         "reasons": [printable(trouble)[:MAX_TEXT]],
         "figures": [],
@@ -188,12 +195,22 @@ def model_without_pool(trouble: str) -> dict[str, Any]:
     }
 
 
+def _fine(age: float | None) -> str:
+    return f"{FINE}." if age is None else f"{FINE}; the server was last heard {_ago(age)}."
+
+
 def _row(state: str, *cells: str) -> dict[str, Any]:
     return {"tone": TONES.get(state, ""), "cells": list(cells)}
 
 
 def _count(number: int, what: str) -> str:
     return f"{figures.whole(number)} {what}{'' if number == 1 else 's'}"
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 1:
+        return "just now"
+    return f"{seconds:.0f} s ago" if seconds < 60 else f"{figures.age(seconds)} ago"
 
 
 def _shown(rows: Sequence[Any], words: str) -> str:
@@ -221,9 +238,9 @@ def _figures(now: Picture, rates: Rates, streams: int) -> list[dict[str, str]]:
         figure("Received", figures.rate(rates.received), "messages/s"),
         figure("Delivered", figures.rate(rates.delivered), "events/s"),
         figure("Pushed", figures.rate(rates.pushes), "pushes/s"),
-        figure("In", figures.size(rates.bytes_in), "a second"),
-        figure("Out", figures.size(rates.bytes_out), "a second"),
-        figure("Latency", figures.latency(of["heartbeat_latency"]), "heartbeat"),
+        figure("In", figures.size(rates.bytes_in), "per second"),
+        figure("Out", figures.size(rates.bytes_out), "per second"),
+        figure("Latency", figures.latency(of["heartbeat_latency"]), "last heartbeat"),
         figure("Queued", figures.whole(queued), "events"),
         counted("Dropped", "messages_dropped"),
         counted("Gaps", "gaps"),
@@ -245,7 +262,7 @@ def _connections(engine: Engine, now: Picture, before: Picture | None) -> tuple[
             figures.whole(row.joins),
             figures.whole(row.attempts),
             figures.latency(row.latency),
-            f"{figures.age(ages[row.number])} ago" if row.number in ages else "-",
+            _ago(ages[row.number]) if row.number in ages else "-",
             figures.rate(row.messages),
             figures.size(row.bytes_in),
             figures.size(row.bytes_out),

@@ -45,7 +45,7 @@
   function makeFigure() {
     const element = make("div");
     const value = make("dd");
-    value.append(make("b"), " ", make("small"));
+    value.append(make("b"), make("small"));
     element.append(make("dt"), value);
     return element;
   }
@@ -105,8 +105,8 @@
   }
 
   function show(model) {
-    document.title = `${model.verdict} · ${app} · rtpool`;
-    for (const id of ["pool", "url", "verdict", "status"]) say(find(id), model[id]);
+    document.title = `${model.word} · ${app} · rtpool`;
+    for (const id of ["pool", "url", "word", "status"]) say(find(id), model[id]);
     mark(find("health"), "verdict", model.verdict);
     fill(find("reasons"), model.reasons, () => make("li"), say);
     fill(find("figures"), model.figures, makeFigure, showFigure);
