@@ -122,7 +122,9 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         def view(presence: rtpool.Presence) -> dict[str, Any] | None:
             return {"people": people(presence.state)} if presence.state is not None else None
 
-        response = realtime.stream(TOPIC, broadcasts=None, presence=True, authorize=lambda: "name" in session, view=view)
+        response = realtime.stream(
+            TOPIC, broadcasts=None, presence=True, authorize=lambda: "name" in session, view=view
+        )
         if response.status_code == 200:  # neither refused nor one too many
             response.call_on_close(functools.partial(visitors.go, visitors.come(realtime.pool, session["name"])))
         return response

@@ -12,7 +12,6 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
-from rtpool.debug import figures
 from rtpool.flask.config import read_settings
 from rtpool.flask.processes import pictures
 from rtpool.protocol.refusals import printable
@@ -96,12 +95,16 @@ def _answers() -> list[dict[str, Any]]:
 
 
 def _head(told: Mapping[str, Any]) -> str:
+    from rtpool.debug import figures  # not before it is asked for
+
     health = told["health"]
     words = f"process {told['pid']}  pool {told['name']}  {health['status']}  health {health['verdict']}"
     return printable(f"{words}  up {figures.age(told['age'])}  {told['url']}")
 
 
 def _stats_lines(told: Mapping[str, Any]) -> list[str]:
+    from rtpool.debug import figures  # not before it is asked for
+
     of = told["stats"]
     ready = f"{of['active_subscriptions']} of {of['total_subscriptions']} Channels ready"
     sockets = f"{of['active_connections']} of {of['total_connections']} open, {of['total_joins']} joins, {ready}"

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from flask import Flask
 
     from rtpool.debug.serving import DebugServer
-    from rtpool.flask.state import AppState
     from rtpool.pool import RealtimePool
 
-__all__ = ["Served", "pictures", "prefix_of", "wanted"]
+__all__ = ["pictures", "prefix_of", "serve"]
 
 
 def prefix_of(app: Flask) -> str:
@@ -29,41 +28,18 @@ def prefix_of(app: Flask) -> str:
     return f"flask-{whose[:12]}-"
 
 
-def wanted(state: AppState) -> bool:
-    """Whether this process is to be looked at."""
-    chosen = state.settings.serve_debug
-    return state.app.debug if chosen is None else chosen
-
-
-class Served:
+def serve(app: Flask, pool: RealtimePool) -> DebugServer:
     """
-    Serves an app's pool to other processes of the same user, where the app's settings want that.
+    Let others of the same user look at the pool of this process, under a name by which they know whose it is.
 
-    Thread-safety: every method may be called from any thread.
+    Raises:
+        RtpoolError: the system does not allow it.
     """
+    from rtpool.debug.sockets import default_directory, make_directory  # not before it is asked for
 
-    def __init__(self) -> None:
-        self._server: tuple[int, DebugServer | None] | None = None  # replaced whole
-
-    def serve(self, state: AppState, pool: RealtimePool) -> None:
-        """
-        Serve a pool, once in each process: to be called again costs nothing, and in a forked child serves the child's.
-        What the system does not allow is told to the app's log; the app goes on.
-        """
-        from rtpool.debug.serving import serve
-        from rtpool.debug.sockets import default_directory, make_directory
-
-        pid, before = os.getpid(), self._server
-        if not wanted(state) or (before is not None and before[0] == pid and not (before[1] and before[1].closed)):
-            return
-        self._server = (pid, None)  # whatever comes of it, it is not tried at each request
-        try:
-            directory = default_directory()
-            make_directory(directory)
-            name = f"{prefix_of(state.app)}{pid}-{pool._engine.name}.sock"
-            self._server = (pid, serve(pool, os.path.join(directory, name), allow_commands=False))
-        except RtpoolError as error:
-            state.app.logger.warning("rtpool: other processes cannot look at the pool of this one: %s", error)
+    directory = default_directory()
+    make_directory(directory)
+    return pool.serve_debug(os.path.join(directory, f"{prefix_of(app)}{os.getpid()}-{pool._engine.name}.sock"))
 
 
 def pictures(app: Flask) -> list[dict[str, Any]]:

@@ -7,34 +7,16 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from rtpool.debug import figures
 from rtpool.errors import RtpoolError
 
 if TYPE_CHECKING:
     from rtpool.debug.debugger import Debugger
 
-__all__ = ["ACTIONS", "Action", "Actions"]
+__all__ = ["Actions"]
 
 #: Seconds the probe may take, while a browser waits.
 PROBE_SECONDS = 10.0
-
-
-@attrs.frozen
-class Action:
-    """A button: its key, what is written on it, and what it does."""
-
-    key: str
-    label: str
-    words: str
-
-
-ACTIONS = (
-    Action("log-stats", "Log stats", "Writes what the pool is doing to the log rtpool.debug."),
-    Action("check-lifecycle", "Check lifecycle", "Joins and leaves a probe channel; nothing of it may be left."),
-    Action("force-clean-up", "Force clean-up", "Closes idle connections, and mends what the health check would."),
-)
 
 
 class Actions:
@@ -52,7 +34,7 @@ class Actions:
         Do it.
 
         Args:
-            key: of one of `ACTIONS`.
+            key: of one of `rtpool.flask.page.layout.ACTIONS`.
 
         Returns:
             ``ok``, ``words`` for a person, and ``details``, lines with more of it.

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import attrs
 from flask import abort, request
 
-from rtpool.flask.config import Settings
+from rtpool.errors import RtpoolError
+from rtpool.flask.config import Settings, read_settings
 
 if TYPE_CHECKING:
     from flask import Response
@@ -114,7 +115,11 @@ class Guard:
 
     @property
     def _settings(self) -> Settings:
-        return self._state.settings
+        """As the config is now: an app's may be completed after `init_app`."""
+        try:
+            return read_settings(self._state.app.config)
+        except RtpoolError:  # the page shows it, where it is on
+            return self._state.settings
 
     @property
     def _token(self) -> str:
@@ -170,12 +175,16 @@ class Guard:
 
     # What they may do
 
-    def check_form(self) -> None:
-        """Abort a request with a body that is none of the page's forms."""
-        if request.method in ("GET", "HEAD", "OPTIONS"):
-            return
-        if request.content_length is None or request.content_length > MAX_FORM:
+    @staticmethod
+    def check_body() -> None:
+        """Abort a request whose body is none of the page's forms, unread."""
+        if request.headers.get("Transfer-Encoding") or (request.content_length or 0) > MAX_FORM:
             abort(413)
+
+    @staticmethod
+    def field(name: str) -> str:
+        """What a form has in a field, empty without one; of a body of unknown length nothing is read."""
+        return request.form.get(name, "") if request.content_length else ""
 
     @staticmethod
     def is_same_origin() -> bool:
@@ -197,7 +206,7 @@ class Guard:
         """Whether the current request may change something: a form of the page's own, or a program with the token."""
         if visitor.by == "token":
             return True
-        given = request.form.get("csrf", "")
+        given = self.field("csrf")
         return self.is_same_origin() and hmac.compare_digest(given.encode(), self.csrf_of(visitor).encode())
 
     @staticmethod

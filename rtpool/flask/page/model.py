@@ -8,18 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
-
-import attrs
+from typing import Any
 
 from rtpool.debug import figures
 from rtpool.debug.picture import ChannelRow, Picture, Rates, channel_rows, connection_rows
 from rtpool.engine.engine import Engine
 from rtpool.engine.flight_recorder import Entry
 from rtpool.engine.joins import Join
+from rtpool.flask.page.layout import TABLES
 from rtpool.protocol.refusals import printable
 
-__all__ = ["TABLES", "Column", "Table", "model_of", "model_without_pool"]
+__all__ = ["model_of", "model_without_pool"]
 
 #: Rows of a table, entries of the recorder, issues and reasons that are shown: a page is for a person.
 MAX_ROWS, MAX_ENTRIES, MAX_ISSUES = 200, 60, 50
@@ -51,78 +50,6 @@ TONES = {
 #: What a verdict is called, and what is said of it where the pool has nothing to say.
 VERDICTS = {"ok": "OK", "degraded": "Degraded", "down": "Down"}
 FINE = "All that was asked for is there"
-
-
-class Column(NamedTuple):
-    """A column: its heading, and whether it holds numbers."""
-
-    heading: str
-    number: bool = False
-
-
-@attrs.frozen
-class Table:
-    """A table of the page: its key, its caption, its columns, and what is said where it has no row."""
-
-    key: str
-    caption: str
-    columns: tuple[Column, ...]
-    empty: str
-
-
-TABLES = (
-    Table(
-        "connections",
-        "Connections",
-        (
-            Column("Connection"),
-            Column("State"),
-            Column("Epoch", True),
-            Column("Joins", True),
-            Column("Failed dials", True),
-            Column("Latency", True),
-            Column("Last heard", True),
-            Column("Messages/s", True),
-            Column("In/s", True),
-            Column("Out/s", True),
-        ),
-        "No connection: none is needed yet.",
-    ),
-    Table(
-        "channels",
-        "Channels",
-        (
-            Column("Topic"),
-            Column("State"),
-            Column("Callbacks", True),
-            Column("Queued", True),
-            Column("Received", True),
-            Column("Delivered", True),
-            Column("Dropped", True),
-            Column("Events/s", True),
-            Column("ms/call", True),
-        ),
-        "No Channel is subscribed.",
-    ),
-    Table(
-        "joins",
-        "Joins",
-        (Column("Topic"), Column("State"), Column("Connection", True), Column("Channels", True)),
-        "No join: nobody is subscribed.",
-    ),
-    Table(
-        "streams",
-        "Streams to browsers",
-        (Column("Topic"), Column("State"), Column("Browsers", True), Column("Events kept", True)),
-        "No browser listens.",
-    ),
-    Table(
-        "recorder",
-        "Flight recorder",
-        (Column("Time (UTC)"), Column("Level"), Column("What happened")),
-        "Nothing is recorded.",
-    ),
-)
 
 
 class _Words:

@@ -16,10 +16,8 @@ import jinja2
 from flask import Blueprint, Response, abort, g, redirect, request, url_for
 
 from rtpool.errors import RtpoolError
-from rtpool.flask.page.actions import ACTIONS, Actions
 from rtpool.flask.page.guard import COOKIE, LEAST_TOKEN, PREFIX, SESSION_SECONDS, Guard, Visitor
-from rtpool.flask.page.looker import PERIOD, Looker
-from rtpool.flask.page.model import TABLES
+from rtpool.flask.page.layout import ACTIONS, TABLES
 from rtpool.protocol.refusals import printable
 
 if TYPE_CHECKING:
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from werkzeug.wrappers import Response as AnyResponse
 
+    from rtpool.flask.page.actions import Actions
+    from rtpool.flask.page.looker import Looker
     from rtpool.flask.state import AppState
     from rtpool.pool import RealtimePool
 
@@ -84,15 +84,27 @@ class Page:
     def __init__(self, state: AppState) -> None:
         self._state = state
         self._guard = Guard(state)
-        self._actions = Actions()
-        self._lookers: dict[int, Looker] = {}
+        self._rooms: dict[int, tuple[Looker, Actions]] = {}
         self._registry: tuple[RealtimePool, CollectorRegistry] | None = None
 
     @property
     def looker(self) -> Looker:
+        """Who looks at the pool."""
+        return self._room[0]
+
+    @property
+    def actions(self) -> Actions:
+        """What the buttons do."""
+        return self._room[1]
+
+    @property
+    def _room(self) -> tuple[Looker, Actions]:
         """This process's own: a forked child may find the locks of its parent's held."""
-        found = self._lookers.get(os.getpid())
-        return found if found is not None else self._lookers.setdefault(os.getpid(), Looker(self._state))
+        from rtpool.flask.page.actions import Actions  # not before it is asked for
+        from rtpool.flask.page.looker import Looker
+
+        found = self._rooms.get(os.getpid())
+        return found or self._rooms.setdefault(os.getpid(), (Looker(self._state), Actions()))
 
     # Around every request
 
@@ -105,7 +117,7 @@ class Page:
         is_health = request.path == HEALTH
         if not (self._guard.on or (is_health and self._guard.health_on)):
             abort(404)
-        self._guard.check_form()
+        self._guard.check_body()
         g.rtpool_visitor = visitor = self._guard.visitor() if self._guard.on else None
         if is_health or request.path == OPEN:
             return None
@@ -139,7 +151,7 @@ class Page:
         return self._page(g.rtpool_visitor)
 
     def _page(self, visitor: Visitor, result: dict[str, Any] | None = None, *, now: bool = False) -> Response:
-        looked = self.looker.look(0.0 if now else PERIOD)
+        looked = self.looker.look(0.0) if now else self.looker.look()
         response = self._render(
             "page.html",
             model=looked.model,
@@ -176,7 +188,7 @@ class Page:
             if looked is not shown:
                 shown = looked
                 yield looked.frame
-            rest.wait(PERIOD / 2)
+            rest.wait(0.5)
 
     def asset(self, name: str) -> Response:
         """The page's script and its looks; by name, from a list."""
@@ -190,7 +202,7 @@ class Page:
         """Take the token, and give a cookie for it."""
         if not self._guard.has_token or not self._guard.is_same_origin():
             return self._refuse(403)
-        if not self._guard.is_token(request.form.get("token", "")):
+        if not self._guard.is_token(self._guard.field("token")):
             return self._refuse(403, "That is not the token.")
         response = redirect(url_for("rtpool.page"), 303)
         self._keep_session(response, self._guard.new_session())  # type: ignore[arg-type]
@@ -216,7 +228,7 @@ class Page:
         except RtpoolError as error:
             result: dict[str, Any] = {"ok": False, "words": str(error), "details": []}
         else:
-            result = self._actions.do(name, debugger)
+            result = self.actions.do(name, debugger)
             hide = self._state.pool._engine.logs.hide
             result = {**result, "words": printable(hide(result["words"]))}
         if visitor.by == "token" or request.accept_mimetypes.best == "application/json":
