@@ -1,6 +1,6 @@
 """
-Server-Sent Events as text: frames, and the ids by which a browser that comes back says what it had last. Pure: no clock,
-no thread, no randomness.
+Server-Sent Events as text: frames, and the ids by which a browser that comes back says what it had last. Pure: no
+clock, no thread, no randomness.
 
 All that users and servers say goes into `data`, as JSON that is ASCII on one line: nothing in it can end a line, or be
 taken for another field. Written by the HTML standard, §9.2 "Server-sent events".
@@ -112,8 +112,8 @@ def encode(value: Any, *, default: Callable[[Any], Any] | None = None, ordered: 
     """
     JSON as ASCII on one line.
 
-    Numbers without a JSON form (infinite, none at all) become null; bytes become base64, times ISO 8601, decimals strings
-    with every digit.
+    Numbers without a JSON form (infinite, none at all) become null; bytes become base64, times ISO 8601, decimals
+    strings with every digit.
 
     Args:
         default: says what else is to be written, as `json.dumps` has it.
