@@ -71,8 +71,16 @@ TABLES = (
     Table(
         "streams",
         "Streams to browsers",
-        (Column("Topic"), Column("State"), Column("Browsers", True), Column("Events kept", True)),
-        "No browser listens.",
+        (
+            Column("Topic"),
+            Column("State"),
+            Column("Browsers", True),
+            Column("Told", True),
+            Column("Skipped", True),
+            Column("Kept", True),
+            Column("Kept bytes", True),
+        ),
+        "No browser listens to a topic.",
     ),
     Table(
         "recorder",

@@ -16,7 +16,6 @@ from rtpool.debug.picture import Picture
 from rtpool.debug.serving import picture_of
 from rtpool.errors import RtpoolError
 from rtpool.flask.page.model import model_of, model_without_pool
-from rtpool.flask.streams.sse import encode, frame
 
 if TYPE_CHECKING:
     from rtpool.debug.issues import Issue
@@ -43,13 +42,11 @@ class Snapshot:
     Attributes:
         at: when, by the looker's clock.
         model: what the page shows.
-        frame: the same for the open pages, as an event.
         picture: what the next look makes rates with.
     """
 
     at: float
     model: dict[str, Any] = attrs.field(repr=False)
-    frame: bytes = attrs.field(repr=False)
     picture: Picture | None
 
 
@@ -107,25 +104,16 @@ class Looker:
         try:
             pool = self._state.pool
         except RtpoolError as error:
-            return _snapshot(at, model_without_pool(str(error)), None)
+            return Snapshot(at, model_without_pool(str(error)), None)
         debugger, engine = self.debugger(pool), pool._engine
         told = picture_of(engine, lambda: self._find_issues(debugger, at))
         if latest is not None and at - latest.at >= LEAST_SPAN:
             self._before = latest.picture if at - latest.at <= LONGEST_SPAN else None
-        open_streams, feeds = _streams(self._state)
-        model = model_of(engine, told, self._before, streams=open_streams, feeds=feeds)
-        return _snapshot(at, model, Picture.of(told))
+        streams = self._state.streams
+        model = model_of(engine, told, self._before, streams=streams.open, feeds=streams.feeds)
+        return Snapshot(at, model, Picture.of(told))
 
     def _find_issues(self, debugger: Debugger, at: float) -> list[Issue]:
         if self._issues is None or at - self._issues[0] >= ISSUES_SECONDS:
             self._issues = (at, debugger.issues())
         return self._issues[1]
-
-
-def _snapshot(at: float, model: dict[str, Any], picture: Picture | None) -> Snapshot:
-    return Snapshot(at, model, frame("look", encode(model)), picture)
-
-
-def _streams(state: AppState) -> tuple[int, list[tuple[str, str, str, str]]]:
-    """How many streams are open, and a row for each feed."""
-    return 0, []

@@ -16,6 +16,7 @@ from rtpool.engine.engine import Engine
 from rtpool.engine.flight_recorder import Entry
 from rtpool.engine.joins import Join
 from rtpool.flask.page.layout import TABLES
+from rtpool.flask.streams import FeedStats
 from rtpool.protocol.refusals import printable
 
 __all__ = ["model_of", "model_without_pool"]
@@ -68,7 +69,7 @@ class _Words:
 
 
 def model_of(
-    engine: Engine, told: Mapping[str, Any], before: Picture | None, *, streams: int, feeds: Sequence[Sequence[str]]
+    engine: Engine, told: Mapping[str, Any], before: Picture | None, *, streams: int, feeds: Sequence[FeedStats]
 ) -> dict[str, Any]:
     """
     The page of a pool.
@@ -77,7 +78,7 @@ def model_of(
         engine: the pool's.
         told: what `rtpool.debug.serving.picture_of` made.
         before: an earlier picture, for the rates.
-        streams, feeds: how many streams to browsers are open; a row each for what they are fed from.
+        streams, feeds: how many streams to browsers are open, this page's included; what they are fed from.
     """
     now, words = Picture.of(told), _Words(engine.logs.hide)
     stats = told["stats"]
@@ -85,7 +86,7 @@ def model_of(
         "connections": _connections(engine, now, before),
         "channels": _channels(now, before, stats, words),
         "joins": _joins(engine, words),
-        "streams": ([_row(row[1], *map(words, row)) for row in feeds[:MAX_ROWS]], f"{figures.whole(streams)} open"),
+        "streams": _feeds(streams, feeds, words),
         "recorder": _recorder(engine, words),
     }
     issues = [_issue(each, words) for each in told["issues"][:MAX_ISSUES]]
@@ -237,6 +238,23 @@ def _joins(engine: Engine, words: _Words) -> tuple[list[dict[str, Any]], str]:
         where = str(connection.connection_id) if connection is not None else "-"
         rows.append(_row(state, name, state, where, figures.whole(len(join.members))))
     return rows, _shown(joins, _count(len(joins), "server channel"))
+
+
+def _feeds(streams: int, feeds: Sequence[FeedStats], words: _Words) -> tuple[list[dict[str, Any]], str]:
+    rows = [
+        _row(
+            feed.status,
+            words(feed.topic) + (" (private)" if feed.private else "") + (" (a user's)" if feed.own_token else ""),
+            words(feed.status),
+            figures.whole(feed.browsers),
+            figures.whole(feed.total),
+            figures.whole(feed.skipped),
+            figures.whole(feed.events),
+            figures.size(feed.size),
+        )
+        for feed in sorted(feeds, key=lambda feed: feed.status == "joined")[:MAX_ROWS]
+    ]
+    return rows, _shown(feeds, f"{_count(streams, 'stream')} open, open pages like this one included")
 
 
 def _list(look: Callable[[], Iterable[Join]]) -> list[Join]:

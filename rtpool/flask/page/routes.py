@@ -7,8 +7,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import threading
-from collections.abc import Iterator
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -177,18 +175,8 @@ class Page:
         )
 
     def events(self) -> Response:
-        """The page's live updates."""
-        return Response(self._frames(), mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
-
-    def _frames(self) -> Iterator[bytes]:
-        rest = threading.Event()
-        shown = None
-        while True:
-            looked = self.looker.look()
-            if looked is not shown:
-                shown = looked
-                yield looked.frame
-            rest.wait(0.5)
+        """The page's live updates: a look a second, made once for all that are open."""
+        return self._state.streams.repeat("look", lambda: self.looker.look().model)
 
     def asset(self, name: str) -> Response:
         """The page's script and its looks; by name, from a list."""
