@@ -3,7 +3,7 @@ A presence board: who has this page open, live. Each visitor is here under their
 
     python examples/presence_board/app.py
 
-runs it on a server of its own; with SUPABASE_URL and SUPABASE_KEY it runs on that project, which needs no tables for it.
+runs it on a server of its own; with SUPABASE_URL and SUPABASE_KEY it runs on that project, which needs no table for it.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(
         SECRET_KEY="only-for-this-example",
+        SESSION_COOKIE_NAME="presence_board",
         SESSION_COOKIE_SAMESITE="Lax",  # no other site can send a form in somebody's name
         RTPOOL_URL=os.environ.get("SUPABASE_URL"),
         RTPOOL_API_KEY=os.environ.get("SUPABASE_KEY"),
@@ -122,7 +123,9 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         def view(presence: rtpool.Presence) -> dict[str, Any] | None:
             return {"people": people(presence.state)} if presence.state is not None else None
 
-        response = realtime.stream(TOPIC, broadcasts=None, presence=True, authorize=lambda: "name" in session, view=view)
+        response = realtime.stream(
+            TOPIC, broadcasts=None, presence=True, authorize=lambda: "name" in session, view=view
+        )
         if response.status_code == 200:  # neither refused nor one too many
             response.call_on_close(functools.partial(visitors.go, visitors.come(realtime.pool, session["name"])))
         return response
