@@ -43,9 +43,14 @@ ARGUMENTS = (
 OF_THE_NETWORK = ("Failed to load resource", "net::ERR_")
 
 
+def find_chromium() -> str | None:
+    """Where it is: RTPOOL_CHROMIUM, or the first on the path."""
+    return os.environ.get("RTPOOL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
 def chromium() -> str:
-    """Its path: RTPOOL_CHROMIUM, or the first found. Skips where there is none; fails where all must run."""
-    found = os.environ.get("RTPOOL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    """Its path. Skips where there is none; fails where all must run."""
+    found = find_chromium()
     if found is None:
         words = "there is no Chromium; install one, or say in RTPOOL_CHROMIUM where it is"
         if os.environ.get("RTPOOL_REQUIRE_INTEROP") == "1":
@@ -54,15 +59,22 @@ def chromium() -> str:
     return found
 
 
+def expect(subject: Any) -> Any:
+    """playwright's assertions, which wait; as long as any other test."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=CAP * 1000)
+    return expect(subject)
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """The browser of all tests here; what one of them sees is apart from the others by `open_page`."""
     for package in ("flask", "playwright"):
         need(package)
     path = chromium()
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
-    expect.set_options(timeout=CAP * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser

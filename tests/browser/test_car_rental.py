@@ -13,7 +13,7 @@ import pytest
 
 from rtpool.testing import RealtimeServer
 from rtpool.testing.faults import Restart
-from tests.browser.conftest import OpenPage, RunExample, Served
+from tests.browser.conftest import OpenPage, RunExample, Served, expect
 from tests.conftest import Figure
 from tests.servers.conftest import ROOT
 from tests.support.wait import wait_until
@@ -82,9 +82,9 @@ def set_status(server: RealtimeServer, rows: Rows) -> Set:
     return change
 
 
-def renter(open_page: OpenPage, url: str, *models: str) -> Page:
+def renter(open_page: OpenPage, url: str, *models: str, **screen: Any) -> Page:
     """The page of somebody who follows these."""
-    page = open_page()
+    page = open_page(**screen)
     page.goto(url)
     for model in models:
         page.get_by_role("button", name=f"Follow {model}", exact=True).click()
@@ -99,12 +99,6 @@ def admin(open_page: OpenPage, url: str, **screen: Any) -> Page:
     page.get_by_role("button", name="Enter").click()
     expect(page.locator("#standing")).to_have_text("Live")
     return page
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect
-
-    return expect(locator)
 
 
 def status(page: Page, car: int) -> Any:

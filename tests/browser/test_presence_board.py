@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtpool.testing import RealtimeServer
 from rtpool.testing.faults import Restart
-from tests.browser.conftest import OpenPage, RunExample
+from tests.browser.conftest import OpenPage, RunExample, expect
 from tests.conftest import Figure
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ WATCH = """
 """
 
 
-def visitor(open_page: OpenPage, url: str, name: str) -> Page:
-    page = open_page()
+def visitor(open_page: OpenPage, url: str, name: str, **screen: Any) -> Page:
+    page = open_page(**screen)
     page.goto(url)
     page.get_by_label("Your name").fill(name)
     page.get_by_role("button", name="Come in").click()
@@ -33,17 +33,9 @@ def visitor(open_page: OpenPage, url: str, name: str) -> Page:
 
 
 def expect_people(page: Page, *names: str) -> None:
-    from playwright.sync_api import expect
-
     expect(page.locator(".name")).to_have_text(list(names))
     count = "One person is here" if len(names) == 1 else f"{len(names)} people are here"
     expect(page.locator("h1")).to_have_text(count)
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect
-
-    return expect(locator)
 
 
 def test_visitors_are_here_while_their_pages_are_open(
