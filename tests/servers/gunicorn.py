@@ -7,11 +7,20 @@ import re
 import signal
 import sys
 import urllib.request
+from typing import TYPE_CHECKING, Any
 
-from tests.servers.conftest import Program, Run
 from tests.support.wait import wait_until
 
-__all__ = ["Gunicorn"]
+if TYPE_CHECKING:
+    import pathlib
+
+    from tests.servers.conftest import Program, Run
+
+__all__ = ["CLASSES", "STREAMING", "Gunicorn", "Shop"]
+
+#: Worker classes, and those of them that suit streams.
+CLASSES = ("sync", "gthread", "gevent")
+STREAMING = ("gthread", "gevent")
 
 #: What gunicorn itself says: its log, and that it leaves its listening socket to the end of the process.
 OWN = (
@@ -81,3 +90,37 @@ class Gunicorn:
         noise = [line for line in err.splitlines() if not any(re.match(own, line) for own in self._may_say)]
         assert not noise, "\n".join(noise)
         assert "graceful timeout" not in err
+
+
+#: For the app of this folder that has rtpool's extension.
+SHOP = "tests.servers.shop:app"
+HOOK = """
+def post_worker_init(worker):
+    from tests.servers.shop import realtime
+    with worker.wsgi.app_context():
+        realtime.start(alive=lambda: worker.alive)
+"""
+PATCH = "from gevent import monkey; monkey.patch_all()\n"
+#: What an app tells its log of what was lost.
+LOGGED = (r"\[\S+ \S+\] WARNING in ",)
+
+
+class Shop:
+    """Starts gunicorns that serve `tests.servers.shop`."""
+
+    def __init__(self, run: Run, folder: pathlib.Path) -> None:
+        self._run, self._folder = run, folder
+
+    def __call__(self, kind: str, *options: str, preload: bool = False, hook: str = HOOK, **arguments: Any) -> Gunicorn:
+        """
+        Start one.
+
+        Args:
+            kind: the class of its workers.
+            hook: more for its configuration.
+            arguments: for `Gunicorn`.
+        """
+        early = PATCH if kind == "gevent" and preload else ""
+        (self._folder / "gunicorn.conf.py").write_text(early + hook)
+        given = ["--worker-class", kind, *(["--preload"] if preload else []), *options]
+        return Gunicorn(self._run, *given, app=SHOP, said=LOGGED, **arguments)

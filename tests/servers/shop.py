@@ -10,8 +10,9 @@ import os
 import threading
 import time
 
-import rtpool
 from flask import Flask, Response, request
+
+import rtpool
 from rtpool.flask import Realtime
 
 app = Flask(__name__)

@@ -1,32 +1,17 @@
-"""Apps with rtpool's extension in a real gunicorn: each worker has one connection, the master none, and all end in time."""
+"""Apps with rtpool's extension in a real gunicorn: a connection for each worker, none for the master, all end in time."""
 
 from __future__ import annotations
 
 import os
-import pathlib
 import signal
 
 import pytest
 
 from rtpool.testing import RealtimeServer
-from tests.servers.conftest import Goodbyes, Guests, Run, need
+from tests.servers.conftest import Goodbyes, Guests, need
 from tests.servers.crowd import Crowd
-from tests.servers.gunicorn import Gunicorn
+from tests.servers.gunicorn import CLASSES, STREAMING, Shop
 from tests.support.wait import wait_until
-
-APP = "tests.servers.shop:app"
-CONFIG = """
-{patch}
-def post_worker_init(worker):
-    from tests.servers.shop import realtime
-    with worker.wsgi.app_context():
-        realtime.start(alive=lambda: worker.alive)
-"""
-PATCH = "from gevent import monkey; monkey.patch_all()"
-#: What an app says of what was lost, on its own logger.
-SAID = (r"\[\S+ \S+\] WARNING in ", r"Ignoring exception|.*fork")
-CLASSES = ("sync", "gthread", "gevent")
-STREAMING = ("gthread", "gevent")
 
 kinds = pytest.mark.parametrize("kind", CLASSES)
 streaming = pytest.mark.parametrize("kind", STREAMING)
@@ -34,36 +19,17 @@ preloading = pytest.mark.parametrize("preload", [False, True], ids=["each loads"
 
 
 @pytest.fixture(autouse=True)
-def gunicorn() -> None:
-    need("flask")
-    need("gunicorn")
-
-
-class Start:
-    """Starts gunicorns for the app."""
-
-    def __init__(self, run: Run, folder: pathlib.Path) -> None:
-        self._run, self._folder = run, folder
-
-    def __call__(self, kind: str, *options: str, preload: bool = False, **arguments: str | int) -> Gunicorn:
-        if kind == "gevent":
-            need("gevent")
-        (self._folder / "gunicorn.conf.py").write_text(CONFIG.format(patch=PATCH if kind == "gevent" else ""))
-        given = ["--worker-class", kind, *(["--preload"] if preload else []), *options]
-        return Gunicorn(self._run, *given, app=APP, said=SAID, **arguments)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def start(run: Run, tmp_path: pathlib.Path) -> Start:
-    return Start(run, tmp_path)
+def gevent(request: pytest.FixtureRequest) -> None:
+    if "gevent" in request.node.name:
+        need("gevent")
 
 
 @kinds
 @preloading
 def test_each_worker_hears_from_the_beginning_by_one_connection_and_the_master_has_none(
-    server: RealtimeServer, guests: Guests, start: Start, kind: str, preload: bool
+    server: RealtimeServer, guests: Guests, shop: Shop, kind: str, preload: bool
 ) -> None:
-    gunicorn = start(kind, preload=preload)
+    gunicorn = shop(kind, preload=preload)
     answers = guests.call(2)
     assert {answer.parent for answer in answers.values()} == {gunicorn.program.pid}
     guests.say(1)
@@ -86,9 +52,9 @@ def test_each_worker_hears_from_the_beginning_by_one_connection_and_the_master_h
 
 @kinds
 def test_a_master_that_listens_too_is_not_disturbed_and_its_workers_begin_with_a_gap(
-    server: RealtimeServer, guests: Guests, start: Start, kind: str
+    server: RealtimeServer, guests: Guests, shop: Shop, kind: str
 ) -> None:
-    gunicorn = start(kind, preload=True, GUEST_AT_IMPORT="1")
+    gunicorn = shop(kind, preload=True, GUEST_AT_IMPORT="1")
     answers = guests.call(3)
     master = answers.pop(gunicorn.program.pid)
     assert (master.connection, master.gaps) == (1, [])
@@ -101,11 +67,9 @@ def test_a_master_that_listens_too_is_not_disturbed_and_its_workers_begin_with_a
 
 @kinds
 def test_without_a_hook_a_worker_hears_from_its_first_request_on(
-    server: RealtimeServer, guests: Guests, run: Run, kind: str
+    server: RealtimeServer, guests: Guests, shop: Shop, kind: str
 ) -> None:
-    if kind == "gevent":
-        need("gevent")
-    gunicorn = Gunicorn(run, "--worker-class", kind, app=APP)
+    gunicorn = shop(kind, hook="")
     assert server.connections_total == 0
     workers = gunicorn.ask_all()
     assert set(guests.call(2)) == workers
@@ -115,9 +79,9 @@ def test_without_a_hook_a_worker_hears_from_its_first_request_on(
 @streaming
 @preloading
 def test_a_graceful_stop_is_not_held_up_by_open_streams(
-    server: RealtimeServer, guests: Guests, start: Start, kind: str, preload: bool
+    server: RealtimeServer, guests: Guests, shop: Shop, kind: str, preload: bool
 ) -> None:
-    gunicorn = start(kind, "--threads", "8", "--graceful-timeout", "60", preload=preload)
+    gunicorn = shop(kind, "--threads", "8", "--graceful-timeout", "60", preload=preload)
     guests.wait(2)
     with Crowd(6) as crowd:
         crowd.come_back = False
@@ -133,9 +97,9 @@ def test_a_graceful_stop_is_not_held_up_by_open_streams(
 
 @streaming
 def test_a_worker_that_has_had_its_share_of_requests_ends_its_streams_and_they_go_on_elsewhere(
-    server: RealtimeServer, guests: Guests, start: Start, kind: str
+    server: RealtimeServer, guests: Guests, shop: Shop, kind: str
 ) -> None:
-    gunicorn = start(kind, "--threads", "8", "--graceful-timeout", "60", "--max-requests", "5")
+    gunicorn = shop(kind, "--threads", "8", "--graceful-timeout", "60", "--max-requests", "5")
     guests.wait(2)
     with Crowd(5) as crowd:
         crowd.open(gunicorn.address)
