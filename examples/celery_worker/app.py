@@ -49,7 +49,7 @@ def create_app() -> Flask:
 @click.command("enqueue-changes")
 @with_appcontext
 def enqueue_changes() -> None:
-    """Listen, and have a task done for each change. Run it once, whatever else runs how often; Ctrl-C or SIGTERM ends it."""
+    """Listen, and have a task done for each change; run it once. Ctrl-C or SIGTERM ends it."""
     realtime.start()
     realtime.pool.run_forever(handle_sigterm=True)
 

@@ -161,6 +161,12 @@ class Crowd:
     def _connect(self, browser: Browser) -> None:
         self._selector.register(browser.connect(self._address, self.path), selectors.EVENT_READ, browser)
 
+    def leave(self, browser: Browser) -> None:
+        """Have one go away."""
+        if browser.sock is not None:
+            self._selector.unregister(browser.sock)
+            browser.close()
+
     def read_until(self, predicate: Callable[[], object], what: str, cap: float = 30.0) -> None:
         """Have all of them read until something is true."""
         deadline = time.monotonic() + cap

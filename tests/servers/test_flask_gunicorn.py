@@ -1,4 +1,4 @@
-"""Apps with rtpool's extension in a real gunicorn: a connection for each worker, none for the master, all end in time."""
+"""Apps with rtpool's extension in a real gunicorn: a connection for each worker, none for the master, an end in time."""
 
 from __future__ import annotations
 
