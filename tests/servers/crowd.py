@@ -175,12 +175,21 @@ class Crowd:
                 open_ = sum(browser.sock is not None for browser in self.browsers)
                 ends = sum((browser.ends for browser in self.browsers), collections.Counter[str]())
                 raise AssertionError(f"not within {cap} s: {what}; {open_} streams are open, {dict(ends)}")
-            for key, _ in self._selector.select(0.05):
-                browser: Browser = key.data
-                if not browser.read():
-                    self._selector.unregister(key.fileobj)
-                    if self.come_back:
-                        self._connect(browser)
+            self._read()
+
+    def read_for(self, seconds: float) -> None:
+        """Have all of them read for so long."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._read()
+
+    def _read(self) -> None:
+        for key, _ in self._selector.select(0.05):
+            browser: Browser = key.data
+            if not browser.read():
+                self._selector.unregister(key.fileobj)
+                if self.come_back:
+                    self._connect(browser)
 
     def by_process(self) -> dict[int, list[Browser]]:
         """Whose streams are whose."""

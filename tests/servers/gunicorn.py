@@ -35,7 +35,7 @@ class Gunicorn:
     A gunicorn that serves an application of this folder.
 
     Args:
-        app: where the application is, ``"module:name"``.
+        app: where the application is, ``"module:name"``; None where the options are the whole of it.
         said: lines that it may say beside gunicorn's own, as regular expressions.
     """
 
@@ -43,14 +43,15 @@ class Gunicorn:
         self,
         run: Run,
         *options: str,
-        app: str = "tests.servers.wsgi:app",
+        app: str | None = "tests.servers.wsgi:app",
         workers: int = 2,
         said: tuple[str, ...] = (),
         **environment: str,
     ) -> None:
-        settings = ["--bind", "127.0.0.1:0", "--workers", str(workers), "--graceful-timeout", "5", *options]
+        settings = ["--bind", "127.0.0.1:0", "--workers", str(workers), "--graceful-timeout", "5", *options, app]
         self._workers, self._may_say = workers, OWN + said
-        self.program: Program = run(sys.executable, "-m", "gunicorn", *settings, app, **environment)
+        whole = [setting for setting in settings if setting is not None] if app is not None else options
+        self.program: Program = run(sys.executable, "-m", "gunicorn", *whole, **environment)
         self.program.wait_for(lambda: self._said("Booting worker") == workers, "all workers were started")
 
     def _said(self, words: str) -> int:

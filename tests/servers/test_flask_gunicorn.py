@@ -1,4 +1,4 @@
-"""Apps with rtpool's extension in a real gunicorn: a connection for each worker, none for the master, an end in time."""
+"""Apps with rtpool's extension in a real gunicorn: a connection for each worker, none for the master."""
 
 from __future__ import annotations
 
