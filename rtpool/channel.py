@@ -175,6 +175,11 @@ class Channel(Callbacks):
         check_timeout(timeout)
         self._leave(timeout)
 
+    def _end(self, why: str) -> None:
+        """Unsubscribe for good, without waiting for the server; who would use it later is told that the topic `why`."""
+        self._subscriber.over = why
+        self._leave(0)
+
     def _leave(self, timeout: float, *, only: Attachment | None = None) -> None:
         attachment = self._detach(only)
         if attachment is not None:
@@ -382,6 +387,8 @@ class Channel(Callbacks):
     def _not_subscribed(self) -> RtpoolError:
         if self._subscriber.forked:
             return forked(self.topic)
+        if self._subscriber.over:
+            return NotSubscribed(f"{self.topic!r} {self._subscriber.over}", topic=self.topic)
         return NotSubscribed(f"{self.topic!r} is not subscribed; call subscribe() first", topic=self.topic)
 
     # Receiving in a loop

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import threading
@@ -65,7 +64,8 @@ def _forgotten(engine: Engine) -> None:
     if engine.started and not engine.closed:
         try:
             engine.abandon(FORGOTTEN)
-            engine.warn_forgotten("never closed")
+            if engine.warn_at_exit:
+                engine.warn_forgotten("never closed")
         except KeyboardInterrupt:  # Python drops what is raised here
             engine.abandon(FORGOTTEN, interrupt=True)
 
@@ -250,8 +250,7 @@ class RealtimePool(RestBroadcasts, Insight):
         check_callable(callback)
         check_timeout(timeout)
         change = ChangeBinding.checked(event, schema, table, filter, select)
-        digest = hashlib.sha256(repr(change).encode("utf-8")).hexdigest()[:12]
-        channel = self.channel(f"changes:{table[:40].encode('ascii', 'replace').decode()}:{digest}")
+        channel = self.channel(change.topic)
         channel.on_postgres_changes(
             change.event, callback, schema=change.schema, table=table, filter=change.filter, select=change.select
         )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from rtpool.errors import ConfigConflict, RtpoolError
+from rtpool.errors import ConfigConflict, NotSubscribed, RtpoolError
 from rtpool.events import Broadcast, ChannelState, Event
 from rtpool.outcome import Outcome
 from rtpool.protocol.json_engine import canonical, loads
@@ -256,6 +256,7 @@ class Subscriber:
         "key",
         "leaving",
         "mailbox",
+        "over",
         "pushed",
         "replay",
         "stream",
@@ -301,6 +302,8 @@ class Subscriber:
         self.pushed = False
         #: Whether its subscription was the parent's, in a forked child, and it was not subscribed since.
         self.forked = False
+        #: Why it is over for good, ``""`` while it is not. Written before it is detached for the last time.
+        self.over = ""
 
     def inherit(self, mailbox: Any, stream: Any) -> Attachment | None:
         """In a forked child: begin anew with these mailboxes. Returns what it was attached by, the parent's."""
@@ -431,8 +434,15 @@ class Registry:
         self._lock = Lock()
 
     def attach(self, subscriber: Subscriber) -> Attachment | None:
-        """Attach a Channel to its share; None when it already is attached."""
+        """
+        Attach a Channel to its share; None when it already is attached.
+
+        Raises:
+            NotSubscribed: it is over.
+        """
         with self._lock:
+            if subscriber.over:
+                raise NotSubscribed(f"{subscriber.topic!r} {subscriber.over}", topic=subscriber.topic)
             if subscriber.attachment is not None:
                 return None
             share = self._shares.get(subscriber.key)

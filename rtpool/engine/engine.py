@@ -189,7 +189,7 @@ class Engine:
         self.too_big = 0
         #: Monotonic seconds.
         self.made_at = time.monotonic()
-        #: False for pools that live as long as the process by design.
+        #: False for pools that live as long as the process by design, or as something that has no end of its own.
         self.warn_at_exit = True
         #: The thread that started it; None before, and perhaps when it is gone.
         self.started_by: weakref.ref[threading.Thread] | None = None
@@ -436,15 +436,23 @@ class Engine:
         with self._lock:
             self.callback_errors += 1
         fields = {"callback": _name(callback), "where": where, "error": type(error).__name__}
-        self._log.exception("callback_raised", "! callback %(callback)r of %(where)s raised %(error)s", **fields)
-        hook = self._hooks_now().error
-        if hook is not None:
-            try:
-                hook(error, callback, value)
-            except BaseException:  # likewise
-                self._log.exception("callback_raised", "! on_callback_error itself raised", callback=_name(hook))
+        words = "! callback %(callback)r of %(where)s raised %(error)s"
+        hooks = self._hooks_now()
+        if hooks.report is None:
+            self._log.exception("callback_raised", words, **fields)
+        else:
+            self._log.note("callback_raised", words, **fields)
+            self._call_hook(hooks.report, error, callback, value, where)
+        if hooks.error is not None:
+            self._call_hook(hooks.error, error, callback, value)
         if isinstance(error, KeyboardInterrupt):
             pass_on(error)
+
+    def _call_hook(self, hook: Callable[..., object], *arguments: Any) -> None:
+        try:
+            hook(*arguments)
+        except BaseException:  # as of any callback
+            self._log.exception("callback_raised", "! on_callback_error itself raised", callback=_name(hook))
 
     def listen(self, callback: Callback) -> None:
         """Add a listener for the pool's status."""

@@ -22,17 +22,19 @@ class Hooks:
     Attributes:
         status, heartbeat: called on a worker with each status of the pool, with each heartbeat; replaced whole.
         error: called on a worker with (error, callback, event) after a callback raised.
+        report: called likewise, with where it was called for as well, in place of the log.
         token: the pool's token callable.
 
     Thread-safety: attributes are read anywhere, and written under the engine's lock.
     """
 
-    __slots__ = ("__weakref__", "error", "heartbeat", "status", "token")
+    __slots__ = ("__weakref__", "error", "heartbeat", "report", "status", "token")
 
     def __init__(self) -> None:
         self.status: tuple[Callback, ...] = ()
         self.heartbeat: tuple[Callback, ...] = ()
         self.error: Callable[[BaseException, Callback, Any], object] | None = None
+        self.report: Callable[[BaseException, Callback, Any, str], object] | None = None
         self.token: Callable[[], str] | None = None
 
     def lend(self, token: str | Callable[[], str] | None) -> str | Callable[[], str] | None:

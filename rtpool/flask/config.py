@@ -6,20 +6,48 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
+from rtpool.checks import check_token
+from rtpool.engine.dialer import Endpoint
 from rtpool.errors import InvalidType, InvalidValue
-from rtpool.options import PoolOptions
+from rtpool.options import PoolOptions, _number, _of_type
 
-__all__ = ["PREFIX", "Settings", "read_settings"]
+__all__ = ["API_KEYS", "PREFIX", "URLS", "Settings", "read_settings"]
 
 PREFIX = "RTPOOL_"
+#: Where the project's URL and key are looked for: the first in the config, the others there and in the environment.
+URLS = ("RTPOOL_URL", "SUPABASE_URL")
+API_KEYS = ("RTPOOL_API_KEY", "SUPABASE_KEY", "SUPABASE_ANON_KEY", "SUPABASE_SERVICE_ROLE_KEY")
 
 #: The pool's options with this extension's own defaults.
 DEFAULTS: Mapping[str, Any] = {"after_fork": "resubscribe"}
+#: A token that opens the debug page is at least so long.
+SHORTEST_TOKEN = 16
+
+#: What text says yes and no.
+_WORDS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
+
+
+def _check_access_token(_instance: object, _attribute: object, value: Any) -> None:
+    if value is not None and not callable(value):
+        check_token(value)
+
+
+def _check_debug_token(_instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    _of_type(str, type(None))(_instance, attribute, value)
+    if value is not None and len(value) < SHORTEST_TOKEN:
+        raise InvalidValue(f"option {attribute.name} must have at least {SHORTEST_TOKEN} characters")
+
+
+_TEXT = _of_type(str, type(None))
+_SWITCH = _of_type(bool, type(None))
+_SECONDS = _number(0, exclusive=True)
+_COUNT = _number(1, integer=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -29,7 +57,8 @@ class Settings:
 
     Args:
         url: the project's URL; falls back to ``SUPABASE_URL``, in the config and in the environment. None: not there.
-        api_key: falls back to ``SUPABASE_KEY``, ``SUPABASE_ANON_KEY``, ``SUPABASE_SERVICE_ROLE_KEY``, likewise.
+        api_key: falls back to ``SUPABASE_KEY``, ``SUPABASE_ANON_KEY``, ``SUPABASE_SERVICE_ROLE_KEY``, likewise; a plain
+            Phoenix server (`topic_prefix`) gets only what ``RTPOOL_API_KEY`` says.
         access_token: as `RealtimePool`'s.
         options: the pool's.
         autostart: whether an app's first request subscribes the callbacks. None: unless ``app.testing``.
@@ -46,53 +75,91 @@ class Settings:
         stream_stall: seconds a browser may take nothing though there is something for it.
     """
 
-    url: str | None = None
-    api_key: str | None = None
-    access_token: str | Callable[[], str] | None = None
+    url: str | None = attrs.field(default=None, validator=_TEXT)
+    api_key: str | None = attrs.field(default=None, validator=_TEXT, repr=False)
+    access_token: str | Callable[[], str] | None = attrs.field(default=None, validator=_check_access_token, repr=False)
     options: PoolOptions = attrs.field(factory=PoolOptions)
-    autostart: bool | None = None
-    debug_page: bool | None = None
-    debug_token: str | None = None
-    health: bool = False
-    serve_debug: bool | None = None
-    max_streams: int = 100
-    stream_buffer: int = 1_000
-    stream_buffer_bytes: int = 4 * 1024 * 1024
-    stream_heartbeat: float = 15.0
-    stream_linger: float = 10.0
-    stream_max_age: float = 3600.0
-    stream_stall: float = 60.0
+    autostart: bool | None = attrs.field(default=None, validator=_SWITCH)
+    debug_page: bool | None = attrs.field(default=None, validator=_SWITCH)
+    debug_token: str | None = attrs.field(default=None, validator=_check_debug_token, repr=False)
+    health: bool = attrs.field(default=False, validator=_of_type(bool))
+    serve_debug: bool | None = attrs.field(default=None, validator=_SWITCH)
+    max_streams: int = attrs.field(default=100, validator=_number(0, integer=True))
+    stream_buffer: int = attrs.field(default=1_000, validator=_COUNT)
+    stream_buffer_bytes: int = attrs.field(default=4 * 1024 * 1024, validator=_number(1024, integer=True))
+    stream_heartbeat: float = attrs.field(default=15.0, validator=_SECONDS)
+    stream_linger: float = attrs.field(default=10.0, validator=_number(0))
+    stream_max_age: float = attrs.field(default=3600.0, validator=_SECONDS)
+    stream_stall: float = attrs.field(default=60.0, validator=_SECONDS)
+
+
+_OF_POOL = {field.name: str(field.type) for field in attrs.fields(PoolOptions)}
+_OWN = {field.name: str(field.type) for field in attrs.fields(Settings) if field.name != "options"}
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
     """
     The settings of an app.
 
+    Values are of the types that `Settings` and `PoolOptions` name, or text as the environment has it: a number; for a
+    switch ``true``, ``yes``, ``on``, ``1`` or their contraries, in any case; ``none`` or nothing where None may be.
+
     Raises:
         InvalidValue, InvalidType: a key that is none of ours, or a bad value; naming the key.
     """
-    own = {field.name for field in attrs.fields(Settings)} - {"options"}
-    of_pool = {field.name for field in attrs.fields(PoolOptions)}
     values: dict[str, Any] = {}
     options: dict[str, Any] = dict(DEFAULTS)
     for key in [key for key in config if isinstance(key, str) and key.startswith(PREFIX)]:
         name = key[len(PREFIX) :].lower()
-        if name in own:
-            values[name] = config[key]
-        elif name in of_pool:
-            options[name] = config[key]
+        if name in _OWN:
+            values[name] = _read(_OWN[name], config[key])
+        elif name in _OF_POOL:
+            options[name] = _read(_OF_POOL[name], config[key])
         else:
-            near = difflib.get_close_matches(name, own | of_pool, 1)
+            near = difflib.get_close_matches(name, _OWN.keys() | _OF_POOL.keys(), 1)
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
             raise InvalidValue(f"the config key {key} is none of rtpool's{hint}")
-    values["url"] = values.get("url") or _supabase(config, "URL")
-    values["api_key"] = values.get("api_key") or _supabase(config, "KEY", "ANON_KEY", "SERVICE_ROLE_KEY")
     try:
-        return Settings(**values, options=PoolOptions(**options))
-    except (InvalidType, InvalidValue):
-        raise
+        of_pool = PoolOptions(**options)
+        values["url"] = values.get("url") or _fall_back(config, URLS)
+        if of_pool.is_supabase:
+            values["api_key"] = values.get("api_key") or _fall_back(config, API_KEYS)
+        settings = Settings(**values, options=of_pool)
+    except (InvalidType, InvalidValue) as error:
+        raise type(error)(_naming_the_key(str(error))) from error
+    if settings.url:
+        try:
+            Endpoint.from_url(settings.url, settings.api_key)
+        except InvalidValue as error:
+            raise InvalidValue(f"the config's {' or '.join(URLS)}: {error}") from error
+    return settings
 
 
-def _supabase(config: Mapping[str, Any], *names: str) -> Any:
-    keys = [f"SUPABASE_{name}" for name in names]
-    return next((value for source in (config, os.environ) for key in keys if (value := source.get(key))), None)
+def _read(kinds: str, value: Any) -> Any:
+    """A value as a field of these types takes it, or as it is: then the field's own check refuses it."""
+    allowed = kinds.split(" | ")
+    if "bool" in allowed and type(value) in (int, str):  # FLASK_RTPOOL_DEBUG_PAGE=1 is the number
+        value = _WORDS.get(str(value).strip().lower(), value)
+    if isinstance(value, str):
+        text = value.strip()
+        if "None" in allowed and text.lower() in ("", "none", "null"):
+            return None
+        for name, kind in (("int", int), ("float", float)):
+            if name in allowed:
+                try:
+                    return kind(text)
+                except ValueError:
+                    continue
+    return value
+
+
+def _fall_back(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((value for source in (config, os.environ) for key in keys[1:] if (value := source.get(key))), None)
+
+
+def _naming_the_key(words: str) -> str:
+    """An error about an argument as one about its config key."""
+    option = re.match(r"(?:option )?(\w+)(?=[ :])", words)
+    if option is None or option[1] not in {*_OWN, *_OF_POOL}:
+        return f"rtpool's config: {words}"
+    return f"the config key {PREFIX}{option[1].upper()}{words[option.end() :]}"

@@ -4,75 +4,263 @@ What one app has of rtpool: settings, pool, subscribed callbacks, streams. It is
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import threading
+import time
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import rtpool
-from rtpool.errors import InvalidValue
-from rtpool.flask.config import Settings, read_settings
+from rtpool.checks import check_timeout, check_type
+from rtpool.errors import InvalidValue, PoolClosed, RtpoolError
+from rtpool.events import StatusChange
+from rtpool.flask import signals
+from rtpool.flask.callbacks import Declared, InAppContext, Subscriptions
+from rtpool.flask.config import API_KEYS, URLS, Settings, read_settings
 
 if TYPE_CHECKING:
     from flask import Flask
 
-__all__ = ["AppState"]
+    from rtpool.channel import Channel
+    from rtpool.debug.serving import DebugServer
+    from rtpool.flask.streams import Streams
+
+__all__ = ["AppState", "declared_late"]
+
+Lock = threading.Lock
+
+#: What is told to who uses a request's Channel in a forked child.
+FORKED = "was a request's, which is the parent process's"
+#: Seconds after which requests try again to subscribe the callbacks that could not be.
+RETRY_SECONDS = 30.0
+
+#: For a forked child, and for what is declared late.
+_states: weakref.WeakSet[AppState] = weakref.WeakSet()
 
 
 class AppState:
     """
-    Made by `Realtime.init_app`. Thread-safety: every method may be called from any thread.
+    Made by `Realtime.init_app`; gone with its app, and the pool with it.
+
+    Args:
+        app: is known weakly.
+        declared: the extension's callbacks; grows.
+
+    Attributes:
+        settings: as the config was when the pool was made, or at `init_app`.
+        request_channels: that end with an app context.
+
+    Thread-safety: every method may be called from any thread.
     """
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(self, app: Flask, declared: Sequence[Declared] = ()) -> None:
         self._app = weakref.ref(app)
-        self._lock = threading.Lock()
-        self._pool: rtpool.RealtimePool | None = None
+        self.declared = declared
         self.settings: Settings = read_settings(app.config)
+        self.request_channels: set[Channel] = set()
+        # Guards: _running, _streams
+        self._lock = Lock()
+        self._running: Subscriptions | None = None
+        self._closed = False  # by whoever it was: the declared callbacks wait for `start`
+        self._streams: Streams | None = None
+        self._asked = False  # for the declared callbacks, by `start` or the first request
+        self._again_at = 0.0
+        self._told = ""
+        self._debug_server: DebugServer | None = None
+        _states.add(self)
 
     @property
     def app(self) -> Flask:
         """The app."""
         app = self._app()
-        assert app is not None
+        if app is None:
+            raise PoolClosed("the app is gone, and its pool with it")
         return app
 
     @property
     def pool(self) -> rtpool.RealtimePool:
         """
-        The app's pool, made when it is first asked for; the config is read once more then. Opens nothing.
+        The app's pool, made when it is first asked for, and anew when it was closed. Opens nothing.
+
+        The config is read once more when it is made.
 
         Raises:
-            InvalidValue: the config has no URL, or a bad value.
+            InvalidValue, InvalidType: the config has no URL or key, or a bad value; naming the key.
         """
-        pool = self._pool
-        if pool is None:
-            settings = read_settings(self.app.config)
-            if not settings.url:
-                raise InvalidValue("the app's config has no RTPOOL_URL (or SUPABASE_URL, also in the environment)")
-            fresh = rtpool.RealtimePool(
-                settings.url, api_key=settings.api_key, access_token=settings.access_token, options=settings.options
-            )
-            with self._lock:
-                if self._pool is None:
-                    self.settings, self._pool = settings, fresh
-                pool = self._pool
-        return pool
+        return self._subscriptions().pool
 
     @property
     def has_pool(self) -> bool:
-        """Whether the pool was made already."""
-        return self._pool is not None
+        """Whether there is a pool now."""
+        running = self._running
+        return running is not None and not running.pool.closed
+
+    def _subscriptions(self) -> Subscriptions:
+        running = self._running
+        if running is None or running.pool.closed:
+            app = self.app
+            settings = read_settings(app.config)
+            fresh = Subscriptions(app, self._make_pool(settings), self.declared)
+            with self._lock:
+                running = self._running
+                if running is None or running.pool.closed:
+                    self._closed = self._closed or running is not None
+                    self.settings, self._running, running = settings, fresh, fresh
+        return running
+
+    def _make_pool(self, settings: Settings) -> rtpool.RealtimePool:
+        wanted = "the app's config has no {}, and neither it nor the environment {}"
+        if not settings.url:
+            raise InvalidValue(wanted.format(URLS[0], URLS[1]))
+        in_header = any(name.lower() == "x-api-key" for name, _ in settings.options.headers)
+        if settings.options.is_supabase and not settings.api_key and not in_header:
+            raise InvalidValue(wanted.format(API_KEYS[0], ", ".join(API_KEYS[1:])))
+        pool = rtpool.RealtimePool(
+            settings.url, api_key=settings.api_key, access_token=settings.access_token, options=settings.options
+        )
+        pool._engine.warn_at_exit = False  # apps have no end of their own
+        pool._hooks.report = self._report
+        return pool.on_status(self._on_status)
+
+    @property
+    def streams(self) -> Streams:
+        """The streams to browsers."""
+        from rtpool.flask.streams import Streams
+
+        fresh = self._streams or Streams(self)
+        with self._lock:
+            self._streams = self._streams or fresh
+            return self._streams
+
+    # The declared callbacks
+
+    def start(self, *, wait: bool = False, timeout: float = 10.0) -> None:
+        """As `Realtime.start`."""
+        check_type("wait", wait, bool)
+        check_timeout(timeout)
+        deadline = time.monotonic() + timeout
+        self._asked, self._closed = True, False
+        running = self._subscriptions()
+        running.subscribe(timeout)
+        if wait:
+            for channel in running.channels:
+                channel.subscribe(timeout=max(0.0, deadline - time.monotonic()))
+
+    def before_request(self) -> None:
+        """A request is about to be handled: the first one subscribes the declared callbacks, and never fails for it."""
+        running = self._running
+        if len(self.declared) == (running.done if running is not None else 0) or self._closed:
+            return
+        if time.monotonic() >= self._again_at and self._starts_by_itself():
+            self._asked = True
+            self._subscribe_quietly()
+
+    def _starts_by_itself(self) -> bool:
+        app = self.app
+        try:
+            wanted = read_settings(app.config).autostart
+        except RtpoolError:
+            wanted = None  # subscribing tells
+        return not app.testing if wanted is None else wanted
+
+    def declared_late(self) -> None:
+        """Something was declared, perhaps after the others were subscribed."""
+        if self._asked and not self._closed:
+            self._subscribe_quietly()
+
+    def _subscribe_quietly(self) -> None:
+        """Subscribe the callbacks on behalf of who did not ask for it; what goes wrong is told once."""
+        try:
+            self._subscriptions().subscribe(0.0)
+        except Exception as error:  # whatever it is, it is no reason for a request to fail
+            self._again_at = time.monotonic() + RETRY_SECONDS
+            if self._told != str(error):
+                self._told = str(error)
+                self.app.logger.error("rtpool: not every declared callback could be subscribed: %s", error)
+
+    # What the pool tells, on its workers
+
+    def _report(self, error: BaseException, callback: Any, event: Any, where: str) -> None:
+        """A callback raised, of whatever kind."""
+        app = self._app()
+        if app is None:
+            return
+        if isinstance(callback, InAppContext):
+            callback = callback.function
+        with app.app_context():
+            name = getattr(callback, "__qualname__", type(callback).__name__)
+            told = (type(error), error, error.__traceback__)
+            app.logger.error("rtpool: callback %s of %s raised %s", name, where, type(error).__name__, exc_info=told)
+            try:
+                signals.callback_failed.send(app, exception=error, callback=callback, event=event)
+            except Exception:
+                app.logger.exception("rtpool: a receiver of callback_failed raised")
+
+    def _on_status(self, change: StatusChange) -> None:
+        app = self._app()
+        if app is None:
+            return
+        with app.app_context():
+            if change.status == "connecting":
+                self._serve_debug(app)
+            elif change.status == "error":
+                app.logger.warning("rtpool: there is no connection: %s", change.error)
+            signals.status_changed.send(app, change=change)
+
+    def _serve_debug(self, app: Flask) -> None:
+        wanted, running, serving = self.settings.serve_debug, self._running, self._debug_server
+        if not (app.debug if wanted is None else wanted) or running is None or (serving and not serving.closed):
+            return
+        try:
+            self._debug_server = running.pool.serve_debug()
+        except RtpoolError as error:
+            level = logging.WARNING if wanted else logging.INFO
+            app.logger.log(level, "rtpool: other processes cannot look at the pool: %s", error)
+
+    # The end
 
     def close(self, timeout: float = 5.0) -> bool:
-        """
-        Close the pool. Idempotent; the next use makes another pool.
-
-        Args:
-            timeout: seconds for everything.
-
-        Returns:
-            True when everything was stopped in time.
-        """
+        """As `Realtime.close`."""
+        check_timeout(timeout)
         with self._lock:
-            pool, self._pool = self._pool, None
-        return pool.close(timeout) if pool is not None else True
+            running, self._running = self._running, None
+            streams, self._streams = self._streams, None
+            self._closed = True
+        if streams is not None:
+            streams.close()
+        return running.pool.close(timeout) if running is not None else True
+
+    def after_fork(self) -> None:
+        """In a forked child, after the pool's own part: requests and browsers are the parent's."""
+        self._lock = Lock()
+        self._again_at = 0.0
+        if self._running is not None:
+            self._running.after_fork()
+        channels, streams = list(self.request_channels), self._streams
+        self.request_channels.clear()
+        self._streams = None
+        with contextlib.ExitStack() as steps:  # the rest is done even if one fails
+            for channel in channels:
+                steps.callback(channel._end, FORKED)
+            if streams is not None:
+                steps.callback(streams.after_fork)
+
+
+def declared_late(declared: Sequence[Declared]) -> None:
+    """Subscribe what was just added wherever the others are subscribed already."""
+    for state in list(_states):
+        if state.declared is declared:
+            state.declared_late()
+
+
+def _leave_to_parent() -> None:
+    with contextlib.ExitStack() as steps:  # the others go on even if one fails
+        for state in list(_states):
+            steps.callback(state.after_fork)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -4,6 +4,7 @@ Postgres changes: what a binding asks for, and which of a frame's ids are whose.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -63,6 +64,12 @@ class ChangeBinding(NamedTuple):
         if select is not None:
             select = _checked_select(schema, table, select)
         return cls(event.upper(), schema, table, check_filter(filter), select)
+
+    @property
+    def topic(self) -> str:
+        """Where `RealtimePool.on_changes` asks for it: equal bindings share a join, others have each their own."""
+        digest = hashlib.sha256(repr(self).encode("utf-8")).hexdigest()[:12]
+        return f"changes:{(self.table or '*')[:40].encode('ascii', 'replace').decode()}:{digest}"
 
     def to_wire(self) -> dict[str, Any]:
         """The object for the join's config. With a filter the server wants schema and table named."""

@@ -13,6 +13,7 @@ from rtpool.flask import Realtime
 from rtpool.flask.state import AppState
 from rtpool.testing import RealtimeServer
 from tests.support import secrets_watch
+from tests.support.wait import wait_until
 
 MakeApp = Callable[..., Flask]
 
@@ -21,6 +22,19 @@ def state_of(app: Flask) -> AppState:
     """What an app has of rtpool."""
     state: AppState = app.extensions["rtpool"]
     return state
+
+
+def wait_for_callbacks(app: Flask, count: int | None = None) -> None:
+    """Wait until the declared callbacks of all, or so many, topics are really subscribed; somebody has begun that."""
+    state = state_of(app)
+
+    def subscribed() -> bool:
+        running = state._running
+        channels = running.channels if running is not None else ()
+        enough = len(channels) == count if count is not None else bool(channels)
+        return enough and all(channel.is_subscribed for channel in channels)
+
+    wait_until(subscribed, "the declared callbacks are subscribed")
 
 
 @pytest.fixture(autouse=True)
