@@ -104,4 +104,4 @@ def stream() -> Response:
 
 if os.environ.get("GUEST_AT_IMPORT"):
     with app.app_context():
-        realtime.start()
+        realtime.start(wait=True)

@@ -144,7 +144,7 @@ def test_celerys_example_does_each_change_of_a_given_project_once_though_many_pr
     program.wait_for(lambda: "read anew what changed in" in program.err(), "a task catches up", 30)
     _change(server, 10)
     server.wait_for(lambda s: len(s.requests) == 11, 30)
-    told = [json.loads(record.body)["messages"][0]["payload"]["car"]["id"] for record in server.requests]
+    told = [json.loads(record.body)["car"]["id"] for record in server.requests]
     assert sorted(told) == list(range(11))
     assert server.connections_total == 2
     web.ends()
