@@ -1,0 +1,364 @@
+"""
+A feed: one upstream Channel, the newest of what it told, and any number of browsers that read it, each with a cursor.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import attrs
+
+from rtpool.channel import Channel
+from rtpool.errors import RtpoolError
+from rtpool.events import Event, Gap, Presence, StatusChange
+from rtpool.flask.streams import sse
+from rtpool.flask.streams.seat import Seat
+from rtpool.flask.streams.sse import Position
+from rtpool.flask.streams.wanted import Wanted
+from rtpool.pool import RealtimePool
+
+__all__ = ["Entry", "Feed", "FeedStats", "Opening"]
+
+#: How far the clocks of two processes, and the ways of one event to them, may be apart; milliseconds.
+APART_MS = 5_000
+#: Bytes a reader takes at once, and the most that waits for one browser outside its feed.
+PIECE_BYTES = 64 * 1024
+
+
+class Entry(NamedTuple):
+    """
+    One thing that a feed told.
+
+    Attributes:
+        position: behind it.
+        at: when it came, milliseconds since 1970.
+        event: what views receive, None for what is told to everybody as it is.
+        frame: what is sent without a view.
+        lost_from: of a gap, since when something may be missing; likewise milliseconds.
+    """
+
+    position: Position
+    at: int
+    event: Event | None
+    frame: bytes
+    lost_from: int | None = None
+
+
+class Opening(NamedTuple):
+    """
+    Where a reader begins.
+
+    Attributes:
+        position: behind what its browser had, or is not to have.
+        lost: whether the browser may lack something from before it.
+        status: what it is to know of the Channel first, None while all is well.
+        present: the newest word on who is present, for who was not there to hear it.
+    """
+
+    position: Position
+    lost: bool
+    status: Entry | None
+    present: Entry | None
+
+
+@attrs.frozen
+class FeedStats:
+    """
+    A feed at one moment.
+
+    Attributes:
+        topic: as the user wrote it.
+        private: whether it is the private channel.
+        own_token: whether it listens as somebody else than the app.
+        browsers: streams that read it.
+        status: of its Channel, as in `rtpool.StatusChange`.
+        events: kept for browsers that come back.
+        size: bytes of those.
+        total: told since it began, statuses and gaps included.
+        skipped: events that slow browsers did not get, each counted once for each of them.
+    """
+
+    topic: str
+    private: bool
+    own_token: bool
+    browsers: int
+    status: str
+    events: int
+    size: int
+    total: int
+    skipped: int
+
+
+class Feed:
+    """
+    One upstream Channel and the ring of what it told.
+
+    Args:
+        wanted: what it tells.
+        pool: whose Channel.
+        limit, limit_bytes: events kept, and bytes of their frames.
+        key: for fingerprints, see `sse.fingerprint`.
+        wall: aware wall-clock time.
+        on_over: called with the feed, on a worker, when it will tell nothing more.
+        warn: logs a line.
+
+    Thread-safety: every method may be called from any thread; `_hear` is called by the Channel, never twice at once.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        pool: RealtimePool,
+        *,
+        limit: int,
+        limit_bytes: int,
+        key: bytes,
+        wall: Callable[[], datetime],
+        on_over: Callable[[Feed], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.wanted = wanted
+        self.pool = pool
+        self._limit, self._limit_bytes, self._key = limit, limit_bytes, key
+        self._wall, self._on_over, self._warn = wall, on_over, warn
+        self._pid = os.getpid()
+        self._channel: Channel | None = None
+        self._newest: Event | None = None  # confined to the Channel's callbacks
+        #: Guards: all below.
+        self._lock = threading.Lock()
+        self._ring: collections.deque[Entry] = collections.deque()
+        self._bytes = 0
+        # Behind what left the ring, and behind the newest in it; since when the ring lacks nothing, None before a join.
+        self._base = self._last = Position(secrets.token_hex(8), 0, self._now())
+        self._complete_since: int | None = None
+        self._status = "joining"
+        self._told_status: Entry | None = None
+        self._present: Entry | None = None
+        self._skipped = 0
+        self._seats: dict[Seat, None] = {}
+        #: Whether it will tell nothing more, and whether because the server will never let it in. Read anywhere.
+        self.over = False
+        self.refused = False
+
+    def _now(self) -> int:
+        return _milliseconds(self._wall())
+
+    # Its life
+
+    def start(self) -> None:
+        """
+        Subscribe, without waiting for it.
+
+        Raises:
+            As `rtpool.RealtimePool.channel` and `rtpool.Channel.subscribe`; PoolClosed above all.
+        """
+        channel = self._channel = self.wanted.channel(self.pool, self._hear)
+        channel.subscribe(wait=False)
+        if self.over:  # meanwhile
+            self.leave()
+
+    def leave(self) -> None:
+        """End every reader, when it has read all there is, and have the server forget the Channel. Idempotent."""
+        self._end()
+        channel = self._channel
+        if channel is not None:
+            channel.unsubscribe(timeout=0)
+
+    def inherit(self) -> None:
+        """In a forked child, where nobody reads it: its lock may be held by a thread that is not there."""
+        self._lock = threading.Lock()
+        self._seats = {}
+        self.leave()
+
+    def _end(self, *, refused: bool = False) -> None:
+        with self._lock:
+            self.refused = self.refused or (refused and not self.over)
+            self.over = True
+            seats = list(self._seats)
+        for seat in seats:
+            seat.woken.set()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a browser that comes has something to read: if only that the server said no."""
+        return not self.over or self.refused
+
+    def stats(self) -> FeedStats:
+        """What is to be seen of it."""
+        with self._lock:
+            return FeedStats(
+                topic=self.wanted.topic,
+                private=self.wanted.private,
+                own_token=self.wanted.token is not None,
+                browsers=len(self._seats),
+                status=self._status,
+                events=len(self._ring),
+                size=self._bytes,
+                total=self._last.seq,
+                skipped=self._skipped,
+            )
+
+    # What the Channel tells; on a worker, one after another
+
+    def _hear(self, event: Any) -> None:
+        if event is self._newest or os.getpid() != self._pid or self.over:
+            return  # one that several of our wishes fit comes as often; and a forked child has no browsers
+        self._newest = event
+        if isinstance(event, StatusChange):
+            self._hear_status(event)
+            return
+        lost_from = _milliseconds(event.lost_from) if isinstance(event, Gap) else None
+        try:
+            name, content = sse.content_of(event)
+            data = sse.encode(content, ordered=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            self._warn(f"an event on {self.wanted.topic!r} cannot be told to browsers: {error}")
+            self._append(*self._loss("encoding"))
+            return
+        if isinstance(event, Gap):
+            self._append(name, data, lost_from=lost_from)
+        elif len(data) > self._limit_bytes:
+            self._warn(
+                f"an event on {self.wanted.topic!r} has {len(data):,} characters and is not told to browsers; "
+                f"RTPOOL_STREAM_BUFFER_BYTES is {self._limit_bytes:,}"
+            )
+            self._append(*self._loss("size"))
+        else:
+            self._append(name, data, event=event, fingerprint=sse.fingerprint(name, data, self._key))
+
+    def _hear_status(self, change: StatusChange) -> None:
+        name, content = sse.content_of(change)
+        refused = change.status == "refused" and self._is_final(change.error)
+        if change.status == "joined":
+            with self._lock:
+                self._complete_since = self._complete_since or self._now()
+        self._append(
+            name, sse.encode(content, ordered=True), status=change.status, fingerprint=sse.STOP if refused else None
+        )
+        if refused or change.status == "closed":
+            self._end(refused=refused)
+            if refused and self._channel is not None:
+                self._channel.unsubscribe(timeout=0)
+            self._on_over(self)
+
+    def _is_final(self, error: Exception | None) -> bool:
+        """Whether the server will never let it in. The app's own token may be another one tomorrow; a browser's not."""
+        if not isinstance(error, RtpoolError) or error.retryable:
+            return False
+        return error.action.value == "fatal" or isinstance(self.wanted.given_token, str)
+
+    def _loss(self, cause: str) -> tuple[str, str]:
+        now = self._wall()
+        gap = Gap(self.wanted.topic, cause, now, now, certain=True)
+        name, content = sse.content_of(gap)
+        return name, sse.encode(content, ordered=True)
+
+    def _append(
+        self,
+        name: str,
+        data: str,
+        *,
+        event: Event | None = None,
+        fingerprint: str | None = None,
+        lost_from: int | None = None,
+        status: str | None = None,
+    ) -> None:
+        # Only the Channel's callbacks come here, one at a time: nobody else moves what is last.
+        now, last = self._now(), self._last
+        at, mark = (last.ms, last.fingerprint) if fingerprint is None else (now, fingerprint)
+        position = Position(last.epoch, last.seq + 1, at, mark)
+        entry = Entry(position, now, event, sse.frame(name, data, position), lost_from)
+        with self._lock:
+            self._ring.append(entry)
+            self._bytes += len(entry.frame)
+            self._last = position
+            if status is not None:
+                self._status = status
+                self._told_status = None if status == "joined" else entry
+            elif isinstance(event, Presence) and event.type == "sync":
+                self._present = entry
+            while len(self._ring) > self._limit or (self._bytes > self._limit_bytes and len(self._ring) > 1):
+                oldest = self._ring.popleft()
+                self._bytes -= len(oldest.frame)
+                self._base = oldest.position
+                if self._complete_since is not None:
+                    self._complete_since = max(self._complete_since, oldest.at)
+            seats = list(self._seats)
+        for seat in seats:
+            seat.woken.set()
+
+    # What readers do
+
+    def open(self, seat: Seat, last_id: str | None) -> Opening:
+        """
+        Begin to read.
+
+        Args:
+            seat: woken when there is more.
+            last_id: the browser's ``Last-Event-ID``, None when it comes for the first time.
+        """
+        had = None if last_id is None else sse.parse_id(last_id)
+        with self._lock:
+            self._seats[seat] = None
+            if had is not None and had.epoch == self._last.epoch and had.seq <= self._last.seq:
+                if had.seq >= self._base.seq:
+                    return Opening(self._at(had.seq), False, None, None)
+                return Opening(self._base, True, self._told_status, None)
+            found = None if had is None else self._find(had)
+            if found is not None:
+                return Opening(found, False, None, None)
+            return Opening(self._last, last_id is not None, self._told_status, self._present)
+
+    def close(self, seat: Seat) -> None:
+        """Read no more. Idempotent."""
+        with self._lock:
+            self._seats.pop(seat, None)
+
+    def after(self, position: Position) -> tuple[list[Entry], Position | None]:
+        """
+        What was told since, as much as a reader takes at once.
+
+        Returns:
+            The entries; and where they begin when something between `position` and them is there no more, else None.
+        """
+        with self._lock:
+            lost = self._base if position.seq < self._base.seq else None
+            if lost is not None:
+                self._skipped += lost.seq - position.seq
+            index = max(position.seq, self._base.seq) - self._base.seq
+            entries, size = [], 0
+            while index < len(self._ring) and size < PIECE_BYTES:
+                entries.append(self._ring[index])
+                size += len(entries[-1].frame)
+                index += 1
+            return entries, lost
+
+    def _at(self, seq: int) -> Position:
+        """Where a reader is that has read so much. The caller must hold `self._lock`."""
+        return self._base if seq == self._base.seq else self._ring[seq - self._base.seq - 1].position
+
+    def _find(self, had: Position) -> Position | None:
+        """
+        Where a reader is that read so much in another process, None when that cannot be proven: exactly one event of
+        that time has that content, and the ring lacks none of that time. The caller must hold `self._lock`.
+        """
+        first, last = had.ms - APART_MS, had.ms + APART_MS
+        if self._complete_since is None or self._complete_since > first or had.fingerprint == sse.NO_FINGERPRINT:
+            return None
+        found: list[Position] = []
+        for entry in self._ring:
+            if entry.lost_from is not None and entry.lost_from <= last and entry.at >= first:
+                return None
+            if entry.event is not None and first <= entry.at <= last and entry.position.fingerprint == had.fingerprint:
+                found.append(entry.position)
+        return found[0] if len(found) == 1 else None
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.astimezone(timezone.utc).timestamp() * 1000)

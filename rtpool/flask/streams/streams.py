@@ -1,0 +1,461 @@
+"""
+All the streams of an app in this process: how many may be, what they read, who left, who takes nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal
+
+import flask
+from werkzeug.wrappers import Response as AnyResponse
+
+from rtpool.checks import check_callable
+from rtpool.engine.threads import PoolThread, join_all
+from rtpool.errors import InvalidType, InvalidValue, PoolClosed
+from rtpool.flask.streams import sse
+from rtpool.flask.streams.feed import Feed, FeedStats
+from rtpool.flask.streams.readers import FeedReader, SnapshotReader, Snapshots, View
+from rtpool.flask.streams.response import HEADERS, EventStream, Pieces, refusal, socket_of
+from rtpool.flask.streams.seat import Seat
+from rtpool.flask.streams.wanted import Changes, Wanted
+from rtpool.flask.streams.watch import Watch
+
+if TYPE_CHECKING:
+    from rtpool.flask.state import AppState
+    from rtpool.pool import RealtimePool
+
+__all__ = ["Streams"]
+
+Authorize = Callable[[], Any]
+
+#: Seconds between two looks at who takes nothing, at most.
+LOOK_SECONDS = 5.0
+#: What `Realtime.stream` may do with a slow browser.
+SLOW = ("skip", "close")
+
+
+class _Shared:
+    """What streams read, how many do, and since when none does. Belongs to the lock of `Streams`."""
+
+    __slots__ = ("idle_since", "source", "users")
+
+    def __init__(self, source: Feed | Snapshots) -> None:
+        self.source = source
+        self.users = 0
+        self.idle_since: float | None = None
+
+
+class Streams:
+    """
+    The streams of an app; ``state.streams``.
+
+    While there are any, a thread of its own looks after them: it notices browsers that left, shuts down connections
+    whose browsers take nothing, and ends feeds that nobody came back to.
+
+    Args:
+        state: the app's.
+        clock: monotonic seconds.
+        wall: aware wall-clock time.
+
+    Thread-safety: every method may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        state: AppState,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self.state = state
+        self.clock = clock
+        self._wall = wall
+        self._logger = state.app.logger
+        # Seats whose response was dropped and never closed; filled wherever the collector strikes.
+        self._forgotten: collections.deque[Seat] = collections.deque()
+        self._key = secrets.token_bytes(32)
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        #: Guards: all below.
+        self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._seats: dict[Seat, _Shared] = {}
+        self._shared: dict[Any, _Shared] = {}
+        self._watch: Watch | None = None
+        self._keeper: threading.Thread | None = None
+        self._told_full = False
+
+    # What is to be seen
+
+    @property
+    def open(self) -> int:
+        """How many streams are open, those of snapshots included."""
+        self._collect()
+        with self._lock:
+            return len(self._seats)
+
+    @property
+    def feeds(self) -> tuple[FeedStats, ...]:
+        """Every feed; also those without a browser, which wait for one to come back."""
+        with self._lock:
+            sources = [shared.source for shared in self._shared.values()]
+        return tuple(source.stats() for source in sources if isinstance(source, Feed))
+
+    # What responds
+
+    def stream(
+        self,
+        topic: str,
+        *,
+        broadcasts: str | Sequence[str] | None = "*",
+        changes: str | Changes | Sequence[str | Changes] | None = None,
+        presence: bool = False,
+        private: bool = False,
+        access_token: str | Callable[[], str] | None = None,
+        authorize: Authorize | None = None,
+        view: View | None = None,
+        slow: Literal["skip", "close"] = "skip",
+    ) -> flask.Response:
+        """
+        As `rtpool.flask.Realtime.stream`; within a request.
+        """
+        answer = _answer_of(authorize)
+        if answer is not None:
+            return answer
+        wanted = Wanted.checked(topic, broadcasts, changes, presence, private, access_token)
+        if view is not None:
+            check_callable(view)
+        if slow not in SLOW:
+            raise InvalidValue(f"slow must be one of {', '.join(SLOW)}, not {slow!r}")
+        last_id = flask.request.headers.get("Last-Event-ID")
+        had = None if last_id is None else sse.parse_id(last_id)
+        if had is not None and had.fingerprint == sse.STOP:
+            return EventStream(status=204, headers=HEADERS)  # by the HTML standard, the end of coming back
+        if flask.request.method == "HEAD":
+            return EventStream(headers=HEADERS)
+        pool = self.state.pool
+        found = self._sit((pool, wanted), lambda: self._feed(wanted, pool))
+        if found is None:
+            return refusal(503, "too many streams are open\n")
+        seat, fresh = found
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.leave, seat)
+            if fresh:
+                try:
+                    self._start(seat.source)
+                except PoolClosed:
+                    return refusal(503, "the app is closing\n")
+            app = self.state.app
+            reader = FeedReader(app, seat.source, seat, last_id=last_id, view=view, close_slow=slow == "close")
+            pieces = Pieces(self, seat, reader)
+            undo.pop_all()
+        return pieces.respond()
+
+    def repeat(self, name: str, make: Callable[[], Any], *, every: float = 1.0) -> flask.Response:
+        """
+        A stream of what `make` returns, made anew at an interval, once for all who look at it under that name; within a
+        request.
+
+        Args:
+            name: the events' type, 1 to 32 small letters.
+            make: returns what is sent as `data`, a JSON value; called in an app context on the thread of one of those
+                streams. When it raises, that stream ends and the error is logged.
+            every: seconds.
+
+        Returns:
+            The response; a 503 beyond ``RTPOOL_MAX_STREAMS``.
+        """
+        if flask.request.method == "HEAD":
+            return EventStream(headers=HEADERS)
+        app = self.state.app
+        found = self._sit(name, lambda: Snapshots(app, name, make, every, self.clock))
+        if found is None:
+            return refusal(503, "too many streams are open\n")
+        seat, _ = found
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.leave, seat)
+            pieces = Pieces(self, seat, SnapshotReader(app, seat.source, seat))
+            undo.pop_all()
+        return pieces.respond()
+
+    def _feed(self, wanted: Wanted, pool: RealtimePool) -> Feed:
+        settings, secret = self.state.settings, self.state.app.secret_key
+        key = self._key
+        if secret:  # the same in all processes of the app, and no browser knows it
+            secret = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret
+            key = hashlib.blake2b(secret, digest_size=32, person=b"rtpool-streams").digest()
+        return Feed(
+            wanted,
+            pool,
+            limit=settings.stream_buffer,
+            limit_bytes=settings.stream_buffer_bytes,
+            key=key,
+            wall=self._wall,
+            on_over=self._is_over,
+            warn=self._warn,
+        )
+
+    def _start(self, feed: Feed) -> None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._is_over, feed)
+            undo.callback(feed.leave)
+            feed.start()
+            undo.pop_all()
+
+    # Coming and going
+
+    def _sit(self, key: Any, make: Callable[[], Feed | Snapshots]) -> tuple[Seat, bool] | None:
+        """
+        Take a seat.
+
+        Args:
+            key: equal keys have one source.
+            make: makes a source, and does nothing else.
+
+        Returns:
+            The seat, to be given back with `leave` whatever happens, and whether its source is fresh; None when every
+            seat is taken.
+        """
+        sock, limit = socket_of(flask.request.environ), self.state.settings.max_streams
+        source: Feed | Snapshots | None = None
+        watch: Watch | None = None
+        self._collect()
+        while True:
+            with self._lock:
+                seat, full, tell = None, len(self._seats) >= limit, False
+                shared = self._shared.get(key)
+                if shared is not None and not shared.source.usable:
+                    shared = None
+                present = self._watch or watch
+                if full:
+                    tell, self._told_full = not self._told_full, True
+                elif (shared is not None or source is not None) and present is not None:
+                    fresh = shared is None
+                    if shared is None:
+                        assert source is not None
+                        shared = self._shared[key] = _Shared(source)
+                    shared.users += 1
+                    if not shared.source.over:
+                        shared.idle_since = None
+                    seat = Seat(shared.source, sock)
+                    self._seats[seat] = shared
+                    starts, self._watch, self._told_full = self._watch is None, present, False
+            if full:
+                break
+            if seat is None:  # what is missing is made without the lock
+                watch = watch or Watch()
+                source = source or make()
+                continue
+            break
+        if watch is not None and (seat is None or watch is not present):
+            watch.close()
+        if tell:
+            self._warn(f"all {limit} streams of RTPOOL_MAX_STREAMS are open; who else comes gets a 503")
+        if seat is None or present is None:
+            return None
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.leave, seat)
+            if starts:
+                self._start_keeper(present)
+            present.add(seat)
+            undo.pop_all()
+        return seat, fresh
+
+    def leave(self, seat: Seat) -> None:
+        """Give a seat back. Idempotent."""
+        if seat.process != os.getpid():
+            return
+        watch = self._watch
+        if watch is not None:
+            watch.remove(seat)
+        now = self.clock()
+        with self._left:
+            shared = self._seats.pop(seat, None)
+            if shared is None:
+                return
+            shared.users -= 1
+            if not shared.users and shared.idle_since is None:
+                shared.idle_since = now
+            self._left.notify_all()
+        shared.source.close(seat)
+        if watch is not None:
+            watch.ring()
+
+    def forget(self, seat: Seat) -> None:
+        """Give a seat back soon; wherever the collector strikes, so it takes no lock."""
+        self._forgotten.append(seat)
+
+    def _collect(self) -> None:
+        while self._forgotten:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self.leave(self._forgotten.popleft())
+
+    def _is_over(self, feed: Feed) -> None:
+        """A feed tells nothing more. That the server refused it for ever is remembered for a while."""
+        now = self.clock()
+        with self._lock:
+            for key, shared in list(self._shared.items()):
+                if shared.source is feed:
+                    shared.idle_since = now
+                    if not feed.refused:
+                        del self._shared[key]
+            watch = self._watch
+        if watch is not None:
+            watch.ring()
+
+    def close(self, timeout: float = 5.0) -> bool:
+        """
+        End every stream and every feed. Idempotent; what comes later begins anew.
+
+        Args:
+            timeout: seconds it may take. After half of it, connections of browsers that take nothing are shut down.
+
+        Returns:
+            True when all ended in time; the stream that calls it does when it returns.
+        """
+        deadline, own = self.clock() + timeout, threading.get_ident()
+        self._collect()
+        with self._lock:
+            seats = [seat for seat in self._seats if seat.thread != own]
+            shared, self._shared = list(self._shared.values()), {}
+            watch, keeper = self._watch, self._keeper
+        for each in shared:
+            each.source.leave()
+        for seat in seats:
+            seat.leave()
+        if not self._gone(seats, timeout / 2):
+            for seat in seats:
+                if seat.handed is not None:
+                    seat.shut_down()
+        in_time = self._gone(seats, deadline - self.clock())
+        if watch is not None:
+            watch.ring()
+        return in_time and (
+            keeper is None or not join_all([keeper], time.monotonic() + max(0.0, deadline - self.clock()))
+        )
+
+    def _gone(self, seats: list[Seat], timeout: float) -> bool:
+        with self._left:
+            return self._left.wait_for(lambda: not any(seat in self._seats for seat in seats), max(0.0, timeout))
+
+    # The thread that looks after them
+
+    def _start_keeper(self, watch: Watch) -> None:
+        keeper = PoolThread(self._keep, "rtpool-streams", (watch,))
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._drop, watch)
+            keeper.start()
+            undo.pop_all()
+        with self._lock:
+            if self._watch is watch:
+                self._keeper = keeper
+
+    def _drop(self, watch: Watch) -> None:
+        with self._lock:
+            if self._watch is watch:
+                self._watch = self._keeper = None
+        watch.close()
+
+    def _keep(self, watch: Watch) -> None:
+        process = os.getpid()
+        while process == os.getpid():  # greenlets are in a forked child as well
+            try:
+                pause = self._look(watch)
+                if pause is None:
+                    return
+                for seat in watch.wait(pause):
+                    seat.leave()
+            except Exception:
+                if process != os.getpid():
+                    return
+                self._logger.exception("! what looks after the streams failed, and goes on")
+                threading.Event().wait(1.0)
+
+    def _look(self, watch: Watch) -> float | None:
+        """See to all that is due; the seconds until there may be more, None when nothing is left to look after."""
+        self._collect()
+        now, settings = self.clock(), self.state.settings
+        pause = min(LOOK_SECONDS, settings.stream_stall / 4)
+        with self._lock:
+            ended = []
+            for key, shared in list(self._shared.items()):
+                if shared.idle_since is None or (shared.users and not shared.source.over):
+                    continue
+                left = shared.idle_since + settings.stream_linger - now
+                if left > 0:
+                    pause = min(pause, left)
+                else:
+                    del self._shared[key]
+                    ended.append(shared.source)
+            stalled = [
+                seat
+                for seat in self._seats
+                if not seat.cut and seat.handed is not None and now - seat.handed >= settings.stream_stall
+            ]
+            done = not self._seats and not self._shared and self._watch is watch
+            if done:
+                self._watch = self._keeper = None
+        for source in ended:
+            source.leave()
+        for seat in stalled:
+            cut = seat.shut_down()
+            words = "its connection was shut down" if cut else "its server does not show the connection to shut down"
+            self._warn(f"a browser took nothing of its stream for {settings.stream_stall} s; {words}")
+        if done:
+            watch.close()
+            return None
+        return pause
+
+    def _warn(self, words: str) -> None:
+        self._logger.warning("! %s", words)
+
+    def _inherit(self) -> None:
+        """In a forked child, which has no browsers: everything there is the parent's."""
+        watch, shared = self._watch, list(self._shared.values())
+        self._forgotten.clear()
+        self._begin()
+        with contextlib.ExitStack() as steps:
+            if watch is not None:
+                steps.callback(watch.inherit)
+            for each in shared:
+                steps.callback(each.source.inherit)
+
+
+def _answer_of(authorize: Authorize | None) -> flask.Response | Any:
+    """What `authorize` has for an answer, None when the browser may listen."""
+    if authorize is None:
+        return None
+    verdict = authorize()
+    if isinstance(verdict, AnyResponse):
+        return verdict
+    if verdict is True:
+        return None
+    if verdict is None or verdict is False:
+        return refusal(403, "this stream is not for you\n")
+    raise InvalidType(f"authorize must return True, False or a Response, not {type(verdict).__name__}")
+
+
+#: Of this process, for a forked child.
+_all: weakref.WeakSet[Streams] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    with contextlib.ExitStack() as steps:  # the others go on even if one fails
+        for streams in list(_all):
+            steps.callback(streams._inherit)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
