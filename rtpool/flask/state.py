@@ -52,7 +52,7 @@ class AppState:
     Attributes:
         settings: as the config was when the pool was made, or at `init_app`.
         request_channels: that end with an app context.
-        alive: whether the process goes on serving; user code.
+        alive: says whether the process goes on serving; user code, None where nobody said.
 
     Thread-safety: every method may be called from any thread.
     """
@@ -62,7 +62,7 @@ class AppState:
         self.declared = declared
         self.settings: Settings = read_settings(app.config)
         self.request_channels: set[Channel] = set()
-        self.alive: Callable[[], bool] = _always
+        self.alive: Callable[[], bool] | None = None
         # Guards: _running, _streams
         self._lock = Lock()
         self._running: Subscriptions | None = None
@@ -99,6 +99,12 @@ class AppState:
         """Whether there is a pool now."""
         running = self._running
         return running is not None and not running.pool.closed
+
+    @property
+    def serving(self) -> bool:
+        """Whether the process goes on serving; where it does not, browsers go on with another."""
+        alive = self.alive
+        return alive is None or alive()
 
     def _subscriptions(self) -> Subscriptions:
         running = self._running
@@ -242,7 +248,7 @@ class AppState:
         """In a forked child, after the pool's own part: requests and browsers are the parent's."""
         self._lock = Lock()
         self._again_at = 0.0
-        self.alive = _always
+        self.alive = None
         if self._running is not None:
             self._running.after_fork()
         channels, streams = list(self.request_channels), self._streams
@@ -253,10 +259,6 @@ class AppState:
                 steps.callback(channel._end, FORKED)
             if streams is not None:
                 steps.callback(streams.after_fork)
-
-
-def _always() -> bool:
-    return True
 
 
 def declared_late(declared: Sequence[Declared]) -> None:

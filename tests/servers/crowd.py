@@ -44,7 +44,7 @@ class Browser:
         self.comments = 0
         self.ends: collections.Counter[str] = collections.Counter()
         self._raw = self._text = b""
-        self._finished = False
+        self._finished, self._left = False, -1
 
     def connect(self, address: tuple[str, int], path: str) -> socket.socket:
         """Ask for the stream, from where the last one ended."""
@@ -91,11 +91,14 @@ class Browser:
         first, *lines = head.decode().split("\r\n")
         self.status = int(first.split()[1])
         self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        self._left = int(self.headers.get("content-length", -1))
         self.process, self._raw = int(self.headers.get("x-process", 0)), rest
 
     def _read_body(self) -> None:
         if self.headers.get("transfer-encoding") != "chunked":
             self._raw, data = b"", self._raw
+            self._left -= len(data)
+            self._finished = self._left == 0
             self._take(data)
             return
         while b"\r\n" in self._raw:
