@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Flask, Response
+from flask import Response
 
 from rtpool.flask import Realtime
 from rtpool.testing import RealtimeServer
-from tests.flask.browsers import Browser, Serve, Serving, serve
+from tests.flask.browsers import Serve, Serving, serve
 from tests.flask.conftest import MakeApp, state_of
-from tests.support.wait import wait_until
 
 __all__ = ["serve"]
 
