@@ -309,7 +309,14 @@ class Realtime:
 
     # Life
 
-    def start(self, app: Flask | None = None, *, wait: bool = False, timeout: float = 10.0) -> None:
+    def start(
+        self,
+        app: Flask | None = None,
+        *,
+        wait: bool = False,
+        timeout: float = 10.0,
+        alive: Callable[[], bool] | None = None,
+    ) -> None:
         """
         Subscribe the declared callbacks now, and those of which an earlier `start` said that they could not be.
 
@@ -321,6 +328,9 @@ class Realtime:
             app: None for the current one.
             wait: whether to return only when events really flow.
             timeout: seconds to wait, for all of them together.
+            alive: asked about once a second while streams are open. When it returns False they end, and their browsers
+                come back to another process: a server that stops gracefully is not held up by them. For gunicorn,
+                ``lambda: worker.alive``. None leaves it as it was.
 
         Raises:
             InvalidValue, InvalidType: the config has no URL or key, or a bad value; or a callback cannot be in this
@@ -329,7 +339,7 @@ class Realtime:
             JoinRefused, JoinTimeout, PoolExhausted: with `wait`; this one's topic is not subscribed.
             RuntimeError: as `state`.
         """
-        self._of(app).start(wait=wait, timeout=timeout)
+        self._of(app).start(wait=wait, timeout=timeout, alive=alive)
 
     def close(self, timeout: float = 5.0, *, app: Flask | None = None) -> bool:
         """
