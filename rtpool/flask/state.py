@@ -227,6 +227,8 @@ class AppState:
             return
         try:
             self._debug_server = processes.serve(app, running.pool)
+        except PoolClosed:  # meanwhile
+            return
         except RtpoolError as error:
             level = logging.WARNING if wanted else logging.INFO
             app.logger.log(level, "rtpool: other processes cannot look at the pool: %s", error)
