@@ -199,6 +199,36 @@ def test_many_first_requests_at_once_subscribe_each_callback_once(
     assert (len(server.joins()), server.connections_total) == (5, 1)
 
 
+def test_a_request_does_not_wait_for_another_that_subscribes(
+    server: RealtimeServer, realtime: Realtime, make_app: MakeApp
+) -> None:
+    realtime.on_broadcast("room")(print)
+    app = make_app(RTPOOL_AUTOSTART=True)
+    subscribing: list[int] = []
+    entered, release = threading.Event(), threading.Event()
+
+    def ensure_sync(function: Callable[..., Any]) -> Callable[..., Any]:
+        if function is print:
+            subscribing.append(threading.get_ident())
+            entered.set()
+            release.wait(10)
+        return function
+
+    app.ensure_sync = ensure_sync  # type: ignore[method-assign]
+    first = threading.Thread(target=lambda: app.test_client().get("/"))
+    first.start()
+    assert entered.wait(10)
+    assert app.test_client().get("/").status_code == 404
+    realtime.start(app, timeout=0.1)
+    running = state_of(app)._running
+    assert running is not None
+    assert running.done == 0, "whose subscribing fails is to be tried again"
+    release.set()
+    first.join()
+    assert subscribing == [first.ident]
+    wait_for_callbacks(app)
+
+
 @pytest.mark.parametrize(
     ("config", "starts"),
     [
@@ -456,8 +486,8 @@ def test_a_callback_may_close_the_apps_pool_and_only_start_begins_anew(
     assert not state_of(app).has_pool
     with app.app_context():
         realtime.pool.connect(10)  # another one, for who uses it
-    app.test_client().get("/")
-    assert len(server.joins()) == 1
+        app.test_client().get("/")
+        assert not realtime.pool.channels()
     assert lines(caplog, app) == []
     realtime.start(app, wait=True)
     assert len(server.joins()) == 2
