@@ -588,3 +588,24 @@ def test_a_pool_that_is_closed_meanwhile_is_no_trouble(
     assert asked.wait(10)
     assert state_of(app).close(10)
     assert lines(caplog, app) == []
+
+
+def test_a_config_that_is_broken_later_fails_no_request(
+    realtime: Realtime, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    realtime.on_broadcast("room")(print)
+    app = make_app(TESTING=False)
+    app.config["RTPOOL_NUM_WORKES"] = 3
+    assert app.test_client().get("/").status_code == 404
+    (line,) = lines(caplog, app)
+    assert "did you mean RTPOOL_NUM_WORKERS?" in line
+
+
+def test_the_state_of_an_app_that_is_gone_says_so() -> None:
+    app = Flask("gone")
+    Realtime(app)
+    state = state_of(app)
+    del app
+    gc.collect()
+    with pytest.raises(rtpool.PoolClosed, match="the app is gone"):
+        _ = state.pool
