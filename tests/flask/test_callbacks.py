@@ -114,6 +114,15 @@ def test_a_callback_runs_in_a_context_of_its_app_that_ends_with_it(
     assert seen == [(app, None), ("end", None, 1), (app, None), ("end", None, 2)]
 
 
+def test_a_token_is_asked_for_in_a_context_of_the_app(
+    server: RealtimeServer, realtime: Realtime, make_app: MakeApp
+) -> None:
+    app = make_app(RTPOOL_ACCESS_TOKEN=lambda: current_app.config["TOKEN"], TOKEN=server.token(sub="ada"))
+    realtime.on_broadcast("room", private=True)(print)
+    realtime.start(app, wait=True)
+    assert [join.payload["access_token"] for join in server.joins("room")] == [app.config["TOKEN"]]
+
+
 class Heard:
     """An object that can be called, as good as a function."""
 
@@ -466,15 +475,16 @@ def test_a_project_that_cannot_be_reached_is_a_warning(
         realtime.start(app, wait=True, timeout=0.1)
 
 
+@pytest.mark.parametrize("of", ["pool", "app"])
 def test_a_callback_may_close_the_apps_pool_and_only_start_begins_anew(
-    server: RealtimeServer, realtime: Realtime, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+    server: RealtimeServer, realtime: Realtime, make_app: MakeApp, caplog: pytest.LogCaptureFixture, of: str
 ) -> None:
     app = make_app(RTPOOL_AUTOSTART=True)
     closed = threading.Event()
 
     @realtime.on_broadcast("room")
     def heard(message: rtpool.Broadcast) -> None:
-        if realtime.pool.close(10):
+        if realtime.pool.close(10) if of == "pool" else realtime.close(10):
             closed.set()
 
     app.test_client().get("/")
