@@ -229,9 +229,11 @@ class AppState:
             running, self._running = self._running, None
             streams, self._streams = self._streams, None
             self._closed = True
-        if streams is not None:
-            streams.close()
-        return running.pool.close(timeout) if running is not None else True
+        deadline = time.monotonic() + timeout
+        in_time = streams.close(timeout) if streams is not None else True
+        if running is not None:
+            in_time = running.pool.close(max(0.0, deadline - time.monotonic())) and in_time
+        return in_time
 
     def after_fork(self) -> None:
         """In a forked child, after the pool's own part: requests and browsers are the parent's."""

@@ -39,6 +39,8 @@ Authorize = Callable[[], Any]
 
 #: Seconds between two looks at who takes nothing, at most.
 LOOK_SECONDS = 5.0
+#: Seconds that what looks after the streams rests after a failure of its own.
+AFTER_FAILURE = 1.0
 #: What `Realtime.stream` may do with a slow browser.
 SLOW = ("skip", "close")
 
@@ -326,13 +328,14 @@ class Streams:
         deadline, own = self.clock() + timeout, threading.get_ident()
         self._collect()
         with self._lock:
-            seats = [seat for seat in self._seats if seat.thread != own]
+            every = list(self._seats)
             shared, self._shared = list(self._shared.values()), {}
             watch, keeper = self._watch, self._keeper
         for each in shared:
             each.source.leave()
-        for seat in seats:
+        for seat in every:
             seat.leave()
+        seats = [seat for seat in every if seat.thread != own]
         if not self._gone(seats, timeout / 2):
             for seat in seats:
                 if seat.handed is not None:
@@ -340,9 +343,9 @@ class Streams:
         in_time = self._gone(seats, deadline - self.clock())
         if watch is not None:
             watch.ring()
-        return in_time and (
-            keeper is None or not join_all([keeper], time.monotonic() + max(0.0, deadline - self.clock()))
-        )
+        if in_time and keeper is not None and seats == every:
+            in_time = not join_all([keeper], time.monotonic() + max(0.0, deadline - self.clock()))
+        return in_time
 
     def _gone(self, seats: list[Seat], timeout: float) -> bool:
         with self._left:
@@ -379,7 +382,7 @@ class Streams:
                 if process != os.getpid():
                     return
                 self._logger.exception("rtpool: what looks after the streams failed, and goes on")
-                threading.Event().wait(1.0)
+                threading.Event().wait(AFTER_FAILURE)
 
     def _look(self, watch: Watch) -> float | None:
         """See to all that is due; the seconds until there may be more, None when nothing is left to look after."""
