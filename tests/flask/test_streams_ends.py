@@ -281,6 +281,7 @@ def test_many_attempts_at_once_never_open_one_too_many(streaming: StreamApp, ser
     statuses = sorted(browser.status for browser in browsers)
     assert statuses == [200] * 5 + [503] * 35
     assert streams_of(serving).open == 5
+    wait_until(lambda: server.members("room"))
     assert len(server.joins("room")) == 1
 
 

@@ -371,18 +371,19 @@ class Streams:
 
     def _keep(self, watch: Watch) -> None:
         process = os.getpid()
-        while process == os.getpid():  # greenlets are in a forked child as well
+        pause: float | None = 0.0
+        while pause is not None:
             try:
                 pause = self._look(watch)
-                if pause is None:
-                    return
-                for seat in watch.wait(pause):
-                    seat.leave()
+                if pause is not None:
+                    for seat in watch.wait(pause):
+                        seat.leave()
             except Exception:
-                if process != os.getpid():
-                    return
                 self._logger.exception("rtpool: what looks after the streams failed, and goes on")
                 threading.Event().wait(AFTER_FAILURE)
+            if os.getpid() != process:  # a greenlet, which is in a forked child as well
+                watch.close()
+                return
 
     def _look(self, watch: Watch) -> float | None:
         """See to all that is due; the seconds until there may be more, None when nothing is left to look after."""
