@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -68,9 +69,15 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def environment(folder: pathlib.Path, server: RealtimeServer) -> dict[str, str]:
-    """Of every process: sockets of its own, and no project of whoever runs the tests."""
-    (folder / "run").mkdir(mode=0o700)
+def sockets() -> Iterator[pathlib.Path]:
+    """Where the processes have their sockets; the path of one may have 103 bytes."""
+    with tempfile.TemporaryDirectory(prefix="rtpool-") as found:
+        yield pathlib.Path(found)
+
+
+@pytest.fixture
+def environment(sockets: pathlib.Path, server: RealtimeServer) -> dict[str, str]:
+    """Of every process: no project of whoever runs the tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SUPABASE", "FLASK", "RTPOOL"))}
     return {
         **kept,
@@ -80,7 +87,7 @@ def environment(folder: pathlib.Path, server: RealtimeServer) -> dict[str, str]:
         "FLASK_RTPOOL_API_KEY": f'"{server.api_key}"',
         "FLASK_RTPOOL_SERVE_DEBUG": "true",
         "PYTHONUNBUFFERED": "1",
-        "XDG_RUNTIME_DIR": str(folder / "run"),
+        "XDG_RUNTIME_DIR": str(sockets),
     }
 
 
@@ -196,8 +203,8 @@ def test_another_apps_processes_are_not_this_ones(
     run("stats", code=1, FLASK_APP="another")
 
 
-def test_a_process_that_cannot_answer_is_told_of(run: Run, folder: pathlib.Path) -> None:
-    directory = folder / "run" / "rtpool"
+def test_a_process_that_cannot_answer_is_told_of(run: Run, folder: pathlib.Path, sockets: pathlib.Path) -> None:
+    directory = sockets / "rtpool"
     directory.mkdir(mode=0o700)
     path = directory / f"{prefix_of(Flask('app', root_path=str(folder)))}1-1.sock"
     with socket.socket(socket.AF_UNIX) as odd:
@@ -229,8 +236,10 @@ def test_an_app_started_in_another_way_is_the_same_app(tmp_path: pathlib.Path) -
 def test_doctor_and_listen_use_the_apps_config(run: Run, server: RealtimeServer) -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["ok"] is True
-    ended = run("doctor", "--json", FLASK_RTPOOL_HEADERS='[["x-extra", "seen"]]')
-    assert json.loads(ended.stdout)["ok"] is True
+    report = json.loads(run("doctor", "--json", code=1, FLASK_RTPOOL_PROXY='"http://127.0.0.1:9"').stdout)
+    assert [step["name"] for step in report["steps"] if step["status"] == "failed"] == ["tcp"]
+    ended = run("listen", "room", "--timeout", "0.1", "--count", "1", code=1, FLASK_RTPOOL_PROXY='"http://127.0.0.1:9"')
+    assert "proxy" in ended.stderr
 
     ended = run("listen", "room", "--count", "1", "--timeout", "0.1", code=1)
     assert "0 of 1 came within 0.1 s" in ended.stderr
@@ -240,9 +249,7 @@ def test_doctor_and_listen_use_the_apps_config(run: Run, server: RealtimeServer)
         assert f"Usage: python -m flask rtpool {command} [OPTIONS]" in run(command, "--help").stdout
 
 
-def test_listen_prints_what_arrives(
-    folder: pathlib.Path, environment: dict[str, str], server: RealtimeServer
-) -> None:
+def test_listen_prints_what_arrives(folder: pathlib.Path, environment: dict[str, str], server: RealtimeServer) -> None:
     command = [sys.executable, "-m", "flask", "rtpool", "listen", "room", "--json", "--count", "1"]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -254,11 +261,18 @@ def test_listen_prints_what_arrives(
     assert process.returncode == 0
 
 
-def test_another_server_gets_none_of_the_apps_keys(run: Run, server: RealtimeServer) -> None:
+def test_another_server_gets_none_of_the_apps_keys_and_tokens(run: Run, server: RealtimeServer) -> None:
+    token = server.token(sub="app")
+    own = {"FLASK_RTPOOL_ACCESS_TOKEN": f'"{token}"'}
+    asked = ("listen", "room", "--count", "1", "--timeout", "0.5")
     with RealtimeServer() as other:
-        run("listen", "room", "--url", other.url, "--count", "1", "--timeout", "0.1", code=1)
-        assert not other.joins()
+        assert "api_key is missing" in run(*asked, "--url", other.url, code=2, **own).stderr
+        run(*asked, f"--url={other.url}", "--key", other.api_key, code=1, **own)
+        (join,) = other.joins()
+        assert (join.accepted, join.payload.get("access_token")) == (True, None)
     assert not server.connections_total
+    run(*asked, code=1, **own)
+    assert server.joins()[0].payload["access_token"] == token
 
 
 def test_without_a_url_it_says_which_key_is_missing(run: Run) -> None:
