@@ -37,6 +37,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.config.from_mapping(
         SECRET_KEY="only-for-this-example",
         ADMIN_PASSWORD="demo",
+        SESSION_COOKIE_NAME="car_rental",
         SESSION_COOKIE_SAMESITE="Lax",  # no other site can send a form in somebody's name
         RTPOOL_URL=os.environ.get("SUPABASE_URL"),
         RTPOOL_API_KEY=os.environ.get("SUPABASE_KEY"),

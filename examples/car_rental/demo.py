@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from rtpool.testing import RealtimeServer, Refusal, RestRequest
 
@@ -28,10 +29,10 @@ def project() -> Iterator[tuple[str, str]]:
         yield server.url, server.api_key
 
 
-def keep_cars(server: RealtimeServer) -> None:
-    """Give a server the table. It is read and changed on the server's thread alone."""
+def keep_cars(server: RealtimeServer) -> dict[int, dict[str, Any]]:
+    """Give a server the table, and return its rows by id; while the server runs they belong to its thread."""
     server.table("cars", COLUMNS)
-    rows = {values[0]: dict(zip(COLUMNS, values, strict=True)) for values in CARS}
+    rows: dict[int, dict[str, Any]] = {car[0]: dict(zip(COLUMNS, car, strict=True)) for car in CARS}
 
     def answer(request: RestRequest) -> Refusal | None:
         if request.path != "/rest/v1/cars":
@@ -47,3 +48,4 @@ def keep_cars(server: RealtimeServer) -> None:
         return Refusal(200, json.dumps(found), {"content-type": "application/json"})
 
     server.on_request = answer
+    return rows

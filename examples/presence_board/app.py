@@ -3,7 +3,7 @@ A presence board: who has this page open, live. Each visitor is here under their
 
     python examples/presence_board/app.py
 
-runs it on a server of its own; with SUPABASE_URL and SUPABASE_KEY it runs on that project, which needs no tables for it.
+runs it on a server of its own; with SUPABASE_URL and SUPABASE_KEY it runs on that project, which needs no table for it.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(
         SECRET_KEY="only-for-this-example",
+        SESSION_COOKIE_NAME="presence_board",
         SESSION_COOKIE_SAMESITE="Lax",  # no other site can send a form in somebody's name
         RTPOOL_URL=os.environ.get("SUPABASE_URL"),
         RTPOOL_API_KEY=os.environ.get("SUPABASE_KEY"),

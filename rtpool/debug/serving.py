@@ -26,9 +26,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rtpool.checks import check_type
-from rtpool.debug.debugger import Debugger
+from rtpool.debug.inspector import Inspector
 from rtpool.debug.issues import Issue
 from rtpool.debug.sockets import Listener, check_platform, default_directory, is_ours, listen_at, make_directory
+from rtpool.debug.thresholds import Thresholds
 from rtpool.engine import descriptors
 from rtpool.engine.engine import Engine
 from rtpool.engine.health import health_of
@@ -88,7 +89,7 @@ class DebugServer:
         self.allow_commands = allow_commands
         self._listener = listener
         self._engine: Engine | None = engine
-        self._debugger = Debugger(pool)
+        self._inspector = Inspector(Thresholds(), engine)
         self._log = engine.logs.debug
         self._over = threading.Event()
         self._forgotten = self._forked = False
@@ -318,7 +319,7 @@ class DebugServer:
             return {"error": f"it could not be answered: {type(error).__name__}; see the program's log"}
 
     def _picture(self, engine: Engine) -> dict[str, Any]:
-        return picture_of(engine, lambda: self._debugger._look(engine, self._over), commands=self.allow_commands)
+        return picture_of(engine, lambda: self._inspector.look(engine, self._over), commands=self.allow_commands)
 
     def _clean_up(self, engine: Engine) -> dict[str, Any]:
         if not self.allow_commands:

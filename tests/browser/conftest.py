@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.servers.conftest import need
+from rtpool.testing import RealtimeServer
+from tests.servers.conftest import ROOT, Program, need
 from tests.support.wait import CAP
 
 if TYPE_CHECKING:
@@ -39,9 +43,14 @@ ARGUMENTS = (
 OF_THE_NETWORK = ("Failed to load resource", "net::ERR_")
 
 
+def find_chromium() -> str | None:
+    """Where it is: RTPOOL_CHROMIUM, or the first on the path."""
+    return os.environ.get("RTPOOL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
 def chromium() -> str:
-    """Its path: RTPOOL_CHROMIUM, or the first found. Skips where there is none; fails where all must run."""
-    found = os.environ.get("RTPOOL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    """Its path. Skips where there is none; fails where all must run."""
+    found = find_chromium()
     if found is None:
         words = "there is no Chromium; install one, or say in RTPOOL_CHROMIUM where it is"
         if os.environ.get("RTPOOL_REQUIRE_INTEROP") == "1":
@@ -50,15 +59,22 @@ def chromium() -> str:
     return found
 
 
+def expect(subject: Any) -> Any:
+    """playwright's assertions, which wait; as long as any other test."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=CAP * 1000)
+    return expect(subject)
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """The browser of all tests here; what one of them sees is apart from the others by `open_page`."""
     for package in ("flask", "playwright"):
         need(package)
     path = chromium()
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
-    expect.set_options(timeout=CAP * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
@@ -142,3 +158,68 @@ def open_page(browser: Browser, serve: Serve) -> Iterator[OpenPage]:
 def page(open_page: OpenPage) -> Page:
     """A page of one visitor, 1,280 pixels wide, light."""
     return open_page()
+
+
+#: So that nobody waits long for what is back.
+QUICK = {"FLASK_RTPOOL_BASE_DELAY": "0.05", "FLASK_RTPOOL_MAX_DELAY": "0.2", "FLASK_RTPOOL_MAX_RETRIES": "1000"}
+
+
+class Served:
+    """
+    An example app in a process of its own, on the test's server; `stop` and `start` it as often as you like.
+
+    Attributes:
+        url: where it is, every time.
+    """
+
+    def __init__(self, name: str, server: RealtimeServer) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._file = ROOT / "examples" / name / "app.py"
+        theirs = {"SUPABASE_URL": server.url, "SUPABASE_KEY": server.api_key, "PORT": str(port)}
+        self._environment = {**os.environ, **QUICK, **theirs, "PYTHONPATH": str(ROOT)}
+        self._program: Program | None = None
+
+    def start(self) -> None:
+        """Run it; returns when it answers."""
+        program = Program([sys.executable, "-W", "error", str(self._file)], self._environment, ROOT)
+        self._program = program
+        program.wait_for(lambda: "Running on" in program.err(), "it serves")
+
+    def stop(self, *, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it; what it said is looked at only when it was asked to end."""
+        program, self._program = self._program, None
+        if program is None:
+            return
+        try:
+            if number is signal.SIGKILL:
+                return
+            program.process.send_signal(number)
+            assert program.process.wait(CAP) == 0, program.err()
+            assert "Traceback" not in program.err(), program.err()
+        finally:
+            program.kill()
+
+
+RunExample = Callable[[str], Served]
+
+
+@pytest.fixture
+def run_example(server: RealtimeServer) -> Iterator[RunExample]:
+    """Runs the app of a folder of examples; it must end well."""
+    running: list[Served] = []
+
+    def run(name: str) -> Served:
+        need("flask")
+        running.append(Served(name, server))
+        running[-1].start()
+        return running[-1]
+
+    yield run
+    try:
+        for served in running:
+            served.stop(number=signal.SIGINT)
+    finally:
+        for served in running:
+            served.stop()
