@@ -6,7 +6,7 @@
  */
 
 const AGAIN = 2000; // milliseconds until something that failed is tried again
-const SHOWN = 6000; // milliseconds that a notice of something past is shown
+const SHOWN = 5000; // milliseconds that a notice of something past is shown
 
 const AWAY = "Live updates are paused: the service they come from is away. It is tried again all the time.";
 const LOST = "Live updates are paused: this page has lost its server. It is tried again all the time.";
