@@ -196,7 +196,7 @@ def test_a_page_outlives_its_server(
     set_status(1, "reserved")
     expect(status(page, 1)).to_have_text("reserved")
     rental.stop()
-    expect(page.locator("#notice")).to_contain_text("this page has lost its server")
+    expect(page.locator("#notice")).to_contain_text("this page's server cannot be reached")
     set_status(1, "rented")
     rental.start()
     expect(status(page, 1)).to_have_text("rented")
