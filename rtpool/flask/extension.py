@@ -229,9 +229,10 @@ class Realtime:
         """
         A Channel that ends with the current app context: with the request, the declared callback or the command.
 
-        It is left then without waiting, whatever the view did or raised. Whoever still has it, a thread or a generator
-        of a response, gets no more events, and `rtpool.NotSubscribed`. Within ``stream_with_context`` the request, and
-        the Channel, last as long as the response. Its callbacks run on rtpool's workers, outside of the context.
+        It is left then without waiting, whatever the view did or raised. Whoever still has it, as a thread may, gets no
+        more events, and `rtpool.NotSubscribed`. A response that is streamed goes on after its view: there take one
+        within the generator, with ``stream_with_context``, and it lasts as long as the response. Callbacks of a Channel
+        run on rtpool's workers, outside of the context.
 
         Args:
             topic, private, receive_own, ack, presence_key, replay, access_token, params: as
@@ -261,7 +262,14 @@ class Realtime:
 
     # Life
 
-    def start(self, app: Flask | None = None, *, wait: bool = False, timeout: float = 10.0) -> None:
+    def start(
+        self,
+        app: Flask | None = None,
+        *,
+        wait: bool = False,
+        timeout: float = 10.0,
+        alive: Callable[[], bool] | None = None,
+    ) -> None:
         """
         Subscribe the declared callbacks now, and those of which an earlier `start` said that they could not be.
 
@@ -273,6 +281,9 @@ class Realtime:
             app: None for the current one.
             wait: whether to return only when events really flow.
             timeout: seconds to wait, for all of them together.
+            alive: asked about once a second while streams are open. When it returns False they end, and their browsers
+                come back to another process: a server that stops gracefully is not held up by them. For gunicorn,
+                ``lambda: worker.alive``. None leaves it as it was.
 
         Raises:
             InvalidValue, InvalidType: the config has no URL or key, or a bad value; or a callback cannot be in this
@@ -281,7 +292,7 @@ class Realtime:
             JoinRefused, JoinTimeout, PoolExhausted: with `wait`; this one's topic is not subscribed.
             RuntimeError: as `state`.
         """
-        self._of(app).start(wait=wait, timeout=timeout)
+        self._of(app).start(wait=wait, timeout=timeout, alive=alive)
 
     def close(self, timeout: float = 5.0, *, app: Flask | None = None) -> bool:
         """

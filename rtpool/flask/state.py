@@ -10,14 +10,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rtpool
-from rtpool.checks import check_timeout, check_type
+from rtpool.checks import check_callable, check_timeout, check_type
 from rtpool.errors import InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
-from rtpool.flask import signals
+from rtpool.flask import processes, signals
 from rtpool.flask.callbacks import Declared, InAppContext, Subscriptions
 from rtpool.flask.config import API_KEYS, URLS, Settings, read_settings
 
@@ -52,6 +52,7 @@ class AppState:
     Attributes:
         settings: as the config was when the pool was made, or at `init_app`.
         request_channels: that end with an app context.
+        alive: says whether the process goes on serving; user code, None where nobody said.
 
     Thread-safety: every method may be called from any thread.
     """
@@ -61,6 +62,7 @@ class AppState:
         self.declared = declared
         self.settings: Settings = read_settings(app.config)
         self.request_channels: set[Channel] = set()
+        self.alive: Callable[[], bool] | None = None
         # Guards: _running, _streams
         self._lock = Lock()
         self._running: Subscriptions | None = None
@@ -97,6 +99,12 @@ class AppState:
         """Whether there is a pool now."""
         running = self._running
         return running is not None and not running.pool.closed
+
+    @property
+    def serving(self) -> bool:
+        """Whether the process goes on serving; where it does not, browsers go on with another."""
+        alive = self.alive
+        return alive is None or alive()
 
     def _subscriptions(self) -> Subscriptions:
         running = self._running
@@ -137,10 +145,13 @@ class AppState:
 
     # The declared callbacks
 
-    def start(self, *, wait: bool = False, timeout: float = 10.0) -> None:
+    def start(self, *, wait: bool = False, timeout: float = 10.0, alive: Callable[[], bool] | None = None) -> None:
         """As `Realtime.start`."""
         check_type("wait", wait, bool)
         check_timeout(timeout)
+        if alive is not None:
+            check_callable(alive)
+            self.alive = alive
         deadline = time.monotonic() + timeout
         self._asked, self._closed = True, False
         running = self._subscriptions()
@@ -215,7 +226,7 @@ class AppState:
         if not (app.debug if wanted is None else wanted) or running is None or (serving and not serving.closed):
             return
         try:
-            self._debug_server = running.pool.serve_debug()
+            self._debug_server = processes.serve(app, running.pool)
         except RtpoolError as error:
             level = logging.WARNING if wanted else logging.INFO
             app.logger.log(level, "rtpool: other processes cannot look at the pool: %s", error)
@@ -237,6 +248,7 @@ class AppState:
         """In a forked child, after the pool's own part: requests and browsers are the parent's."""
         self._lock = Lock()
         self._again_at = 0.0
+        self.alive = None
         if self._running is not None:
             self._running.after_fork()
         channels, streams = list(self.request_channels), self._streams

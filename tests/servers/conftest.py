@@ -18,6 +18,7 @@ import attrs
 import pytest
 
 from rtpool.testing import RealtimeServer
+from tests.servers.gunicorn import Shop
 from tests.support.wait import CAP, wait_until
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -179,3 +180,11 @@ def run(server: RealtimeServer, tmp_path: pathlib.Path) -> Iterator[Run]:
     yield start
     for program in programs:
         program.kill()
+
+
+@pytest.fixture
+def shop(run: Run, tmp_path: pathlib.Path) -> Shop:
+    """Starts gunicorns that serve the app with rtpool's extension."""
+    need("flask")
+    need("gunicorn")
+    return Shop(run, tmp_path)

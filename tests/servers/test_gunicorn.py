@@ -3,70 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import pathlib
-import re
 import signal
-import sys
 import urllib.error
-import urllib.request
 
 import pytest
 
 from rtpool.testing import RealtimeServer
-from tests.servers.conftest import Goodbyes, Guests, Program, Run, need
+from tests.servers.conftest import Goodbyes, Guests, Run, need
+from tests.servers.gunicorn import Gunicorn
 from tests.support.wait import wait_until
 
 
 @pytest.fixture(autouse=True)
 def gunicorn() -> None:
     need("gunicorn")
-
-
-#: What gunicorn itself says: its log, and that it leaves its listening socket to the end of the process.
-OWN = (
-    r"\[\S+ \S+ \S+\] \[\d+\] (\[INFO\]|\[WARNING\] Reloader is on|\[ERROR\] Worker \(pid:\d+\) was sent SIGKILL)",
-    r".*ResourceWarning: unclosed <\S+ [^>]*laddr=\('[^>]*', \d+\)>$",
-    r"ResourceWarning: Enable tracemalloc",
-)
-
-
-class Gunicorn:
-    """A gunicorn with two workers that serves `tests.servers.wsgi`."""
-
-    def __init__(self, run: Run, *options: str, **environment: str) -> None:
-        settings = ["--bind", "127.0.0.1:0", "--workers", "2", "--graceful-timeout", "5", *options]
-        self.program: Program = run(
-            sys.executable, "-m", "gunicorn", *settings, "tests.servers.wsgi:app", **environment
-        )
-        self.program.wait_for(lambda: self._said("Booting worker") == 2, "both workers were started")
-
-    def _said(self, words: str) -> int:
-        return self.program.err().count(words)
-
-    def ask(self) -> int:
-        """Have a request answered; return the process that did."""
-        found = re.search(r"Listening at: (http://\S+)", self.program.err())
-        assert found is not None
-        with urllib.request.urlopen(found[1], timeout=30) as answer:
-            pid: int = json.load(answer)["pid"]
-            return pid
-
-    def ask_all(self) -> set[int]:
-        """Have requests answered until both workers have answered one."""
-        pids: set[int] = set()
-        wait_until(lambda: pids.add(self.ask()) or len(pids) == 2, "both workers answered")
-        return pids
-
-    def ends(self, *, with_greenlets: bool = False) -> None:
-        """Stop it gracefully; it is in time, and nothing but gunicorn itself said anything."""
-        err = self.program.ends(signal.SIGTERM)
-        if with_greenlets and sys.version_info >= (3, 12) and "in _delete\n" in err:
-            return  # `threading` misses a greenlet of the parent's that ends in a child, and says so
-        noise = [line for line in err.splitlines() if not any(re.match(own, line) for own in OWN)]
-        assert not noise, "\n".join(noise)
-        assert "graceful timeout" not in err
 
 
 CLASSES = ("sync", "gthread")

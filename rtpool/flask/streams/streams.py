@@ -11,7 +11,6 @@ import os
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +23,7 @@ from rtpool.engine.threads import PoolThread, join_all
 from rtpool.errors import InvalidType, InvalidValue, PoolClosed
 from rtpool.flask.streams import sse
 from rtpool.flask.streams.feed import Feed, FeedStats
-from rtpool.flask.streams.readers import FeedReader, SnapshotReader, Snapshots, View
+from rtpool.flask.streams.readers import RETRY_MS, FeedReader, SnapshotReader, Snapshots, View
 from rtpool.flask.streams.response import HEADERS, EventStream, Pieces, refusal, socket_of
 from rtpool.flask.streams.seat import Seat
 from rtpool.flask.streams.wanted import Changes, Wanted
@@ -40,6 +39,8 @@ Authorize = Callable[[], Any]
 
 #: Seconds between two looks at who takes nothing, at most.
 LOOK_SECONDS = 5.0
+#: And between two questions whether the process goes on serving.
+ALIVE_SECONDS = 1.0
 #: What `Realtime.stream` may do with a slow browser.
 SLOW = ("skip", "close")
 
@@ -85,7 +86,6 @@ class Streams:
         self._forgotten: collections.deque[Seat] = collections.deque()
         self._key = secrets.token_bytes(32)
         self._begin()
-        _all.add(self)
 
     def _begin(self) -> None:
         #: Guards: all below.
@@ -145,6 +145,8 @@ class Streams:
             return EventStream(status=204, headers=HEADERS)  # by the HTML standard, the end of coming back
         if flask.request.method == "HEAD":
             return EventStream(headers=HEADERS)
+        if not self.state.serving:
+            return _come_back()
         pool = self.state.pool
         found = self._sit((pool, wanted), lambda: self._feed(wanted, pool))
         if found is None:
@@ -179,6 +181,8 @@ class Streams:
         """
         if flask.request.method == "HEAD":
             return EventStream(headers=HEADERS)
+        if not self.state.serving:
+            return _come_back()
         app = self.state.app
         found = self._sit(name, lambda: Snapshots(app, name, make, every, self.clock))
         if found is None:
@@ -377,17 +381,19 @@ class Streams:
                     return
                 for seat in watch.wait(pause):
                     seat.leave()
+                if not self.state.serving:
+                    self._end_all()
             except Exception:
                 if process != os.getpid():
                     return
-                self._logger.exception("! what looks after the streams failed, and goes on")
+                self._logger.exception("rtpool: what looks after the streams failed, and goes on")
                 threading.Event().wait(1.0)
 
     def _look(self, watch: Watch) -> float | None:
         """See to all that is due; the seconds until there may be more, None when nothing is left to look after."""
         self._collect()
         now, settings = self.clock(), self.state.settings
-        pause = min(LOOK_SECONDS, settings.stream_stall / 4)
+        pause = min(ALIVE_SECONDS if self.state.alive is not None else LOOK_SECONDS, settings.stream_stall / 4)
         with self._lock:
             ended = []
             for key, shared in list(self._shared.items()):
@@ -418,10 +424,17 @@ class Streams:
             return None
         return pause
 
-    def _warn(self, words: str) -> None:
-        self._logger.warning("! %s", words)
+    def _end_all(self) -> None:
+        """The process is to end: its browsers go on elsewhere."""
+        with self._lock:
+            seats = [seat for seat in self._seats if not seat.gone]
+        for seat in seats:
+            seat.leave()
 
-    def _inherit(self) -> None:
+    def _warn(self, words: str) -> None:
+        self._logger.warning("rtpool: %s", words)
+
+    def after_fork(self) -> None:
         """In a forked child, which has no browsers: everything there is the parent's."""
         watch, shared = self._watch, list(self._shared.values())
         self._forgotten.clear()
@@ -431,6 +444,11 @@ class Streams:
                 steps.callback(watch.inherit)
             for each in shared:
                 steps.callback(each.source.inherit)
+
+
+def _come_back() -> flask.Response:
+    """A stream that ends at once. Any other status than 200 would have the browser give up for ever."""
+    return EventStream([sse.retry(RETRY_MS)], headers=HEADERS)
 
 
 def _answer_of(authorize: Authorize | None) -> flask.Response | Any:
@@ -445,17 +463,3 @@ def _answer_of(authorize: Authorize | None) -> flask.Response | Any:
     if verdict is None or verdict is False:
         return refusal(403, "this stream is not for you\n")
     raise InvalidType(f"authorize must return True, False or a Response, not {type(verdict).__name__}")
-
-
-#: Of this process, for a forked child.
-_all: weakref.WeakSet[Streams] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    with contextlib.ExitStack() as steps:  # the others go on even if one fails
-        for streams in list(_all):
-            steps.callback(streams._inherit)
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
