@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from rtpool.flask.extension import Realtime
 from rtpool.flask.signals import callback_failed, gap, status_changed
+from rtpool.flask.streams import Changes
 
-__all__ = ["Realtime", "callback_failed", "gap", "status_changed"]
+__all__ = ["Changes", "Realtime", "callback_failed", "gap", "status_changed"]
 
-for _public in (Realtime,):
+for _public in (Changes, Realtime):
     _public.__module__ = __name__

@@ -6,11 +6,11 @@
  */
 
 const AGAIN = 2000; // milliseconds until something that failed is tried again
-const SHOWN = 6000; // milliseconds that a notice of something past is shown
+const SHOWN = 5000; // milliseconds that a notice of something past is shown
 
-const AWAY = "Live updates are paused: the service they come from is away. It is tried again all the time.";
-const LOST = "Live updates are paused: this page has lost its server. It is tried again all the time.";
-const STALE = "What you see may be out of date: it could not be read anew. It is tried again all the time.";
+const AWAY = "Live updates are paused: the service they come from cannot be reached. Trying again…";
+const LOST = "Live updates are paused: this page's server cannot be reached. Trying again…";
+const STALE = "What you see may be out of date: it could not be read anew. Trying again…";
 
 /**
  * Listen to a stream.
