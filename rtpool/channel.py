@@ -385,10 +385,10 @@ class Channel(Callbacks):
             raise InvalidValue("protocol 1.0.0 has no binary payloads; use the option protocol='2.0.0'")
 
     def _not_subscribed(self) -> RtpoolError:
-        if self._subscriber.forked:
-            return forked(self.topic)
         if self._subscriber.over:
             return NotSubscribed(f"{self.topic!r} {self._subscriber.over}", topic=self.topic)
+        if self._subscriber.forked:
+            return forked(self.topic)
         return NotSubscribed(f"{self.topic!r} is not subscribed; call subscribe() first", topic=self.topic)
 
     # Receiving in a loop

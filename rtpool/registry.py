@@ -303,8 +303,7 @@ class Subscriber:
         self.pushed = False
         #: Whether its subscription was the parent's, in a forked child, and it was not subscribed since.
         self.forked = False
-        #: Why it is over for good, ``""`` while it is not. Written before it is detached for the last time.
-        self.over = ""
+        self.over = ""  #: Why it is so for good. Written before it is detached for the last time.
 
     def inherit(self, mailbox: Any, stream: Any) -> Attachment | None:
         """In a forked child: begin anew with these mailboxes. Returns what it was attached by, the parent's."""
@@ -435,12 +434,7 @@ class Registry:
         self._lock = Lock()
 
     def attach(self, subscriber: Subscriber) -> Attachment | None:
-        """
-        Attach a Channel to its share; None when it already is attached.
-
-        Raises:
-            NotSubscribed: it is over.
-        """
+        """Attach a Channel to its share; None when it already is attached. `NotSubscribed`: it is over."""
         with self._lock:
             if subscriber.over:
                 raise NotSubscribed(f"{subscriber.topic!r} {subscriber.over}", topic=subscriber.topic)

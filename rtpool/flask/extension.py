@@ -7,19 +7,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from flask import Flask, current_app, has_app_context
 
 import rtpool
 from rtpool.checks import check_name, check_type
 from rtpool.errors import ConfigConflict, InvalidValue
-from rtpool.events import Broadcast, Gap, PostgresChange, Presence
+from rtpool.events import Broadcast, Event, Gap, PostgresChange, Presence
 from rtpool.filters import Filter
 from rtpool.flask import commands, page
 from rtpool.flask.callbacks import Declared
 from rtpool.flask.requests import end_with_context, leave
 from rtpool.flask.state import AppState, declared_late
+from rtpool.flask.streams import Changes, stream
 from rtpool.protocol.messages import MAX_NAME_BYTES
 from rtpool.protocol.postgres import ChangeBinding
 
@@ -254,11 +255,57 @@ class Realtime:
         )
         return end_with_context(state, channel)
 
-    def stream(self, topic: str, **arguments: Any) -> Response:
-        """A stream to a browser."""
-        from rtpool.flask.streams import stream
+    def stream(
+        self,
+        topic: str,
+        *,
+        broadcasts: str | Sequence[str] | None = "*",
+        changes: str | Changes | Sequence[str | Changes] | None = None,
+        presence: bool = False,
+        private: bool = False,
+        access_token: str | Callable[[], str] | None = None,
+        authorize: Callable[[], object] | None = None,
+        view: Callable[[Event], object] | None = None,
+        slow: Literal["skip", "close"] = "skip",
+    ) -> Response:
+        """
+        A response of Server-Sent Events, for a browser's ``EventSource``: what a topic tells, for as long as the
+        browser listens. Any number of browsers that ask the same are told by one Channel. To be returned by a view.
 
-        return stream(self.state, topic, **arguments)
+        Events are named ``change``, ``broadcast``, ``presence``, ``gap`` and ``status``, and their data is JSON. A
+        browser that comes back says what it had last, and gets what came since, or a ``gap``.
+
+        Args:
+            topic, private, access_token: as `rtpool.RealtimePool.channel`.
+            broadcasts: names of those to tell; ``"*"`` for every one, None for none.
+            changes: tables, or `rtpool.flask.Changes`, whose changes to tell as well.
+            presence: whether to tell who is present.
+            authorize: called in the request, before anything else: True lets the browser listen, False and None are
+                answered with 403, a Response is the answer.
+            view: called with each event on the browser's own thread, in an app context; returns what is sent as data, a
+                JSON value, or None to leave the event out for this browser. None tells every event as it is.
+            slow: what becomes of a browser that falls behind by more than is kept: ``"skip"`` has it go on with the
+                oldest there is, after a ``gap``, ``"close"`` ends the stream, and it comes back by itself.
+
+        Returns:
+            The response; a 503 beyond ``RTPOOL_MAX_STREAMS``.
+
+        Raises:
+            InvalidValue, InvalidType: naming the argument; or as `pool`.
+            RuntimeError: as `state`.
+        """
+        return stream(
+            self.state,
+            topic,
+            broadcasts=broadcasts,
+            changes=changes,
+            presence=presence,
+            private=private,
+            access_token=access_token,
+            authorize=authorize,
+            view=view,
+            slow=slow,
+        )
 
     # Life
 

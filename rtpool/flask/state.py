@@ -20,13 +20,13 @@ from rtpool.events import StatusChange
 from rtpool.flask import processes, signals
 from rtpool.flask.callbacks import Declared, InAppContext, Subscriptions
 from rtpool.flask.config import API_KEYS, URLS, Settings, read_settings
+from rtpool.flask.streams import Streams
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from rtpool.channel import Channel
     from rtpool.debug.serving import DebugServer
-    from rtpool.flask.streams import Streams
 
 __all__ = ["AppState", "declared_late"]
 
@@ -136,12 +136,12 @@ class AppState:
     @property
     def streams(self) -> Streams:
         """The streams to browsers."""
-        from rtpool.flask.streams import Streams
-
-        fresh = self._streams or Streams(self)
-        with self._lock:
-            self._streams = self._streams or fresh
-            return self._streams
+        streams = self._streams
+        if streams is None:
+            fresh = Streams(self)
+            with self._lock:
+                streams = self._streams = self._streams or fresh
+        return streams
 
     # The declared callbacks
 
@@ -227,6 +227,8 @@ class AppState:
             return
         try:
             self._debug_server = processes.serve(app, running.pool)
+        except PoolClosed:  # meanwhile
+            return
         except RtpoolError as error:
             level = logging.WARNING if wanted else logging.INFO
             app.logger.log(level, "rtpool: other processes cannot look at the pool: %s", error)
@@ -236,13 +238,14 @@ class AppState:
     def close(self, timeout: float = 5.0) -> bool:
         """As `Realtime.close`."""
         check_timeout(timeout)
+        deadline = time.monotonic() + timeout
         with self._lock:
             running, self._running = self._running, None
-            streams, self._streams = self._streams, None
-            self._closed = True
-        if streams is not None:
-            streams.close()
-        return running.pool.close(timeout) if running is not None else True
+            streams, self._closed = self._streams, True
+        ended = streams is None or streams.close(timeout / 2)
+        if running is None:
+            return ended
+        return running.pool.close(max(0.0, deadline - time.monotonic())) and ended
 
     def after_fork(self) -> None:
         """In a forked child, after the pool's own part: requests and browsers are the parent's."""
@@ -251,14 +254,13 @@ class AppState:
         self.alive = None
         if self._running is not None:
             self._running.after_fork()
-        channels, streams = list(self.request_channels), self._streams
+        channels = list(self.request_channels)
         self.request_channels.clear()
-        self._streams = None
         with contextlib.ExitStack() as steps:  # the rest is done even if one fails
             for channel in channels:
                 steps.callback(channel._end, FORKED)
-            if streams is not None:
-                steps.callback(streams.after_fork)
+            if self._streams is not None:
+                steps.callback(self._streams.after_fork)
 
 
 def declared_late(declared: Sequence[Declared]) -> None:

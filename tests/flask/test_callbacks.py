@@ -541,3 +541,20 @@ def test_where_they_cannot_it_is_told_and_no_more(
     state_of(app).pool.connect(10)
     wait_until(lambda: lines(caplog, app))
     assert lines(caplog, app) == ["rtpool: other processes cannot look at the pool: no such thing here"]
+
+
+def test_a_pool_that_is_closed_meanwhile_is_no_trouble(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def refuse(*_: object, **__: object) -> None:
+        asked.set()
+        raise rtpool.PoolClosed("just now")
+
+    monkeypatch.setattr(rtpool.RealtimePool, "serve_debug", refuse)
+    app = make_app(RTPOOL_SERVE_DEBUG=True)
+    state_of(app).pool.connect(10)
+    assert asked.wait(10)
+    assert state_of(app).close(10)
+    assert lines(caplog, app) == []
