@@ -7,17 +7,16 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
-import pytest
 from flask import Flask
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from tests.support.wait import CAP
 
-__all__ = ["Browser", "Heard", "Serve", "Serving", "serve"]
+__all__ = ["Browser", "Heard", "Serving"]
 
 
 @attrs.frozen
@@ -193,7 +192,12 @@ class Browser:
         self.socket.close()
 
 
-class _Quiet(WSGIRequestHandler):
+class _Handler(WSGIRequestHandler):
+    def setup(self) -> None:
+        # So that little is on its way to a browser that takes nothing.
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        super().setup()
+
     def log(self, type: str, message: str, *args: Any) -> None:
         assert type != "error", message % args
 
@@ -203,7 +207,7 @@ class Serving:
 
     def __init__(self, app: Flask) -> None:
         self.app = app
-        self.server: BaseWSGIServer = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+        self.server: BaseWSGIServer = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
         self.port = self.server.server_port
         self.browsers: list[Browser] = []
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), name="serving")
@@ -221,20 +225,3 @@ class Serving:
         self.server.shutdown()
         self._thread.join()
         self.server.server_close()
-
-
-Serve = Callable[[Flask], Serving]
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Serves apps until the test is over."""
-    serving: list[Serving] = []
-
-    def start(app: Flask) -> Serving:
-        serving.append(Serving(app))
-        return serving[-1]
-
-    yield start
-    for each in serving:
-        each.close()

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, Response
 from flask.testing import FlaskClient
 
 from rtpool.flask import Realtime
 from rtpool.flask.state import AppState
 from rtpool.testing import RealtimeServer
+from tests.flask.browsers import Serving
 from tests.support import secrets_watch
 from tests.support.wait import wait_until
 
@@ -92,3 +93,40 @@ def app(make_app: MakeApp) -> Flask:
 def client(app: Flask) -> FlaskClient:
     """The app's test client."""
     return app.test_client()
+
+
+Serve = Callable[[Flask], Serving]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Serves apps until the test is over."""
+    serving: list[Serving] = []
+
+    def start(app: Flask) -> Serving:
+        serving.append(Serving(app))
+        return serving[-1]
+
+    yield start
+    for each in serving:
+        each.close()
+
+
+StreamApp = Callable[..., Serving]
+
+
+@pytest.fixture
+def streaming(make_app: MakeApp, serve: Serve) -> StreamApp:
+    """Serves an app with a stream of `topic` at /stream: `arguments` are the stream's, keywords config keys."""
+
+    def start(topic: str = "room", arguments: dict[str, Any] | None = None, **config: Any) -> Serving:
+        extension = Realtime()
+        app = make_app(extension, **config)
+
+        @app.get("/stream")
+        def stream() -> Response:
+            return extension.stream(topic, **(arguments or {}))
+
+        return serve(app)
+
+    return start
