@@ -6,7 +6,6 @@
   const find = (id) => document.getElementById(id);
   const app = document.body.dataset.app;
   let source = null;
-  let issuesShown = "";
 
   // Text that is the same is not touched: a live region would say it again.
   function say(element, text) {
@@ -75,33 +74,48 @@
     table.parentElement.querySelector(".empty").hidden = shown.rows.length > 0;
   }
 
-  function makeIssue(issue) {
+  // What an issue says, by the class of the element that says it.
+  const ISSUE = ["severity", "title", "code", "subject", "observed", "meaning", "advice", "stack"];
+
+  function makeIssue(hasStack) {
     const item = make("li");
-    item.dataset.severity = issue.severity;
-    const heading = make("h3");
-    heading.append(make("b", issue.severity), ` ${issue.title} `, make("code", issue.code));
-    const seen = make("p", undefined, "seen");
-    seen.append(make("span", issue.subject, "subject"), `: ${issue.observed}`);
-    const advice = make("p", undefined, "advice");
-    advice.append(make("b", "What to do:"), ` ${issue.advice}`);
-    item.append(heading, seen, make("p", issue.meaning, "meaning"), advice);
-    if (issue.stack) {
-      const details = make("details");
-      const stack = make("pre", issue.stack);
+    const line = (name, ...parts) => {
+      const element = make(name);
+      element.append(...parts);
+      item.append(element);
+    };
+    line("h3", make("b", "", "severity"), " ", make("span", "", "title"), " ", make("code", "", "code"));
+    line("p", make("b", "", "subject"), ": ", make("span", "", "observed"));
+    line("p", make("span", "", "meaning"));
+    line("p", make("b", "What to do:"), " ", make("span", "", "advice"));
+    if (hasStack) {
+      const stack = make("pre", "", "stack");
       stack.tabIndex = 0;
-      details.append(make("summary", "Where it is"), stack);
-      item.append(details);
+      line("details", make("summary", "Where it is"), stack);
     }
     return item;
   }
 
   function showIssues(issues, note) {
+    const list = find("issue-list");
     say(find("issues-note"), note);
     find("issues-empty").hidden = issues.length > 0;
-    const text = JSON.stringify(issues);
-    if (text === issuesShown) return; // what is open stays open
-    issuesShown = text;
-    find("issue-list").replaceChildren(...issues.map(makeIssue));
+    while (list.children.length > issues.length) list.lastElementChild.remove();
+    issues.forEach((issue, index) => {
+      let item = list.children[index];
+      const hasStack = issue.stack !== "";
+      if (!item || hasStack !== (item.querySelector(".stack") !== null)) {
+        const fresh = makeIssue(hasStack);
+        if (item) item.replaceWith(fresh);
+        else list.append(fresh);
+        item = fresh;
+      }
+      mark(item, "severity", issue.severity);
+      for (const part of ISSUE) {
+        const element = item.querySelector(`.${part}`);
+        if (element !== null) say(element, issue[part]);
+      }
+    });
   }
 
   function show(model) {
@@ -137,7 +151,7 @@
       }
       source = null; // refused, or too many watch: the browser gives up, and we do not
       standing("not live: refused, trying again", "lost");
-      setTimeout(watch, 5000);
+      setTimeout(watch, 3000);
     });
   }
 
