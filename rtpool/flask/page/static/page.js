@@ -100,22 +100,24 @@
     const list = find("issue-list");
     say(find("issues-note"), note);
     find("issues-empty").hidden = issues.length > 0;
-    while (list.children.length > issues.length) list.lastElementChild.remove();
-    issues.forEach((issue, index) => {
-      let item = list.children[index];
+    const present = new Map([...list.children].map((item) => [item.dataset.key, item]));
+    const items = issues.map((issue) => {
+      const key = `${issue.code} ${issue.subject}`;
       const hasStack = issue.stack !== "";
-      if (!item || hasStack !== (item.querySelector(".stack") !== null)) {
-        const fresh = makeIssue(hasStack);
-        if (item) item.replaceWith(fresh);
-        else list.append(fresh);
-        item = fresh;
-      }
+      let item = present.get(key);
+      if (!item || hasStack !== (item.querySelector(".stack") !== null)) item = makeIssue(hasStack);
+      mark(item, "key", key);
       mark(item, "severity", issue.severity);
       for (const part of ISSUE) {
         const element = item.querySelector(`.${part}`);
         if (element !== null) say(element, issue[part]);
       }
+      return item;
     });
+    // Only where it differs: what is taken out and put back loses the focus.
+    if (items.length !== list.children.length || items.some((item, index) => item !== list.children[index])) {
+      list.replaceChildren(...items);
+    }
   }
 
   function show(model) {
