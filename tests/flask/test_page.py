@@ -24,12 +24,9 @@ from rtpool.flask.page.looker import Looker
 from rtpool.flask.page.model import MAX_ENTRIES, MAX_ROWS
 from rtpool.flask.state import AppState
 from rtpool.testing import RealtimeServer
-from tests.flask.browsers import Serve, serve
-from tests.flask.conftest import MakeApp, state_of
+from tests.flask.conftest import MakeApp, Serve, state_of
 from tests.support.secrets_watch import watch
 from tests.support.wait import wait_until
-
-__all__ = ["serve"]
 
 STATIC = pathlib.Path(rtpool.__file__).parent / "flask" / "page" / "static"
 OURS = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
