@@ -256,6 +256,19 @@ def test_a_page_that_is_left_or_not_looked_at_costs_nothing(debug: Flask, serve:
     wait_until(lambda: state.streams.open == 1)
 
 
+def test_where_the_server_has_no_thread_for_a_stream_the_page_asks_now_and_then(
+    debug: Flask, serve: Serve, page: Page
+) -> None:
+    app = debug.wsgi_app
+    debug.wsgi_app = lambda environ, start: app({**environ, "wsgi.multithread": False}, start)  # type: ignore[method-assign]
+    state = state_of(debug)
+    page.goto(at(serve(debug)))
+    expect(page.locator("#live")).to_contain_text("live, as of")
+    state.pool.channel("cars").subscribe()
+    expect(rows(page, "channels")).to_have_count(1)
+    assert not state.streams.open
+
+
 def test_it_says_when_it_is_not_live_and_comes_back(make_app: MakeApp, serve: Serve, open_page: OpenPage) -> None:
     app = make_app(RTPOOL_MAX_STREAMS=1)
     app.debug = True

@@ -227,6 +227,15 @@ def test_open_pages_are_told_once_a_second_and_count_as_streams(debug: Flask, se
     wait_until(lambda: not state.streams.open)
 
 
+def test_a_worker_that_can_do_one_thing_at_a_time_is_asked_now_and_then(debug: Flask) -> None:
+    client = debug.test_client()
+    for threads, live in ((True, "data-events"), (False, "data-look")):
+        answer = client.get("/_rtpool/", environ_overrides={"wsgi.multithread": threads})
+        assert Document(answer.text).has(live) == [f"/_rtpool/{live.removeprefix('data-')}"]
+    assert client.get("/_rtpool/events", environ_overrides={"wsgi.multithread": False}).status_code == 503
+    assert client.get("/_rtpool/look").json["word"] == "OK"
+
+
 # Nothing on it is anything but text
 
 

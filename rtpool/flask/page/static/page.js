@@ -5,8 +5,6 @@
 (() => {
   const find = (id) => document.getElementById(id);
   const app = document.body.dataset.app;
-  let source = null;
-
   // Text that is the same is not touched: a live region would say it again.
   function say(element, text) {
     if (element.textContent !== text) element.textContent = text;
@@ -134,36 +132,66 @@
 
   // Live
 
+  const { events, look } = document.body.dataset;
+  const AGAIN = 3000; // milliseconds
+  let source = null;
+  let timer = null;
+
   function standing(words, state) {
     say(find("live"), words);
     mark(find("live"), "state", state);
   }
 
+  function stop() {
+    source?.close();
+    clearTimeout(timer);
+    source = timer = null;
+  }
+
+  function later() {
+    timer = setTimeout(() => { timer = null; watch(); }, AGAIN);
+  }
+
   function watch() {
-    if (source !== null || document.hidden) return;
-    source = new EventSource(document.body.dataset.events);
+    if (source !== null || timer !== null || document.hidden) return;
+    if (events === undefined) {
+      ask();
+      return;
+    }
+    source = new EventSource(events);
     source.addEventListener("look", (event) => {
       show(JSON.parse(event.data));
       standing("live", "live");
     });
     source.addEventListener("error", () => {
-      if (source.readyState !== EventSource.CLOSED) {
+      if (source === null || source.readyState !== EventSource.CLOSED) {
         standing("not live: the app does not answer, trying again", "lost");
         return;
       }
       source = null; // refused, or too many watch: the browser gives up, and we do not
       standing("not live: refused, trying again", "lost");
-      setTimeout(watch, 3000);
+      later();
     });
   }
 
-  function rest() {
-    if (!document.hidden) {
-      watch();
-    } else if (source !== null) { // nobody looks: the app need not either
-      source.close();
-      source = null;
+  // Where a stream would be all that the server does, it is asked now and then.
+  async function ask() {
+    later();
+    try {
+      const answer = await fetch(look);
+      if (!answer.ok) throw new Error(answer.statusText);
+      const model = await answer.json();
+      show(model);
+      standing(`live, as of ${model.at}`, "live");
+    } catch {
+      standing("not live: the app does not answer, trying again", "lost");
     }
+  }
+
+  // Where nobody looks the app need not either.
+  function rest() {
+    if (document.hidden) stop();
+    else watch();
   }
 
   // Buttons
@@ -201,6 +229,6 @@
   for (const form of document.querySelectorAll("form.action")) form.addEventListener("submit", press);
   document.addEventListener("visibilitychange", rest);
   // A page that is left ends its stream at once, also where it is kept for the way back.
-  addEventListener("pagehide", () => { source?.close(); source = null; });
+  addEventListener("pagehide", stop);
   addEventListener("pageshow", watch);
 })();
