@@ -24,6 +24,7 @@ ADDRESSES = (
     "/health",
     "/metrics",
     "/events",
+    "/look",
     "/static/page.css",
     "/static/page.js",
     "/actions/log-stats",
