@@ -83,6 +83,7 @@ def test_each_worker_has_one_join_for_all_of_its_streams_and_those_of_one_that_d
     crowd.open(gunicorn.address, victims)
     server.wait_for(lambda s: s.connections_total == WORKERS + 1, 30)
     guests.wait(WORKERS)
+    crowd.read_until(lambda: all(browser.process for browser in victims), "they have streams again")
     words.say(10)
     heard_all(crowd, words)
     assert {tuple(numbers(browser)) for browser in others} == {tuple(range(words.said))}
