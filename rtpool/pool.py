@@ -167,7 +167,9 @@ class RealtimePool(RestBroadcasts, Insight):
             presence_key: be present under this key; Channels with different keys do not share a join.
             replay: for private channels, whose database broadcasts the server stores. True has those replayed that
                 were missed in an interruption; ``{"since": ms since the epoch or an aware datetime, "limit": 1…25}``
-                the newest of those since then as well, once at the first join. Each comes once.
+                the newest of those since then as well, once at the first join. Each comes once. The server tells its
+                clock in whole seconds, so of an interruption soon after the subscription there may be more: what was
+                stored up to a second or so before it.
             access_token: a token of its own; Channels with different tokens never share a join.
             params: the payload of the join on a plain Phoenix server, a JSON object.
 

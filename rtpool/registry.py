@@ -24,6 +24,7 @@ from rtpool.protocol.json_engine import canonical, loads
 from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.postgres import ChangeBinding
 from rtpool.protocol.replay import ReplayRequest
+from rtpool.unlocked import read_unlocked
 
 __all__ = [
     "Attachment",
@@ -597,10 +598,4 @@ class Registry:
 
     def subscribers(self) -> tuple[Subscriber, ...]:
         """Every attached Channel; without the lock, which the thread that a signal handler interrupted may hold."""
-        while True:
-            try:
-                return tuple(s for share in tuple(self._shares.values()) for s in share.subscribers)
-            except RecursionError:  # is a RuntimeError, and for good
-                raise
-            except RuntimeError:  # one came or went meanwhile
-                continue
+        return read_unlocked(lambda: tuple(s for share in tuple(self._shares.values()) for s in share.subscribers))

@@ -70,6 +70,33 @@ def test_a_callback_error_hook_that_raises_harms_nothing(server: RealtimeServer,
     heard.wait(4)
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_who_reports_callback_errors_in_place_of_the_log_gets_each(
+    server: RealtimeServer, pool: rtpool.RealtimePool, caplog: pytest.LogCaptureFixture, broken: bool
+) -> None:
+    reported, hooked = Recorder(), Recorder()
+
+    def report(*told: object) -> None:
+        reported(told)
+        if broken:
+            raise LookupError("the report")
+
+    def fails(message: rtpool.Broadcast) -> None:
+        raise ValueError("the callback")
+
+    pool._hooks.report = report
+    pool.on_callback_error(lambda *_: hooked(_))
+    pool.channel("room").on_broadcast("*", fails).subscribe()
+    server.broadcast("room", "x", {})
+    hooked.wait(1)
+    ((error, callback, event, where),) = reported.wait(1)
+    assert (str(error), callback, event.event, where) == ("the callback", fails, "x", "'room'")
+    assert pool.stats().callback_errors == 1
+    assert ("Traceback" in caplog.text) is broken
+    assert ("the callback" in caplog.text) is broken
+    assert "fails' of 'room' raised ValueError" in pool.debug_dump()
+
+
 def test_a_blocked_callback_holds_up_its_own_channel_alone(server: RealtimeServer, pool: rtpool.RealtimePool) -> None:
     release, blocked, free = threading.Event(), Recorder(), Recorder()
 

@@ -232,6 +232,19 @@ def test_a_pool_that_holds_nothing_is_forgotten_in_silence(server: RealtimeServe
     assert not caught
 
 
+def test_one_that_nobody_is_to_close_as_well(server: RealtimeServer, caplog: pytest.LogCaptureFixture) -> None:
+    pool = rtpool.RealtimePool(server.url, api_key=server.api_key)
+    pool._engine.warn_at_exit = False
+    pool.channel("room").on_broadcast("*", print).subscribe()
+    engine = pool._engine
+    with told() as caught:
+        del pool
+        gc.collect()
+        assert engine.ended.wait(10)
+    assert not caught
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_a_channel_keeps_its_pool_alive(server: RealtimeServer) -> None:
     channel = rtpool.RealtimePool(server.url, api_key=server.api_key).channel("room").subscribe()
     gc.collect()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rtpool.errors import ConfigConflict
+from rtpool.errors import ConfigConflict, NotSubscribed
 from rtpool.events import Broadcast, ChannelState
 from rtpool.protocol.messages import WireMessage
 from rtpool.protocol.postgres import ChangeBinding
@@ -147,6 +147,16 @@ def test_a_share_is_forgotten_with_its_last_channel(registry: Registry) -> None:
     registry.detach(two)
     assert registry.share(KEY) is None
     assert registry.subscribers() == registry.share_keys() == ()
+
+
+def test_who_is_over_is_attached_no_more(registry: Registry) -> None:
+    one = member()
+    attached(registry, one)
+    one.over = "is over"
+    assert registry.detach(one) is not None
+    with pytest.raises(NotSubscribed, match="'room' is over"):
+        registry.attach(one)
+    assert not registry.subscribers()
 
 
 def test_who_is_not_attached_or_not_by_that_is_not_detached(registry: Registry) -> None:

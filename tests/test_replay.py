@@ -190,6 +190,18 @@ def test_what_was_stored_before_the_subscription_is_not_replayed_after_it(
     assert reader.heard.numbers == [1]
 
 
+def test_a_clock_that_is_told_in_rough_has_a_little_too_much_replayed_rather_than_too_little(
+    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtpool.engine.upgrade._ahead", lambda date: -15.0)  # as if it told quarters of a minute
+    server.database_send("room", "x", {"n": 0}, inserted_at=server.clock.now() - 60)
+    store(server, 1)
+    reader = Reader(pool, replay=True)
+    drop_and_store(server, 2)
+    assert reader.gaps.wait(1)[0].replay == 2
+    assert reader.heard.numbers == [1, 2]
+
+
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_wrong_clock_of_ours_loses_nothing(
     server: RealtimeServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, hours: int

@@ -27,6 +27,7 @@ __all__ = [
     "channel_of",
     "errors",
     "fail",
+    "options_of_context",
     "pool_of",
     "reader_left",
     "say",
@@ -84,10 +85,15 @@ def server_options(function: F) -> F:
     return function
 
 
+def options_of_context() -> rtpool.PoolOptions:
+    """The options that the command line's own go over: those that whoever runs the command gave it, else none."""
+    return click.get_current_context().find_object(rtpool.PoolOptions) or rtpool.PoolOptions()
+
+
 def pool_of(url: str, key: str | None, **options: Any) -> rtpool.RealtimePool:
     """A pool; what it refuses is wrong usage."""
     try:
-        return rtpool.RealtimePool(url, api_key=key, **options)
+        return rtpool.RealtimePool(url, api_key=key, options=options_of_context(), **options)
     except (InvalidValue, InvalidType) as error:
         raise click.UsageError(str(error)) from error
 

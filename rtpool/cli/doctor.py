@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import attrs
 import click
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 import rtpool
-from rtpool.cli.app import server_options
+from rtpool.cli.app import options_of_context, server_options
 from rtpool.doctor import Case, Examination, Report, Step
 from rtpool.errors import InvalidType, InvalidValue
 
@@ -67,7 +68,8 @@ def doctor(
     2: wrong usage. With --topic a broadcast of the event "rtpool-doctor" goes to everybody on it, some dozens of times.
     """
     try:
-        options = rtpool.PoolOptions(proxy=proxy)
+        options = options_of_context()
+        options = options if proxy is None else attrs.evolve(options, proxy=proxy)
         case = Case(url, key, token=token, topic=topic, table=table, private=private, options=options, timeout=timeout)
     except (InvalidValue, InvalidType) as error:
         raise click.UsageError(str(error)) from error

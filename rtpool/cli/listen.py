@@ -125,6 +125,9 @@ def listen(context: click.Context, /, **asked: Any) -> None:
 
     Broadcasts, changes, presence and other messages are events, and counted. A GAP, in which messages may have been
     lost, is always shown.
+
+    A server that is not to be reached is tried three times within seconds, then every 15 to 30 s, for as long as it
+    takes.
     """
     wish = _checked(context, Wish(**asked))
     verbose = bool(context.find_root().params.get("verbose"))  # log lines would run into a status line

@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rtpool.cli.picture import ChannelRow, ConnectionRow, Picture, Rates, channel_rows, connection_rows
+from rtpool.debug import figures
+from rtpool.debug.picture import ChannelRow, ConnectionRow, Picture, Rates, channel_rows, connection_rows
 from rtpool.protocol.refusals import printable
 
 __all__ = ["Frame", "View", "draw", "press"]
@@ -61,62 +62,24 @@ class Column(NamedTuple):
     text: Callable[[Any], str]
 
 
-def _whole(value: int) -> str:
-    return f"{value:,}" if value < 10_000_000 else f"{value / 1e6:,.1f}M"
-
-
-def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if value < 9.95 else _whole(round(value))
-
-
-def _size(value: float | None) -> str:
-    if value is None:
-        return "-"
-    for unit in ("B", "kB", "MB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
-        value /= 1_000
-    return f"{value:.1f} GB"
-
-
-def _milliseconds(value: float | None) -> str:
-    if value is None:
-        return "-"
-    digits = 3 if value < 0.0001 else 2 if value < 0.009995 else 0
-    return f"{value * 1_000:,.{digits}f}"
-
-
-def _latency(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value * 1_000:.1f} ms" if value < 0.9995 else f"{value:.1f} s"
-
-
-def _age(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{days}d {hour:02}:{minute:02}" if days else f"{hour}:{minute:02}:{second:02}"
-
-
 CONNECTIONS = (
     Column("id", 5, lambda row: row.number, lambda row: str(row.number)),
     Column("state", 8, lambda row: row.state, lambda row: row.state),
-    Column("epoch", 6, lambda row: row.epoch, lambda row: _whole(row.epoch)),
-    Column("joins", 6, lambda row: row.joins, lambda row: _whole(row.joins)),
-    Column("tries", 6, lambda row: row.attempts, lambda row: _whole(row.attempts)),
-    Column("latency", 9, lambda row: row.latency, lambda row: _latency(row.latency)),
-    Column("msgs/s", 9, lambda row: row.messages, lambda row: _rate(row.messages)),
-    Column("in/s", 9, lambda row: row.bytes_in, lambda row: _size(row.bytes_in)),
-    Column("out/s", 9, lambda row: row.bytes_out, lambda row: _size(row.bytes_out)),
+    Column("epoch", 6, lambda row: row.epoch, lambda row: figures.whole(row.epoch)),
+    Column("joins", 6, lambda row: row.joins, lambda row: figures.whole(row.joins)),
+    Column("tries", 6, lambda row: row.attempts, lambda row: figures.whole(row.attempts)),
+    Column("latency", 9, lambda row: row.latency, lambda row: figures.latency(row.latency)),
+    Column("msgs/s", 9, lambda row: row.messages, lambda row: figures.rate(row.messages)),
+    Column("in/s", 9, lambda row: row.bytes_in, lambda row: figures.size(row.bytes_in)),
+    Column("out/s", 9, lambda row: row.bytes_out, lambda row: figures.size(row.bytes_out)),
 )
 CHANNELS = (
     Column("topic", 0, lambda row: row.topic, lambda row: row.topic),
     Column("state", 8, lambda row: row.state, lambda row: row.state),
-    Column("queue", 14, lambda row: row.queued, lambda row: _whole(row.queued)),
-    Column("events/s", 10, lambda row: row.rate, lambda row: _rate(row.rate)),
-    Column("ms/call", 8, lambda row: row.call, lambda row: _milliseconds(row.call)),
-    Column("dropped", 8, lambda row: row.dropped, lambda row: _whole(row.dropped)),
+    Column("queue", 14, lambda row: row.queued, lambda row: figures.whole(row.queued)),
+    Column("events/s", 10, lambda row: row.rate, lambda row: figures.rate(row.rate)),
+    Column("ms/call", 8, lambda row: row.call, lambda row: figures.milliseconds(row.call)),
+    Column("dropped", 8, lambda row: row.dropped, lambda row: figures.whole(row.dropped)),
 )
 #: Text is sorted from its beginning, numbers from the largest.
 TEXTS = {"topic", "state", "id"}
@@ -305,7 +268,7 @@ def _head(frame: Frame, view: View, width: int) -> list[Text]:
         (now.status, COLOURS.get(now.status, "")),
         "  health ",
         (now.verdict, COLOURS.get(now.verdict, "")),
-        f"  up {_age(now.age)}  every {frame.interval:g} s",
+        f"  up {figures.age(now.age)}  every {frame.interval:g} s",
     ]
     if view.paused:
         state.append(("  PAUSED", "bold reverse"))
@@ -321,16 +284,16 @@ def _totals(now: Picture, rates: Rates) -> list[Text]:
     queued = sum(each["queued"] for each in stats["subscription_details"])
 
     def count(words: str, key: str) -> tuple[str, str]:
-        return f"{words} {_whole(stats[key])}", "bold red" if stats[key] and key != "reconnect_attempts" else ""
+        return f"{words} {figures.whole(stats[key])}", "bold red" if stats[key] and key != "reconnect_attempts" else ""
 
     return [
         _line(
-            f"in {_rate(rates.received):>9}/s {_size(rates.bytes_in):>9}/s   ",
-            f"out {_rate(rates.pushes):>9}/s {_size(rates.bytes_out):>9}/s   ",
-            f"delivered {_rate(rates.delivered):>9}/s",
+            f"in {figures.rate(rates.received):>9}/s {figures.size(rates.bytes_in):>9}/s   ",
+            f"out {figures.rate(rates.pushes):>9}/s {figures.size(rates.bytes_out):>9}/s   ",
+            f"delivered {figures.rate(rates.delivered):>9}/s",
         ),
         _line(
-            f"queued {_whole(queued)}   ",
+            f"queued {figures.whole(queued)}   ",
             *(count("gaps", "gaps"), "   ", count("dropped", "messages_dropped"), "   "),
             *(count("callback errors", "callback_errors"), "   ", count("reconnects", "reconnect_attempts")),
         ),
@@ -379,7 +342,7 @@ def _cell(column: Column, row: Any, limit: int) -> Text:
     text = column.text(row)
     if column.heading == "queue":
         share = row.queued / limit
-        return Text(f"{text}/{_whole(limit)}", style="red" if share >= 0.8 else "yellow" if share >= 0.2 else "")
+        return Text(f"{text}/{figures.whole(limit)}", style="red" if share >= 0.8 else "yellow" if share >= 0.2 else "")
     if column.heading == "state":
         return Text(text, style=COLOURS.get(text, ""))
     worrying = column.heading in ("dropped", "tries") and text != "0"

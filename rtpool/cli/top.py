@@ -23,8 +23,8 @@ from rich.text import Text
 
 from rtpool.cli.app import fail
 from rtpool.cli.lines import json_text
-from rtpool.cli.picture import Picture, Rates
 from rtpool.cli.screen import Frame, View, draw, press
+from rtpool.debug.picture import Picture, Rates
 from rtpool.debug.remote import Remote
 from rtpool.debug.sockets import default_directory, living_sockets
 from rtpool.errors import ConnectionFailed, InvalidValue, RtpoolError

@@ -4,8 +4,6 @@ Callbacks that take long: found by looking at what the workers are at, now and t
 
 from __future__ import annotations
 
-import functools
-import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +12,7 @@ from typing import Any, NamedTuple
 from rtpool.debug.issues import Issue
 from rtpool.debug.thresholds import Thresholds
 from rtpool.engine.mailbox import InHand
-from rtpool.engine.threads import enter_user_code
+from rtpool.engine.threads import callback_name, enter_user_code, look_at_frames
 
 __all__ = ["Call", "Calls", "calls_of"]
 
@@ -100,11 +98,7 @@ def calls_of(overdue: Sequence[tuple[InHand, float]], at: float, hide: Callable[
         at: when it said so.
         hide: takes secrets out of a text; lines of a user's program may hold some.
     """
-    frames = sys._current_frames() if overdue else {}
-    try:
-        return list(_calls(overdue, frames, at, hide))
-    finally:
-        frames.clear()  # this very frame is in it, in a ring that would hold the variables of every thread
+    return look_at_frames(lambda frames: list(_calls(overdue, frames, at, hide))) if overdue else []
 
 
 def _calls(
@@ -122,7 +116,7 @@ def _calls(
             continue
         stack, callback = _user_part(frames.get(each.worker))
         if callback is not None:
-            name = _name_of(callback)
+            name = callback_name(callback)
             summary = traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in stack), lookup_lines=True)
             yield Call(f"callback {name} of {whose}", name, seconds, hide("".join(summary.format())), at)
 
@@ -134,12 +128,3 @@ def _user_part(frame: types.FrameType | None) -> tuple[list[types.FrameType], An
         frames.append(frame)
         frame = frame.f_back
     return frames[:FRAMES][::-1], None if frame is None else frame.f_locals.get("callback")
-
-
-def _name_of(callback: Any) -> str:
-    while isinstance(callback, functools.partial):
-        callback = callback.func
-    try:
-        return str(getattr(callback, "__qualname__", type(callback).__name__))
-    except Exception:  # user code
-        return type(callback).__name__

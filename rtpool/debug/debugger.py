@@ -14,17 +14,12 @@ from typing import TYPE_CHECKING
 import attrs
 
 from rtpool.checks import check_name, check_timeout, check_type
-from rtpool.debug.callbacks import Calls, calls_of
+from rtpool.debug.inspector import Inspector
 from rtpool.debug.issues import Issue, Severity
 from rtpool.debug.lifecycle import LifecycleReport, probe
-from rtpool.debug.memory import Memory
-from rtpool.debug.observation import Observation, observe
-from rtpool.debug.rules import begin, judge
 from rtpool.debug.thresholds import Thresholds
-from rtpool.engine.audit import MOMENT
 from rtpool.engine.engine import Engine
 from rtpool.engine.logs import Log
-from rtpool.engine.redaction import Redactor
 from rtpool.engine.threads import PoolThread, closing, join_all, start_thread
 from rtpool.errors import ConnectionFailed, InvalidType, InvalidValue, PoolClosed
 from rtpool.protocol.messages import MAX_NAME_BYTES
@@ -36,10 +31,6 @@ __all__ = ["Debugger"]
 
 Lock = threading.Lock
 
-#: Seconds between two looks when one alone cannot tell, and between two when what it saw may be over in a moment.
-SECOND_LOOK, PAUSE = 0.1, 0.05
-#: Seconds a second look is put off at the most.
-LONGEST_DOUBT = 2.0
 #: Seconds `disable` waits for the thread.
 DISABLE_SECONDS = 5.0
 
@@ -88,16 +79,12 @@ class Debugger:
         _debuggers.add(self)
 
     def _forget(self) -> None:
-        # Guards: _memory, _calls, _told, _run
+        # Guards: _told, _run
         self._lock = Lock()
-        self._memory = Memory()
-        self._calls = Calls(self.thresholds)
         self._told: dict[tuple[str, str], Issue] = {}
         self._run = None
         pool = self._pool()
-        if pool is not None:
-            attempts = pool._engine.coordinator.connections.reconnect_attempts
-            begin(attempts, time.monotonic(), self._memory, self.thresholds)
+        self._inspector = Inspector(self.thresholds, None if pool is None else pool._engine)
 
     # Looking
 
@@ -117,47 +104,7 @@ class Debugger:
             return []
         engine = pool._engine
         del pool  # it may be forgotten meanwhile
-        return self._look(engine, threading.Event())
-
-    def _look(self, engine: Engine, over: threading.Event, *, patient: bool = False) -> list[Issue]:
-        """Look, and once more where one look cannot tell; where that takes `MOMENT` seconds only if there is time."""
-        seen = observe(engine)
-        issues, in_doubt = self._judge(engine, seen)
-        unsure = patient and seen.inside is not None and any(not found.certain for found in seen.inside.misplaced)
-        if (in_doubt or unsure) and not over.wait(MOMENT + PAUSE if unsure else SECOND_LOOK):
-            deadline = seen.at + min(LONGEST_DOUBT, self.thresholds.slow_callback + PAUSE)
-            while self._is_at_the_same(engine, seen) and time.monotonic() < deadline and not over.wait(PAUSE):
-                continue
-            issues, _ = self._judge(engine, observe(engine))
-        return issues
-
-    def _judge(self, engine: Engine, seen: Observation) -> tuple[list[Issue], bool]:
-        """What is wrong, and whether a second look is needed."""
-        in_doubt = self._sample(engine, seen)
-        share = self.thresholds.mailbox_share
-        in_doubt = in_doubt or any(m.waiting >= share * m.limit for c in seen.channels for m in c.mailboxes)
-        with self._lock:
-            issues = [*judge(seen, self._memory, self.thresholds), *self._calls.issues()]
-        return sorted(issues, key=lambda issue: (-issue.severity.rank, issue.code)), in_doubt
-
-    def _sample(self, engine: Engine, seen: Observation | None = None) -> bool:
-        """Look at what the workers are at; whether a second look could tell more."""
-        at = time.monotonic()
-        in_hand = engine.dispatcher.in_hand()
-        with self._lock:
-            overdue = self._calls.overdue(in_hand, at)
-            in_doubt = self._calls.in_doubt(in_hand, at)
-        secrets = (seen.inside.secrets if seen is not None and seen.inside is not None else ()) if overdue else ()
-        calls = calls_of(overdue, at, Redactor(engine.options, engine.endpoint.api_key, *secrets)) if overdue else []
-        with self._lock:
-            self._calls.note(calls, at)
-        return in_doubt
-
-    @staticmethod
-    def _is_at_the_same(engine: Engine, seen: Observation) -> bool:
-        """Whether a worker is still at something that it was at, and that may not have been the first of its batch."""
-        now = {(each.mailbox, each.place) for each in engine.dispatcher.in_hand()}
-        return any((each.mailbox, each.place) in now for each in seen.in_hand if not each.first)
+        return self._inspector.look(engine, threading.Event())
 
     # Looking again and again
 
@@ -232,10 +179,10 @@ class Debugger:
         while not run.over.wait(min(rest, max(0.0, next_look - time.monotonic()))):
             try:
                 if time.monotonic() < next_look:
-                    self._sample(run.engine)
+                    self._inspector.sample(run.engine)
                     continue
                 next_look = time.monotonic() + run.interval
-                self._tell(log, run, self._look(run.engine, run.over, patient=True))
+                self._tell(log, run, self._inspector.look(run.engine, run.over, patient=True))
             except Exception:  # a bug of ours must not end the watch
                 log.bug("debugger_failed", "! the debugger of pool %(pool)s failed")
         self._end(run)

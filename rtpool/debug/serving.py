@@ -19,15 +19,17 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rtpool.checks import check_type
-from rtpool.debug.debugger import Debugger
+from rtpool.debug.inspector import Inspector
+from rtpool.debug.issues import Issue
 from rtpool.debug.sockets import Listener, check_platform, default_directory, is_ours, listen_at, make_directory
+from rtpool.debug.thresholds import Thresholds
 from rtpool.engine import descriptors
 from rtpool.engine.engine import Engine
 from rtpool.engine.health import health_of
@@ -38,7 +40,7 @@ from rtpool.errors import ConnectionFailed, InvalidType, RtpoolError
 if TYPE_CHECKING:
     from rtpool.pool import RealtimePool
 
-__all__ = ["DebugServer", "serve"]
+__all__ = ["DebugServer", "picture_of", "serve"]
 
 #: Clients at a time; more are told so and turned away.
 MAX_CLIENTS = 8
@@ -87,7 +89,7 @@ class DebugServer:
         self.allow_commands = allow_commands
         self._listener = listener
         self._engine: Engine | None = engine
-        self._debugger = Debugger(pool)
+        self._inspector = Inspector(Thresholds(), engine)
         self._log = engine.logs.debug
         self._over = threading.Event()
         self._forgotten = self._forked = False
@@ -317,19 +319,7 @@ class DebugServer:
             return {"error": f"it could not be answered: {type(error).__name__}; see the program's log"}
 
     def _picture(self, engine: Engine) -> dict[str, Any]:
-        at = time.monotonic()
-        return {
-            "stats": stats_of(engine).as_dict(),
-            "health": health_of(engine).as_dict(),
-            "issues": [issue.as_dict() for issue in self._debugger._look(engine, self._over)],
-            "name": engine.name,
-            "url": engine.endpoint.url,
-            "pid": os.getpid(),
-            "at": at,
-            "age": at - engine.made_at,
-            "mailbox_limit": engine.options.mailbox_limit,
-            "commands": self.allow_commands,
-        }
+        return picture_of(engine, lambda: self._inspector.look(engine, self._over), commands=self.allow_commands)
 
     def _clean_up(self, engine: Engine) -> dict[str, Any]:
         if not self.allow_commands:
@@ -344,6 +334,25 @@ class DebugServer:
             return {"error": f"the pool did not clean up within {COMMAND_SECONDS} s"}
         except RtpoolError as error:
             return {"error": str(error)}
+
+
+def picture_of(engine: Engine, issues: Callable[[], Sequence[Issue]], *, commands: bool = False) -> dict[str, Any]:
+    """
+    What ``{"ask": "stats"}`` is answered with, for `rtpool.debug.picture.Picture`. It takes as long as `issues` does.
+    """
+    at = time.monotonic()
+    return {
+        "stats": stats_of(engine).as_dict(),
+        "health": health_of(engine).as_dict(),
+        "issues": [issue.as_dict() for issue in issues()],
+        "name": engine.name,
+        "url": engine.endpoint.url,
+        "pid": os.getpid(),
+        "at": at,
+        "age": at - engine.made_at,
+        "mailbox_limit": engine.options.mailbox_limit,
+        "commands": commands,
+    }
 
 
 def _line(answer: dict[str, Any]) -> memoryview:

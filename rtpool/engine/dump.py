@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from types import FrameType
 from typing import Any
 
 from rtpool.engine.engine import Engine
 from rtpool.engine.health import health_of
 from rtpool.engine.snapshot import stats_of
+from rtpool.engine.threads import look_at_frames
 
 __all__ = ["dump_of"]
 
@@ -41,7 +42,7 @@ def dump_of(engine: Engine, *, as_json: bool = False) -> str:
         "health": _tried(lambda: health_of(engine).as_dict()),
         "stats": _tried(lambda: stats_of(engine).as_dict()),
         "entries": _tried(lambda: [] if recorder is None else recorder.entries()),
-        "threads": _tried(lambda: _stacks(engine)),
+        "threads": _tried(lambda: look_at_frames(lambda frames: _stacks(engine, frames))),
     }
     return engine.logs.hide(_as_json(found) if as_json else _as_text(found, recorder is None))
 
@@ -53,19 +54,12 @@ def _tried(look: Callable[[], Any]) -> Any:
         return f"could not be had: {error!r}"
 
 
-def _stacks(engine: Engine) -> dict[str, list[str]]:
+def _stacks(engine: Engine, frames: Mapping[int, FrameType]) -> dict[str, list[str]]:
     stacks = {}
-    frames = sys._current_frames()
-    try:
-        for thread in engine.threads:
-            frame = frames.get(thread.ident) if thread.ident is not None else None
-            if frame is not None and not getattr(thread, "over", False):  # is_alive() takes a lock
-                lines = "".join(traceback.format_stack(frame)[-FRAMES:])
-                stacks[thread.name] = lines.rstrip().split("\n")
-    finally:
-        # This very frame is one of them: the ring would hold the variables of every thread until they are collected.
-        frame = None
-        frames.clear()
+    for thread in engine.threads:
+        frame = frames.get(thread.ident) if thread.ident is not None else None
+        if frame is not None and not getattr(thread, "over", False):  # is_alive() takes a lock
+            stacks[thread.name] = "".join(traceback.format_stack(frame)[-FRAMES:]).rstrip().split("\n")
     return stacks
 
 

@@ -28,13 +28,14 @@ from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.patches import pass_on
 from rtpool.engine.routing import GAP, gap_fields
 from rtpool.engine.streams import prepare
-from rtpool.engine.threads import closing, enter_user_code, join_all
+from rtpool.engine.threads import callback_name, closing, enter_user_code, join_all
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Gap, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
 from rtpool.protocol.serializer import serializer_for
 from rtpool.protocol.sizes import SizeLimits
 from rtpool.registry import Callback, Registry
+from rtpool.unlocked import read_unlocked
 
 __all__ = ["Companion", "Engine", "engines", "running"]
 
@@ -55,13 +56,7 @@ ABANDON_SECONDS = 1.0
 
 def engines() -> list[Engine]:
     """Every engine of this process that somebody holds, in the order of their making. Takes no lock."""
-    while True:
-        try:
-            return sorted(_engines, key=lambda engine: (len(engine.name), engine.name))
-        except RecursionError:  # is a RuntimeError, and for good
-            raise
-        except RuntimeError:  # one came or went meanwhile
-            continue
+    return read_unlocked(lambda: sorted(_engines, key=lambda engine: (len(engine.name), engine.name)))
 
 
 @atexit.register
@@ -435,7 +430,7 @@ class Engine:
         """User code raised: log and count it, and tell who wants to know. What it says is in the traceback alone."""
         with self._lock:
             self.callback_errors += 1
-        fields = {"callback": _name(callback), "where": where, "error": type(error).__name__}
+        fields = {"callback": callback_name(callback), "where": where, "error": type(error).__name__}
         words = "! callback %(callback)r of %(where)s raised %(error)s"
         hooks = self._hooks_now()
         if hooks.report is None:
@@ -452,7 +447,11 @@ class Engine:
         try:
             hook(*arguments)
         except BaseException:  # as of any callback
-            self._log.exception("callback_raised", "! on_callback_error itself raised", callback=_name(hook))
+            self._log.exception(
+                "callback_raised",
+                "! %(callback)s, which is told of callbacks that raise, raised itself",
+                callback=callback_name(hook),
+            )
 
     def listen(self, callback: Callback) -> None:
         """Add a listener for the pool's status."""
@@ -559,10 +558,6 @@ class Engine:
         self.dispatcher.stop()
         _running.discard(self)
         self.ended.set()
-
-
-def _name(callback: Callable[..., object]) -> str:
-    return getattr(callback, "__qualname__", type(callback).__name__)
 
 
 def running() -> list[Engine]:

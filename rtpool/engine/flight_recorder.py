@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from rtpool.unlocked import read_unlocked
+
 __all__ = ["Entry", "FlightRecorder"]
 
 #: Characters of one text in an entry; and of an entry, when it is shown.
@@ -99,7 +101,8 @@ class FlightRecorder:
 
     def entries(self) -> list[Entry]:
         """What is kept, oldest first."""
-        return sorted([*_copy(self._of_pool), *_copy(self._of_topics)], key=lambda entry: entry.monotonic)
+        kept = read_unlocked(lambda: [*self._of_pool, *self._of_topics])
+        return sorted(kept, key=lambda entry: entry.monotonic)
 
     def for_error(self) -> str:
         """The newest entries as text, for the report of an internal error; empty when others had them just now."""
@@ -108,13 +111,3 @@ class FlightRecorder:
             return ""
         self._told_at = now
         return "\n".join(map(str, self.entries()[-WITH_ERROR:]))
-
-
-def _copy(entries: deque[Entry]) -> list[Entry]:
-    while True:
-        try:
-            return list(entries)
-        except RecursionError:  # is a RuntimeError, and for good
-            raise
-        except RuntimeError:  # one was added meanwhile
-            continue

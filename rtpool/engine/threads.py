@@ -6,13 +6,15 @@ longer than told, never deaf to Ctrl-C. Where user code begins.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Protocol, TypeVar
+from types import FrameType
+from typing import Any, Protocol, TypeVar
 
 from rtpool.engine.patches import pass_on
 from rtpool.errors import PoolForked
@@ -21,10 +23,12 @@ __all__ = [
     "Bell",
     "PoolThread",
     "SLICE_SECONDS",
+    "callback_name",
     "closing",
     "enter_user_code",
     "is_in_user_code",
     "join_all",
+    "look_at_frames",
     "outcome_of",
     "start_thread",
     "step_aside",
@@ -251,13 +255,26 @@ def enter_user_code(callback: Callable[[T], object], value: T) -> None:
     callback(value)
 
 
+def callback_name(callback: Any) -> str:
+    """What a user's callback is called, where one is told of: of a `functools.partial` the function in it."""
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    try:
+        return str(getattr(callback, "__qualname__", type(callback).__name__))
+    except Exception:  # user code
+        return type(callback).__name__
+
+
 def is_in_user_code(ident: int) -> bool:
     """
     Whether the thread of this number has begun a user's callback, and is in it: whether something that
     `enter_user_code` called has a frame. One without frames, written in C, is not seen. Of a thread that the
     interpreter does not know, a greenlet, nothing can be seen, and it is taken to be.
     """
-    frame = sys._current_frames().get(ident)
+    return look_at_frames(lambda frames: _is_in_user_code(frames.get(ident)))
+
+
+def _is_in_user_code(frame: FrameType | None) -> bool:
     if frame is None:
         return True
     while (caller := frame.f_back) is not None:
@@ -265,3 +282,15 @@ def is_in_user_code(ident: int) -> bool:
             return True
         frame = caller
     return False
+
+
+def look_at_frames(look: Callable[[Mapping[int, FrameType]], T]) -> T:
+    """
+    What `look` makes of the frame that each thread is in now, by its number. It must keep none: each holds the
+    variables of all that called it.
+    """
+    frames = sys._current_frames()
+    try:
+        return look(frames)
+    finally:
+        frames.clear()  # this very frame is one of them: a ring, which would hold them all until it is collected

@@ -229,9 +229,10 @@ class Realtime:
         """
         A Channel that ends with the current app context: with the request, the declared callback or the command.
 
-        It is left then without waiting, whatever the view did or raised. Whoever still has it, a thread or a generator
-        of a response, gets no more events, and `rtpool.NotSubscribed`. Within ``stream_with_context`` the request, and
-        the Channel, last as long as the response. Its callbacks run on rtpool's workers, outside of the context.
+        It is left then without waiting, whatever the view did or raised. Whoever still has it, as a thread may, gets no
+        more events, and `rtpool.NotSubscribed`. A response that is streamed goes on after its view: there take one
+        within the generator, with ``stream_with_context``, and it lasts as long as the response. Callbacks of a Channel
+        run on rtpool's workers, outside of the context.
 
         Args:
             topic, private, receive_own, ack, presence_key, replay, access_token, params: as

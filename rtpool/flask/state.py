@@ -17,7 +17,7 @@ import rtpool
 from rtpool.checks import check_callable, check_timeout, check_type
 from rtpool.errors import InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
-from rtpool.flask import signals
+from rtpool.flask import processes, signals
 from rtpool.flask.callbacks import Declared, InAppContext, Subscriptions
 from rtpool.flask.config import API_KEYS, URLS, Settings, read_settings
 
@@ -226,7 +226,7 @@ class AppState:
         if not (app.debug if wanted is None else wanted) or running is None or (serving and not serving.closed):
             return
         try:
-            self._debug_server = running.pool.serve_debug()
+            self._debug_server = processes.serve(app, running.pool)
         except RtpoolError as error:
             level = logging.WARNING if wanted else logging.INFO
             app.logger.log(level, "rtpool: other processes cannot look at the pool: %s", error)

@@ -131,7 +131,8 @@ class Replay:
 
     def joined(self, now: int) -> bool:
         """
-        A join was let in at `now`, milliseconds since the epoch.
+        A join was let in at `now`, milliseconds since the epoch, or a little later: what is stored from then on is to
+        be had. The clock of a server is known to a second or so, and what is too late here would be lost.
 
         Returns:
             Whether a replay follows, which `finished` ends.

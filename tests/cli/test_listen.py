@@ -339,6 +339,20 @@ def test_a_server_that_is_not_there_yet_is_waited_for(server: RealtimeServer, li
     assert err.count("listening on") == 1
 
 
+def test_when_a_server_stays_away_it_is_told_that_the_next_attempt_takes_longer(server: RealtimeServer) -> None:
+    server.on_connect = lambda request: Refusal(503)
+    process = start("listen", "room", server=server)
+    assert process.stderr is not None
+    told = [next(process.stderr) for _ in range(4)]
+    interrupt(process)
+    attempts = [re.search(r"(\w+) \(attempt (\d), in ([\d.]+) s\): HandshakeRefused", line) for line in told[1:]]
+    found = [(attempt[1], attempt[2]) for attempt in attempts if attempt]
+    assert found == [("reconnecting", "2"), ("reconnecting", "3"), ("connection", "4")], told
+    assert attempts[2] is not None
+    assert 15 <= float(attempts[2][3]) <= 30
+    assert "every 15 to 30 s" in run("listen", "--help").stdout
+
+
 def test_a_refusal_is_told_once_and_not_said_to_be_tried_again(server: RealtimeServer) -> None:
     server.table("cars", CARS)
     done = run("listen", "--table", "carz", "--timeout", "9", "--count", "1", server=server)

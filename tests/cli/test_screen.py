@@ -11,8 +11,8 @@ from rich.console import Console
 
 import rtpool
 from rtpool.cli.keyboard import keys_of
-from rtpool.cli.picture import Picture, Rates, channel_rows, connection_rows
 from rtpool.cli.screen import CHANNELS, CONNECTIONS, FIXED_LINES, Frame, View, draw, press
+from rtpool.debug.picture import Picture, Rates, channel_rows, connection_rows
 
 
 def connection(number: int, **changes: Any) -> dict[str, Any]:

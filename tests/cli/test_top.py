@@ -392,22 +392,10 @@ def test_what_does_not_work_says_why(server: RealtimeServer, path: str) -> None:
     assert "no terminal; use --once" in done.stderr
 
 
-def test_once_fails_when_the_program_goes_away_meanwhile(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(path)
-        listener.listen()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rtpool", "top", "--once", path], stderr=subprocess.PIPE, text=True
-        )
-        listener.settimeout(CAP)
-        other, _ = listener.accept()
-        other.close()
-        _, told = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "is gone" in told
-
-
-def test_what_is_no_pool_is_told_apart(path: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "why"), [(b"", "is gone"), (b'{"stats": {}}\n', "no such picture")], ids=["goes away", "is no pool"]
+)
+def test_once_fails_when_who_serves_there(said: bytes, why: str, path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
@@ -417,7 +405,8 @@ def test_what_is_no_pool_is_told_apart(path: str) -> None:
         listener.settimeout(CAP)
         other, _ = listener.accept()
         with other:
-            other.sendall(b'{"stats": {}}\n')
-            _, told = process.communicate(timeout=30)
+            other.recv(1 << 10)
+            other.sendall(said)
+        _, told = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "no such picture" in " ".join(told.split())
+    assert why in " ".join(told.split())

@@ -24,7 +24,7 @@ class Watch:
         self._changed = threading.Condition()
         self._begun = self._ended = 0
         self._issues: list[Issue] = []
-        look = self.debugger._look
+        look = self.debugger._inspector.look
 
         def counted(*args: object, **named: object) -> list[Issue]:
             with self._changed:
@@ -35,7 +35,7 @@ class Watch:
                 self._changed.notify_all()
             return issues
 
-        self.debugger._look = counted  # type: ignore[method-assign]
+        self.debugger._inspector.look = counted  # type: ignore[method-assign]
         self.debugger.enable(INTERVAL)
 
     def look(self) -> list[Issue]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import rtpool
-from rtpool.debug import Debugger, Thresholds, debugger
+from rtpool.debug import Debugger, Thresholds, inspector
 from rtpool.debug.memory import Memory
 from rtpool.testing import Permissions, RealtimeServer, faults
 from tests.conftest import MakePool
@@ -135,7 +135,7 @@ def test_enabling_again_changes_the_interval_and_leaves_one_thread(
 ) -> None:
     looks = threading.Semaphore(0)
     it = Debugger(pool)
-    monkeypatch.setattr(it, "_look", lambda *_, **__: looks.release() or [])
+    monkeypatch.setattr(it._inspector, "look", lambda *_, **__: looks.release() or [])
     it.enable(3600.0)
     assert not looks.acquire(timeout=0.05)
     it.enable(0.01)
@@ -315,7 +315,7 @@ def test_a_bug_in_a_look_is_told_and_ends_nothing(
 ) -> None:
     pool.connect()
     it = Debugger(pool)
-    monkeypatch.setattr(debugger, "observe", lambda *_: 1 / 0)
+    monkeypatch.setattr(inspector, "observe", lambda *_: 1 / 0)
     it.enable(0.01)
     wait_until(lambda: caplog.text.count("the debugger of pool") >= 2)
     assert "ZeroDivisionError" in caplog.text

@@ -31,7 +31,7 @@ class Alarm:
         self.found: list[Issue] = []
         self.looks = 0
         self.debugger = Debugger(pool, **thresholds)
-        look = self.debugger._look
+        look = self.debugger._inspector.look
 
         def noted(*args: object, **named: object) -> list[Issue]:
             issues = look(*args, **named)  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ class Alarm:
             self.looks += 1
             return issues
 
-        monkeypatch.setattr(self.debugger, "_look", noted)
+        monkeypatch.setattr(self.debugger._inspector, "look", noted)
         self.debugger.enable(LOOK)
 
     def is_silent(self) -> None:

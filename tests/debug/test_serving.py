@@ -20,6 +20,7 @@ import pytest
 
 import rtpool
 from rtpool.debug import Debugger, serving, sockets
+from rtpool.debug.inspector import Inspector
 from rtpool.debug.remote import Remote
 from rtpool.debug.serving import DebugServer
 from rtpool.debug.sockets import default_directory, living_sockets
@@ -564,12 +565,12 @@ def test_a_pool_closes_in_time_while_it_is_looked_at(
 ) -> None:
     looking = threading.Event()
 
-    def long_look(_self: Debugger, _engine: object, over: threading.Event) -> list[Any]:
+    def long_look(_self: Inspector, _engine: object, over: threading.Event) -> list[Any]:
         looking.set()
         over.wait(60)
         return []
 
-    monkeypatch.setattr(Debugger, "_look", long_look)
+    monkeypatch.setattr(Inspector, "look", long_look)
     pool.channel("room").subscribe()
     served = pool.serve_debug(path)
     with Raw(path) as client:

@@ -5,8 +5,11 @@ and a time-out of the wait are told apart.
 
 from __future__ import annotations
 
+import functools
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 
 import rtpool
 from rtpool.engine import threads
-from rtpool.engine.threads import Bell, PoolThread, closing, join_all, outcome_of
+from rtpool.engine.threads import Bell, PoolThread, callback_name, closing, join_all, outcome_of
 from rtpool.errors import PushTimeout
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
@@ -274,3 +277,39 @@ def test_user_code_has_begun_when_it_has_a_frame_and_not_a_moment_earlier() -> N
     release.set()
     worker.join(CAP)
     assert threads.is_in_user_code(-1)  # a greenlet: nothing is known, and nobody waits for it
+
+
+class Secretive:
+    """A callback that is asked nothing."""
+
+    def __getattr__(self, name: str) -> str:
+        raise ValueError(name)
+
+    def __call__(self, event: object) -> None: ...
+
+
+def test_a_callback_is_told_of_by_the_name_of_the_function_in_it() -> None:
+    def hears(event: object) -> None: ...
+
+    where = "test_a_callback_is_told_of_by_the_name_of_the_function_in_it.<locals>."
+    assert callback_name(hears) == f"{where}hears"
+    assert callback_name(functools.partial(functools.partial(hears), None)) == f"{where}hears"
+    assert callback_name(functools.partial(Secretive())) == callback_name(Secretive()) == "Secretive"
+    assert callback_name([].append) == "list.append"
+
+
+def test_a_look_at_the_frames_of_all_threads_keeps_no_variable_of_them() -> None:
+    class Held: ...
+
+    def look_with(held: Held) -> str:
+        return threads.look_at_frames(lambda frames: frames[threading.get_ident()].f_code.co_name)
+
+    held = Held()
+    gone = weakref.ref(held)
+    gc.disable()  # it would take the ring
+    try:
+        assert look_with(held) == "look_at_frames"
+        del held
+        assert gone() is None
+    finally:
+        gc.enable()

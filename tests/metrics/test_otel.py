@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import threading
@@ -20,7 +19,6 @@ from rtpool.metrics.watch import LAST_SECONDS
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.metrics.expected import COUNTERS, Points, otel_points
-from tests.support.forking import ask
 from tests.support.recorder import Recorder
 from tests.support.wait import wait_until
 
@@ -205,28 +203,6 @@ def test_a_plain_phoenix_server_is_not_called_supabase(exported: Exported) -> No
     pool = rtpool.RealtimePool("ws://127.0.0.1:4000/socket", topic_prefix="")
     instrument(pool, meter_provider=exported.provider)
     assert exported.points(pool)["messaging.client.sent.messages", ""] == 0
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-@pytest.mark.parametrize("given", [True, False])
-def test_a_forked_child_tells_its_own_numbers(make_pool: MakePool, exported: Exported, given: bool) -> None:
-    pool = make_pool(after_fork="resubscribe")
-    instrument(*([pool] if given else []), meter_provider=exported.provider)
-    room = pool.channel("room", receive_own=True).subscribe()
-    for _ in range(5):
-        room.send_broadcast("x", {}).result(10)
-    assert exported.points(pool)["messaging.client.sent.messages", ""] == 5
-
-    def body() -> float:
-        wait_until(lambda: room.is_subscribed)
-        room.send_broadcast("x", {}).result(10)
-        points = exported.points(pool)
-        assert list(exported.pools()) == [pool._engine.name]
-        pool.close()
-        return points["messaging.client.sent.messages", ""]
-
-    assert ask(body) == 1
-    assert exported.points(pool)["messaging.client.sent.messages", ""] == 5
 
 
 GLOBAL = """

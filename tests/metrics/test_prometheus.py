@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import os
 import subprocess
 import sys
 import threading
@@ -24,7 +23,6 @@ from rtpool.metrics.watch import LAST_SECONDS, Watch
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.metrics.expected import COUNTERS, Points, prometheus_points
-from tests.support.forking import ask
 from tests.support.recorder import Recorder
 from tests.support.wait import wait_until
 
@@ -269,30 +267,6 @@ def test_scrapes_at_the_same_time_go_well_while_pools_come_and_go(server: Realti
         for thread in scrapers:
             thread.join(30)
     assert not errors
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-@pytest.mark.parametrize("given", [True, False])
-def test_a_forked_child_tells_its_own_numbers(server: RealtimeServer, make_pool: MakePool, given: bool) -> None:
-    pool = make_pool(after_fork="resubscribe")
-    collector = PrometheusCollector(*([pool] if given else []))
-    room = pool.channel("room", receive_own=True).subscribe()
-    for _ in range(5):
-        room.send_broadcast("x", {}).result(10)
-    key = pool._engine.name, netloc(pool)
-    assert list(scraped(collector)) == [key]
-
-    def body() -> float:
-        wait_until(lambda: room.is_subscribed)
-        room.send_broadcast("x", {}).result(10)
-        assert list(scraped(collector)) == [key]
-        points = at_rest(pool, lambda: scraped(collector)[key])
-        pool.close()
-        return points["rtpool_pushes_sent_total", ""]
-
-    assert ask(body) == 1
-    assert list(scraped(collector)) == [key]
-    assert scraped(collector)[key]["rtpool_pushes_sent_total", ""] == 5
 
 
 def test_a_registry_finds_a_second_collector_of_the_same_names(pool: rtpool.RealtimePool) -> None:

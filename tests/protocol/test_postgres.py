@@ -35,6 +35,19 @@ def test_absent_keys_are_left_out_because_the_server_refuses_nulls() -> None:
     }
 
 
+def test_each_binding_has_a_topic_of_its_own_that_says_the_table() -> None:
+    bindings = [CARS, ALL, ChangeBinding("*", "public"), ChangeBinding("*", "public", "ü" * 50)]
+    topics = [binding.topic for binding in bindings]
+    assert len(set(topics)) == len(topics)
+    assert ChangeBinding.checked("update", "public", "cars", col("status").eq("rented"), None).topic == topics[0]
+    assert [topic.rpartition(":")[0] for topic in topics] == [
+        "changes:cars",
+        "changes:cars",
+        "changes:*",
+        f"changes:{'?' * 40}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("binding", "wire"),
     [

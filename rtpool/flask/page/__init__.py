@@ -1,20 +1,10 @@
 """
-The debug page at ``/_rtpool/``.
+The debug page at ``/_rtpool/``: what an app's pool does, what is wrong with it, and three things to do about it; with
+``health`` for probes and ``metrics`` for Prometheus.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from flask import Flask
-
-    from rtpool.flask.state import AppState
+from rtpool.flask.page.routes import register
 
 __all__ = ["register"]
-
-
-def register(app: Flask, state: AppState) -> None:
-    """
-    Have the app serve the page. Called by `Realtime.init_app`.
-    """

@@ -138,7 +138,7 @@ class FeedReader:
         return sse.frame(name, data, position)
 
     def _failed(self, error: Exception, event: Event) -> None:
-        words = "! the view %r of a stream of %r failed; the stream ends"
+        words = "rtpool: the view %r of a stream of %r failed; the stream ends"
         self._app.logger.error(words, self._view, self._feed.wanted.topic, exc_info=error)
         with self._app.app_context():
             callback_failed.send(self._app, exception=error, callback=self._view, event=event)
@@ -260,7 +260,7 @@ class SnapshotReader:
         try:
             self._number, frame = self._snapshots.newest(self._number)
         except Exception:  # user code's
-            self._app.logger.exception("! a snapshot could not be made; a stream that shows it ends")
+            self._app.logger.exception("rtpool: a snapshot could not be made; a stream that shows it ends")
             return None
         return frame
 

@@ -11,7 +11,6 @@ import os
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,7 +86,6 @@ class Streams:
         self._forgotten: collections.deque[Seat] = collections.deque()
         self._key = secrets.token_bytes(32)
         self._begin()
-        _all.add(self)
 
     def _begin(self) -> None:
         #: Guards: all below.
@@ -388,7 +386,7 @@ class Streams:
             except Exception:
                 if process != os.getpid():
                     return
-                self._logger.exception("! what looks after the streams failed, and goes on")
+                self._logger.exception("rtpool: what looks after the streams failed, and goes on")
                 threading.Event().wait(1.0)
 
     def _look(self, watch: Watch) -> float | None:
@@ -434,9 +432,9 @@ class Streams:
             seat.leave()
 
     def _warn(self, words: str) -> None:
-        self._logger.warning("! %s", words)
+        self._logger.warning("rtpool: %s", words)
 
-    def _inherit(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child, which has no browsers: everything there is the parent's."""
         watch, shared = self._watch, list(self._shared.values())
         self._forgotten.clear()
@@ -465,17 +463,3 @@ def _answer_of(authorize: Authorize | None) -> flask.Response | Any:
     if verdict is None or verdict is False:
         return refusal(403, "this stream is not for you\n")
     raise InvalidType(f"authorize must return True, False or a Response, not {type(verdict).__name__}")
-
-
-#: Of this process, for a forked child.
-_all: weakref.WeakSet[Streams] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    with contextlib.ExitStack() as steps:  # the others go on even if one fails
-        for streams in list(_all):
-            steps.callback(streams._inherit)
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
