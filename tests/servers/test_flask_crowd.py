@@ -51,7 +51,20 @@ def crowd() -> Iterator[Crowd]:
         yield crowd
 
 
-@pytest.mark.parametrize(("kind", "threads"), [("gevent", 1), ("gthread", BROWSERS)], ids=["gevent", "gthread"])
+@pytest.mark.parametrize(
+    ("kind", "threads"),
+    [
+        pytest.param("gevent", 1, id="gevent"),
+        pytest.param(
+            "gthread",
+            BROWSERS,
+            id="gthread",
+            marks=pytest.mark.skipif(
+                os.environ.get("RTPOOL_SERVERS") != "all", reason="takes a while: set RTPOOL_SERVERS=all"
+            ),
+        ),
+    ],
+)
 def test_each_worker_has_one_join_for_all_of_its_streams_and_those_of_one_that_dies_go_on_in_others(
     server: RealtimeServer, guests: Guests, shop: Shop, crowd: Crowd, kind: str, threads: int
 ) -> None:
