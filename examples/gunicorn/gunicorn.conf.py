@@ -60,10 +60,17 @@ def on_starting(server):
         [sys.executable, "demo_project.py"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    os.environ["SUPABASE_URL"], os.environ["SUPABASE_KEY"] = demo.stdout.readline().split()
+    with demo.stdout:
+        os.environ["SUPABASE_URL"], os.environ["SUPABASE_KEY"] = demo.stdout.readline().split()
+
+
+def post_fork(server, worker):
+    if demo is not None:  # it ends with its stdin, of which the master alone is to have the other end
+        demo.stdin.close()
+        demo.returncode = 0  # and is no child of this process
 
 
 def on_exit(server):
     if demo is not None:
-        demo.terminate()
+        demo.stdin.close()
         demo.wait()
