@@ -41,7 +41,9 @@ class Browser:
     ) -> None:
         self.socket = socket.socket()
         if small:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            # The loopback's segments are larger than that, and those that do not fit are held back for a while.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 512)
         self.socket.settimeout(CAP)
         self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -100,7 +100,7 @@ def test_what_cannot_be_written_is_refused() -> None:
 
 
 def test_an_id_is_read_as_it_was_written() -> None:
-    for position in (HERE, Position("0" * 16, 0, 0), Position("f" * 16, 10**14, 10**14, sse.STOP)):
+    for position in (HERE, Position("0" * 16, 0, 0, "0" * 16), Position("f" * 16, 10**14, 10**14, sse.STOP)):
         assert sse.parse_id(str(position)) == position
 
 

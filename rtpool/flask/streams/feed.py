@@ -135,7 +135,8 @@ class Feed:
         self._ring: collections.deque[Entry] = collections.deque()
         self._bytes = 0
         # Behind what left the ring, and behind the newest in it; since when the ring lacks nothing, None before a join.
-        self._base = self._last = Position(secrets.token_hex(8), 0, self._now())
+        # Nobody guesses an id: it would be shown what was told before it came.
+        self._base = self._last = Position(secrets.token_hex(8), 0, self._now(), secrets.token_hex(8))
         self._complete_since: int | None = None
         self._status = "joining"
         self._told_status: Entry | None = None
@@ -306,10 +307,6 @@ class Feed:
         had = None if last_id is None else sse.parse_id(last_id)
         with self._lock:
             self._seats[seat] = None
-            if had is not None and had.epoch == self._last.epoch and had.seq <= self._last.seq:
-                if had.seq >= self._base.seq:
-                    return Opening(self._at(had.seq), False, None, None)
-                return Opening(self._base, True, self._told_status, None)
             found = None if had is None else self._find(had)
             if found is not None:
                 return Opening(found, False, None, None)
@@ -339,17 +336,23 @@ class Feed:
                 index += 1
             return entries, lost
 
-    def _at(self, seq: int) -> Position:
-        """Where a reader is that has read so much. The caller must hold `self._lock`."""
-        return self._base if seq == self._base.seq else self._ring[seq - self._base.seq - 1].position
-
     def _find(self, had: Position) -> Position | None:
+        """Where a reader is that had so much, None when that cannot be proven. The caller must hold `self._lock`."""
+        if had.epoch != self._last.epoch:
+            return self._find_elsewhere(had)
+        index = had.seq - self._base.seq
+        if not 0 <= index <= len(self._ring):
+            return None
+        here = self._ring[index - 1].position if index else self._base
+        return here if here == had else None
+
+    def _find_elsewhere(self, had: Position) -> Position | None:
         """
-        Where a reader is that read so much in another process, None when that cannot be proven: exactly one event of
-        that time has that content, and the ring lacks none of that time. The caller must hold `self._lock`.
+        Where a reader is that read so much in another process: exactly one event of that time has that content, and the
+        ring lacks none of that time. The caller must hold `self._lock`.
         """
         first, last = had.ms - APART_MS, had.ms + APART_MS
-        if self._complete_since is None or self._complete_since > first or had.fingerprint == sse.NO_FINGERPRINT:
+        if self._complete_since is None or self._complete_since > first:
             return None
         found: list[Position] = []
         for entry in self._ring:

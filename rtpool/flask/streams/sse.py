@@ -22,24 +22,10 @@ import attrs
 from rtpool.errors import InvalidValue
 from rtpool.events import Broadcast, Event, Gap, PostgresChange, Presence, StatusChange
 
-__all__ = [
-    "HEARTBEAT",
-    "NO_FINGERPRINT",
-    "STOP",
-    "Position",
-    "content_of",
-    "encode",
-    "fingerprint",
-    "frame",
-    "mark",
-    "parse_id",
-    "retry",
-]
+__all__ = ["HEARTBEAT", "Position", "STOP", "content_of", "encode", "fingerprint", "frame", "mark", "parse_id", "retry"]
 
 #: A comment, which browsers drop.
 HEARTBEAT = b": \n\n"
-#: The fingerprint where there was no event yet.
-NO_FINGERPRINT = "0" * 16
 #: In place of a fingerprint: the stream said that it can never be, and a browser that comes back is to stop.
 STOP = "stop"
 #: Characters of the longest id.
@@ -58,13 +44,13 @@ class Position:
         epoch: which feed of which process; 16 hexadecimal digits.
         seq: what the feed had told so far, counted from 1.
         ms: when the newest change, broadcast or presence among that came, milliseconds since 1970.
-        fingerprint: that one's, by which the feed of another process knows it; `NO_FINGERPRINT` for none, or `STOP`.
+        fingerprint: that one's, by which the feed of another process knows it; before the first one any; or `STOP`.
     """
 
     epoch: str
     seq: int
     ms: int
-    fingerprint: str = NO_FINGERPRINT
+    fingerprint: str
 
     def __str__(self) -> str:
         return f"{self.epoch}-{self.seq}-{self.ms}-{self.fingerprint}"

@@ -41,6 +41,8 @@ Authorize = Callable[[], Any]
 LOOK_SECONDS = 5.0
 #: And between two questions whether the process goes on serving.
 ALIVE_SECONDS = 1.0
+#: Seconds that what looks after the streams rests after a failure of its own.
+AFTER_FAILURE = 1.0
 #: What `Realtime.stream` may do with a slow browser.
 SLOW = ("skip", "close")
 
@@ -332,13 +334,14 @@ class Streams:
         deadline, own = self.clock() + timeout, threading.get_ident()
         self._collect()
         with self._lock:
-            seats = [seat for seat in self._seats if seat.thread != own]
+            every = list(self._seats)
             shared, self._shared = list(self._shared.values()), {}
             watch, keeper = self._watch, self._keeper
         for each in shared:
             each.source.leave()
-        for seat in seats:
+        for seat in every:
             seat.leave()
+        seats = [seat for seat in every if seat.thread != own]
         if not self._gone(seats, timeout / 2):
             for seat in seats:
                 if seat.handed is not None:
@@ -346,9 +349,9 @@ class Streams:
         in_time = self._gone(seats, deadline - self.clock())
         if watch is not None:
             watch.ring()
-        return in_time and (
-            keeper is None or not join_all([keeper], time.monotonic() + max(0.0, deadline - self.clock()))
-        )
+        if in_time and keeper is not None and seats == every:
+            in_time = not join_all([keeper], time.monotonic() + max(0.0, deadline - self.clock()))
+        return in_time
 
     def _gone(self, seats: list[Seat], timeout: float) -> bool:
         with self._left:
@@ -374,20 +377,20 @@ class Streams:
 
     def _keep(self, watch: Watch) -> None:
         process = os.getpid()
-        while process == os.getpid():  # greenlets are in a forked child as well
+        pause: float | None = 0.0
+        while pause is not None:
             try:
                 pause = self._look(watch)
-                if pause is None:
-                    return
-                for seat in watch.wait(pause):
+                for seat in watch.wait(pause) if pause is not None else ():
                     seat.leave()
-                if not self.state.serving:
+                if pause is not None and not self.state.serving:
                     self._end_all()
             except Exception:
-                if process != os.getpid():
-                    return
                 self._logger.exception("rtpool: what looks after the streams failed, and goes on")
-                threading.Event().wait(1.0)
+                threading.Event().wait(AFTER_FAILURE)
+            if os.getpid() != process:  # a greenlet, which is in a forked child as well
+                watch.close()
+                return
 
     def _look(self, watch: Watch) -> float | None:
         """See to all that is due; the seconds until there may be more, None when nothing is left to look after."""

@@ -115,7 +115,10 @@ class Watch:
     def inherit(self) -> None:
         """In a forked child, whose copies these are: close them. The lock may be held by a thread that is not there."""
         self._lock = threading.Lock()
-        self.close()
+        if self._patched:
+            self.ring()  # a greenlet waits for them here as well, and gevent's loop must not see them closed before
+        else:
+            self.close()
 
 
 def _number_of(sock: socket.socket | None) -> int:
