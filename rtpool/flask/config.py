@@ -17,7 +17,7 @@ from rtpool.engine.dialer import Endpoint
 from rtpool.errors import InvalidType, InvalidValue
 from rtpool.options import PoolOptions, _number, _of_type
 
-__all__ = ["API_KEYS", "PREFIX", "URLS", "Settings", "read_settings"]
+__all__ = ["API_KEYS", "PREFIX", "Settings", "URLS", "read_settings"]
 
 PREFIX = "RTPOOL_"
 #: Where the project's URL and key are looked for: the first in the config, the others there and in the environment.

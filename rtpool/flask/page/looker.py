@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rtpool.flask.state import AppState
     from rtpool.pool import RealtimePool
 
-__all__ = ["PERIOD", "Looker", "Snapshot"]
+__all__ = ["Looker", "PERIOD", "Snapshot"]
 
 Lock = threading.Lock
 
