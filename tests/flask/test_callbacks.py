@@ -518,22 +518,30 @@ def test_closed_is_closed_until_start(server: RealtimeServer, realtime: Realtime
     server.wait_for(lambda s: not s.connections)
 
 
+@pytest.mark.parametrize("debug", [False, True])
 def test_a_forgotten_app_closes_its_pool_quietly(
-    server: RealtimeServer, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    server: RealtimeServer, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder, debug: bool
 ) -> None:
     realtime = Realtime()
     heard = realtime.on_broadcast("room")(lambda message: None)
 
     def serve() -> None:
         app = Flask("forgotten")
-        app.config.update(RTPOOL_URL=server.url, RTPOOL_API_KEY=server.api_key)
+        app.config.update(RTPOOL_URL=server.url, RTPOOL_API_KEY=server.api_key, DEBUG=debug)
         realtime.init_app(app)
-        app.test_client().get("/")
+
+        @app.get("/")
+        def view() -> str:
+            realtime.channel("room").subscribe()
+            return app.name
+
+        assert app.test_client().get("/").text == "forgotten"
         wait_for_callbacks(app)
+        wait_until(lambda: (state_of(app)._debug_server is not None) is debug)
 
     serve()
-    gc.collect()
-    server.wait_for(lambda s: not s.connections)
+    # A worker may be in the middle of a callback, which holds the app.
+    wait_until(lambda: gc.collect() >= 0 and not server.connections)
     assert heard is not None
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
