@@ -82,7 +82,18 @@ def test_who_will_never_be_let_in_is_told_so_and_told_to_stop(streaming: StreamA
     assert other.last_id.endswith(STOP)
     assert len(server.joins("room")) == 1, "the server is not asked for each of them"
     wait_until(lambda: state_of(serving.app).streams.open == 0)
-    assert not server.members("room")
+    assert not state_of(serving.app).pool.channels()
+
+
+def test_browsers_that_keep_coming_do_not_keep_a_refusal(streaming: StreamApp, server: RealtimeServer) -> None:
+    server.on_join = lambda topic, payload, connection: refusals.Join.PRIVATE_ONLY()
+    serving = streaming(RTPOOL_STREAM_LINGER=0.2)
+
+    def asked_again() -> bool:
+        assert statuses(serving.browser().rest())[-1] == "refused"
+        return len(server.joins("room")) > 1
+
+    wait_until(asked_again)
 
 
 def test_after_a_while_the_server_is_asked_again(streaming: StreamApp, server: RealtimeServer) -> None:

@@ -105,7 +105,7 @@ class Feed:
         limit, limit_bytes: events kept, and bytes of their frames.
         key: for fingerprints, see `sse.fingerprint`.
         wall: aware wall-clock time.
-        on_over: called with the feed, on a worker, when it will tell nothing more.
+        on_over: called with the feed, on a worker, just before it ends its readers by itself.
         warn: logs a line.
 
     Thread-safety: every method may be called from any thread; `_hear` is called by the Channel, never twice at once.
@@ -166,7 +166,11 @@ class Feed:
 
     def leave(self) -> None:
         """End every reader, when it has read all there is, and have the server forget the Channel. Idempotent."""
-        self._end()
+        with self._lock:
+            self.over = True
+            seats = list(self._seats)
+        for seat in seats:
+            seat.woken.set()
         channel = self._channel
         if channel is not None:
             channel.unsubscribe(timeout=0)
@@ -176,19 +180,6 @@ class Feed:
         self._lock = threading.Lock()
         self._seats = {}
         self.leave()
-
-    def _end(self, *, refused: bool = False) -> None:
-        with self._lock:
-            self.refused = self.refused or (refused and not self.over)
-            self.over = True
-            seats = list(self._seats)
-        for seat in seats:
-            seat.woken.set()
-
-    @property
-    def usable(self) -> bool:
-        """Whether a browser that comes has something to read: if only that the server said no."""
-        return not self.over or self.refused
 
     def stats(self) -> FeedStats:
         """What is to be seen of it."""
@@ -243,10 +234,9 @@ class Feed:
             name, sse.encode(content, ordered=True), status=change.status, fingerprint=sse.STOP if refused else None
         )
         if refused or change.status == "closed":
-            self._end(refused=refused)
-            if refused and self._channel is not None:
-                self._channel.unsubscribe(timeout=0)
-            self._on_over(self)
+            self.refused = refused
+            self._on_over(self)  # first, so that no browser that comes back meets it
+            self.leave()
 
     def _is_final(self, error: Exception | None) -> bool:
         """Whether the server will never let it in. The app's own token may be another one tomorrow; a browser's not."""

@@ -193,7 +193,7 @@ class Snapshots:
         with self._lock:
             self._seats.pop(seat, None)
 
-    usable, over = True, False
+    over = False
 
     def leave(self) -> None:
         """There is nothing to end."""

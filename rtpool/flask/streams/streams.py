@@ -215,8 +215,8 @@ class Streams:
 
     def _start(self, feed: Feed) -> None:
         with contextlib.ExitStack() as undo:
-            undo.callback(self._is_over, feed)
             undo.callback(feed.leave)
+            undo.callback(self._is_over, feed)
             feed.start()
             undo.pop_all()
 
@@ -242,8 +242,6 @@ class Streams:
             with self._lock:
                 seat, full, tell = None, len(self._seats) >= limit, False
                 shared = self._shared.get(key)
-                if shared is not None and not shared.source.usable:
-                    shared = None
                 present = self._watch or watch
                 if full:
                     tell, self._told_full = not self._told_full, True
@@ -281,8 +279,6 @@ class Streams:
 
     def leave(self, seat: Seat) -> None:
         """Give a seat back. Idempotent."""
-        if seat.process != os.getpid():
-            return
         watch = self._watch
         if watch is not None:
             watch.remove(seat)
@@ -309,7 +305,7 @@ class Streams:
                 self.leave(self._forgotten.popleft())
 
     def _is_over(self, feed: Feed) -> None:
-        """A feed tells nothing more. That the server refused it for ever is remembered for a while."""
+        """A feed tells nothing more; who comes gets another. A refusal for ever is remembered for a while."""
         now = self.clock()
         with self._lock:
             for key, shared in list(self._shared.items()):

@@ -52,8 +52,6 @@ class Watch:
             self._seats[number] = seat
         try:
             self._epoll.register(number, PEER_LEFT | ONCE)
-        except FileExistsError:  # of a stream before it on the same connection
-            self._epoll.modify(number, PEER_LEFT | ONCE)
         except OSError:  # no connection that can be watched
             with self._lock:
                 self._seats.pop(number, None)
@@ -68,7 +66,7 @@ class Watch:
             else:  # closed by its server before we were told; the system forgot it then
                 for old in [old for old, other in self._seats.items() if other is seat]:
                     del self._seats[old]
-        if watched and self._epoll is not None and os.getpid() == self._pid:
+        if watched and self._epoll is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(number)
 
@@ -93,7 +91,8 @@ class Watch:
         found = self._epoll.poll(timeout)
         with self._lock:
             if any(number == self._bell for number, _ in found):
-                os.eventfd_read(self._bell)
+                with contextlib.suppress(BlockingIOError):  # greenlets in a forked child share it for a moment
+                    os.eventfd_read(self._bell)
             return [self._seats[number] for number, _ in found if number in self._seats]
 
     def ring(self) -> None:
