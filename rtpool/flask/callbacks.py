@@ -90,11 +90,12 @@ class Subscriptions:
         self._app = weakref.ref(app)
         self._declared = declared
         self._channels: dict[tuple[str, bool], Channel] = {}
+        self._gap_callbacks: tuple[tuple[str | None, Callback], ...] = ()
         self._bound = 0
         #: How many of the declared are subscribed, or never will be.
         self.done = 0
         self._refused: InvalidValue | None = None
-        # Guards: _at_work. Who is at work has the four above to itself.
+        # Guards: _at_work. Who is at work changes the five above alone.
         self._idle = Condition()
         self._at_work = False
 
@@ -155,7 +156,11 @@ class Subscriptions:
 
     def _bind(self, declared: Declared) -> None:
         app = self._app()
-        if app is None or declared.bind is None:
+        if app is None:
+            return
+        callback = InAppContext(app, declared.function)
+        if declared.bind is None:
+            self._gap_callbacks += ((declared.topic, callback),)
             return
         assert declared.topic is not None
         key = declared.topic, declared.private
@@ -163,7 +168,7 @@ class Subscriptions:
         if channel is None:
             channel = self.pool.channel(declared.topic, private=declared.private)
             channel.on_gap(self._on_gap).on_status(self._on_status)
-        declared.bind(channel, InAppContext(app, declared.function))
+        declared.bind(channel, callback)
         self._channels[key] = channel
 
     def _on_gap(self, gap: Gap) -> None:
@@ -178,10 +183,11 @@ class Subscriptions:
                 gap.lost_to,
                 gap.cause,
             )
+        for topic, callback in self._gap_callbacks:
+            if topic in (None, gap.topic):
+                self.pool._engine.run_user_code(callback, gap, repr(gap.topic))
+        with app.app_context():  # last, for what a receiver raises is raised here
             signals.gap.send(app, gap=gap)
-        for declared in tuple(self._declared):
-            if declared.bind is None and declared.topic in (None, gap.topic):
-                self.pool._engine.run_user_code(InAppContext(app, declared.function), gap, repr(gap.topic))
 
     def _on_status(self, change: StatusChange) -> None:
         app = self._app()

@@ -316,13 +316,14 @@ def test_one_callback_that_this_pool_cannot_have_leaves_the_others_alone(
     wait_until(lambda: heard)
 
 
+@pytest.mark.parametrize("declare", [lambda extension: extension.on_broadcast("room"), Realtime.on_gap])
 def test_an_async_function_needs_flasks_extra_and_says_so(
-    realtime: Realtime, app: Flask, monkeypatch: pytest.MonkeyPatch
+    realtime: Realtime, app: Flask, monkeypatch: pytest.MonkeyPatch, declare: Callable[[Realtime], Any]
 ) -> None:
-    @realtime.on_broadcast("room")
-    async def heard(message: rtpool.Broadcast) -> None:
+    async def heard(event: rtpool.Broadcast | rtpool.Gap) -> None:
         """Nothing."""
 
+    declare(realtime)(heard)
     monkeypatch.setitem(sys.modules, "asgiref", None)
     monkeypatch.setitem(sys.modules, "asgiref.sync", None)
     with pytest.raises(InvalidValue, match=r"the callback .*\.heard cannot be subscribed: .*'async' extra"):
@@ -442,6 +443,23 @@ def test_a_gap_is_a_warning_a_signal_and_a_callback_each_once(
     warnings = [line for line in lines(caplog, app) if "may have been lost" in line]
     assert len(warnings) == 2
     wait_until(lambda: state_of(app).pool.stats().callback_errors == 2)
+
+
+def test_a_receiver_that_raises_keeps_no_gap_from_its_callbacks(
+    server: RealtimeServer, realtime: Realtime, app: Flask, failures: list[Any]
+) -> None:
+    heard: list[rtpool.Gap] = []
+    realtime.on_broadcast("room")(print)
+    realtime.on_gap("room")(heard.append)
+    realtime.start(app, wait=True)
+
+    def receiver(sender: object, gap: rtpool.Gap) -> None:
+        raise LookupError("the receiver")
+
+    with gap.connected_to(receiver):
+        server.disconnect_all()
+        wait_until(lambda: heard and failures)
+    assert isinstance(failures[0][2]["exception"], LookupError)
 
 
 def test_a_refusal_is_a_warning_and_a_signal(
