@@ -15,7 +15,7 @@ import attrs
 
 from rtpool.channel import Channel
 from rtpool.checks import check_callable
-from rtpool.errors import PoolClosed, PoolForked
+from rtpool.errors import InvalidValue, PoolClosed, PoolForked
 from rtpool.events import Gap, StatusChange
 from rtpool.flask import signals
 from rtpool.pool import RealtimePool
@@ -49,6 +49,10 @@ class Declared:
     bind: Callable[[Channel, Callback], object] | None = None
 
 
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
 class InAppContext:
     """
     A function that runs in a context of the app, as a view does: what is registered with ``app.teardown_appcontext``
@@ -57,7 +61,7 @@ class InAppContext:
 
     def __init__(self, app: Flask, function: Callable[..., Any]) -> None:
         self.function = function
-        self.__qualname__ = getattr(function, "__qualname__", type(function).__name__)
+        self.__qualname__ = _name(function)
         self._app = weakref.ref(app)
         self._call = app.ensure_sync(function)
 
@@ -86,11 +90,12 @@ class Subscriptions:
         self._app = weakref.ref(app)
         self._declared = declared
         self._channels: dict[tuple[str, bool], Channel] = {}
+        self._gap_callbacks: tuple[tuple[str | None, Callback], ...] = ()
         self._bound = 0
         #: How many of the declared are subscribed, or never will be.
         self.done = 0
-        self._refused: Exception | None = None
-        # Guards: _at_work. Who is at work has the four above to itself.
+        self._refused: InvalidValue | None = None
+        # Guards: _at_work. Who is at work changes the five above alone.
         self._idle = Condition()
         self._at_work = False
 
@@ -110,7 +115,7 @@ class Subscriptions:
             False when another thread does so.
 
         Raises:
-            InvalidValue, …: a callback cannot be; every other one is subscribed.
+            InvalidValue: a callback cannot be; every other one is subscribed.
             PoolClosed, ConnectionFailed: as `Channel.subscribe`; to be called again.
         """
         deadline = time.monotonic() + wait
@@ -126,8 +131,12 @@ class Subscriptions:
                 self._bound += 1
                 try:
                     self._bind(declared)
-                except Exception as error:  # told by whoever called
-                    self._refused = self._refused or error
+                except PoolClosed:
+                    raise
+                except Exception as error:
+                    refused = InvalidValue(f"the callback {_name(declared.function)} cannot be subscribed: {error}")
+                    refused.__cause__ = error
+                    self._refused = self._refused or refused
             for channel in self.channels:
                 channel.subscribe(wait=False)
             self.done = self._bound
@@ -136,7 +145,7 @@ class Subscriptions:
                 self._at_work = False
                 self._idle.notify_all()
         if self._refused is not None:
-            raise self._refused
+            raise self._refused.again()
         return True
 
     def after_fork(self) -> None:
@@ -147,7 +156,11 @@ class Subscriptions:
 
     def _bind(self, declared: Declared) -> None:
         app = self._app()
-        if app is None or declared.bind is None:
+        if app is None:
+            return
+        callback = InAppContext(app, declared.function)
+        if declared.bind is None:
+            self._gap_callbacks += ((declared.topic, callback),)
             return
         assert declared.topic is not None
         key = declared.topic, declared.private
@@ -155,7 +168,7 @@ class Subscriptions:
         if channel is None:
             channel = self.pool.channel(declared.topic, private=declared.private)
             channel.on_gap(self._on_gap).on_status(self._on_status)
-        declared.bind(channel, InAppContext(app, declared.function))
+        declared.bind(channel, callback)
         self._channels[key] = channel
 
     def _on_gap(self, gap: Gap) -> None:
@@ -170,10 +183,11 @@ class Subscriptions:
                 gap.lost_to,
                 gap.cause,
             )
+        for topic, callback in self._gap_callbacks:
+            if topic in (None, gap.topic):
+                self.pool._engine.run_user_code(callback, gap, repr(gap.topic))
+        with app.app_context():  # last, for what a receiver raises is raised here
             signals.gap.send(app, gap=gap)
-        for declared in tuple(self._declared):
-            if declared.bind is None and declared.topic in (None, gap.topic):
-                self.pool._engine.run_user_code(InAppContext(app, declared.function), gap, repr(gap.topic))
 
     def _on_status(self, change: StatusChange) -> None:
         app = self._app()

@@ -308,23 +308,25 @@ def test_one_callback_that_this_pool_cannot_have_leaves_the_others_alone(
         app.test_client().get("/")
     wait_for_callbacks(app, 1)
     (line,) = lines(caplog, app)
-    assert "topic has 250 bytes" in line
-    with pytest.raises(InvalidValue, match="topic has 250 bytes"):
-        realtime.start(app)
+    assert "the callback print cannot be subscribed: topic has 250 bytes" in line
+    for _ in range(2):
+        with pytest.raises(InvalidValue, match="topic has 250 bytes"):
+            realtime.start(app)
     server.broadcast("room", "x", {})
     wait_until(lambda: heard)
 
 
+@pytest.mark.parametrize("declare", [lambda extension: extension.on_broadcast("room"), Realtime.on_gap])
 def test_an_async_function_needs_flasks_extra_and_says_so(
-    realtime: Realtime, app: Flask, monkeypatch: pytest.MonkeyPatch
+    realtime: Realtime, app: Flask, monkeypatch: pytest.MonkeyPatch, declare: Callable[[Realtime], Any]
 ) -> None:
-    @realtime.on_broadcast("room")
-    async def heard(message: rtpool.Broadcast) -> None:
+    async def heard(event: rtpool.Broadcast | rtpool.Gap) -> None:
         """Nothing."""
 
+    declare(realtime)(heard)
     monkeypatch.setitem(sys.modules, "asgiref", None)
     monkeypatch.setitem(sys.modules, "asgiref.sync", None)
-    with pytest.raises(RuntimeError, match="async"):
+    with pytest.raises(InvalidValue, match=r"the callback .*\.heard cannot be subscribed: .*'async' extra"):
         realtime.start(app)
 
 
@@ -443,6 +445,23 @@ def test_a_gap_is_a_warning_a_signal_and_a_callback_each_once(
     wait_until(lambda: state_of(app).pool.stats().callback_errors == 2)
 
 
+def test_a_receiver_that_raises_keeps_no_gap_from_its_callbacks(
+    server: RealtimeServer, realtime: Realtime, app: Flask, failures: list[Any]
+) -> None:
+    heard: list[rtpool.Gap] = []
+    realtime.on_broadcast("room")(print)
+    realtime.on_gap("room")(heard.append)
+    realtime.start(app, wait=True)
+
+    def receiver(sender: object, gap: rtpool.Gap) -> None:
+        raise LookupError("the receiver")
+
+    with gap.connected_to(receiver):
+        server.disconnect_all()
+        wait_until(lambda: heard and failures)
+    assert isinstance(failures[0][2]["exception"], LookupError)
+
+
 def test_a_refusal_is_a_warning_and_a_signal(
     server: RealtimeServer, realtime: Realtime, app: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -514,25 +533,33 @@ def test_closed_is_closed_until_start(server: RealtimeServer, realtime: Realtime
     app.test_client().get("/")
     realtime.on_broadcast("late")(print)
     assert not state_of(app).has_pool
-    assert not server.connections
+    server.wait_for(lambda s: not s.connections)
 
 
+@pytest.mark.parametrize("debug", [False, True])
 def test_a_forgotten_app_closes_its_pool_quietly(
-    server: RealtimeServer, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    server: RealtimeServer, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder, debug: bool
 ) -> None:
     realtime = Realtime()
     heard = realtime.on_broadcast("room")(lambda message: None)
 
     def serve() -> None:
         app = Flask("forgotten")
-        app.config.update(RTPOOL_URL=server.url, RTPOOL_API_KEY=server.api_key)
+        app.config.update(RTPOOL_URL=server.url, RTPOOL_API_KEY=server.api_key, DEBUG=debug)
         realtime.init_app(app)
-        app.test_client().get("/")
+
+        @app.get("/")
+        def view() -> str:
+            realtime.channel("room").subscribe()
+            return app.name
+
+        assert app.test_client().get("/").text == "forgotten"
         wait_for_callbacks(app)
+        wait_until(lambda: (state_of(app)._debug_server is not None) is debug)
 
     serve()
-    gc.collect()
-    server.wait_for(lambda s: not s.connections)
+    # A worker may be in the middle of a callback, which holds the app.
+    wait_until(lambda: gc.collect() >= 0 and not server.connections)
     assert heard is not None
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

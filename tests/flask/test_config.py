@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+
 import attrs
 import pytest
 from flask import Flask
@@ -197,3 +200,19 @@ def test_what_is_misspelt_after_create_app_is_told_at_first_use(make_app: MakeAp
     app.config["RTPOOL_NUM_WORKES"] = 3
     with pytest.raises(rtpool.InvalidValue, match="did you mean RTPOOL_NUM_WORKERS"):
         _ = state_of(app).pool
+
+
+def test_the_readmes_table_of_keys_is_the_settings() -> None:
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    rows = [row.split("|")[1:3] for row in text.splitlines() if row.startswith("| `RTPOOL_")]
+    fields = {f"RTPOOL_{field.name.upper()}": field.default for field in attrs.fields(Settings)}
+    shown = {"RTPOOL_STREAM_BUFFER": "1,000", "RTPOOL_STREAM_BUFFER_BYTES": "4 MiB"}
+    named = []
+    for names, values in rows:
+        keys = re.findall(r"`(\w+)`", names)
+        defaults = [value.strip().strip("`") for value in re.split(r", (?![0-9]{3})", values.strip())]
+        named += keys
+        for key, value in zip(keys, defaults, strict=False):
+            if isinstance(fields[key], (int, float)):
+                assert value == shown.get(key, repr(fields[key])), key
+    assert sorted(named) == sorted(fields.keys() - {"RTPOOL_OPTIONS"})

@@ -56,6 +56,7 @@ def test_a_child_hears_what_its_parent_had_subscribed_once_however_many_requests
         for _ in range(2):
             app.test_client().get("/")
         wait_for_callbacks(app)
+        wait_until(lambda: gaps)
         link.tell([gap.cause for gap in gaps])
         wait_until(lambda: heard)
         link.tell([message.payload for message in heard])
