@@ -269,7 +269,8 @@ class PushRefused(RtpoolError):
         topic: the topic as the user wrote it.
         event: the event pushed.
         status: the server's status, usually ``"error"``.
-        response: the server's response, any JSON value (a string for ``payload_size_exceeded``).
+        response: the server's response as it came, any JSON value (a string for ``payload_size_exceeded``); where that
+            repeats a token, the error's words do not, and this does.
     """
 
     __module__ = "rtpool"

@@ -218,7 +218,7 @@ def test_fifty_pools_that_lose_the_server_at_once_come_back_spread_over_the_time
         wait_until(lambda: time.monotonic() - lost_at >= 5.0)
         away.clear()
         wait_until(lambda: server.members("room") == len(pools), "everybody back")
-        assert all(pool.stats().gaps == 1 for pool in pools)
+        wait_until(lambda: all(pool.stats().gaps == 1 for pool in pools), "and knows it")
         assert len(server.connections) == len(pools)
         for pool in pools:
             assert pool.close(10)

@@ -16,10 +16,11 @@ import rtpool
 from rtpool.protocol.json_engine import dumps
 from rtpool.protocol.messages import JsonBody
 from rtpool.protocol.session import OutgoingFrame
-from rtpool.testing import JoinRefusal, RealtimeServer, Refusal
+from rtpool.testing import JoinRefusal, PushReply, RealtimeServer, Refusal
 from tests.conftest import MakePool
 from tests.support.recorder import Recorder
 from tests.support.secrets_watch import SecretsWatch, watch
+from tests.support.wait import CAP
 from tests.support.ways import fails
 
 #: Found nowhere, and with characters that URLs and base64 write otherwise.
@@ -264,3 +265,37 @@ def test_what_a_dump_shows_is_looked_at(
     watch.look_at_pool(pool)
     assert "the dump shows a secret" in leaks()[0]
     monkeypatch.undo()
+
+
+# What rtpool does about it
+
+
+TOKENS = {
+    "of its own kind": "opaque/Zq+9 xw?7kLmN=tRv",
+    "a JWT": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJtZSJ9.c2lnbmF0dXJlLW9mLWl0",
+}
+
+
+@pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)
+def test_a_token_in_use_that_a_server_repeats_where_it_refuses_is_in_no_words_of_an_error(
+    server: RealtimeServer, make_pool: MakePool, token: str, leaks: Callable[[], list[str]]
+) -> None:
+    words = f"what is {token}"
+    server.on_join = lambda topic, *_: JoinRefusal(f"Unauthorized: {words}") if topic == "refused" else None
+    server.on_push = lambda topic, event, *_: event == "access_token" or PushReply({"reason": words}, "error")
+    pool, heard = make_pool(recorder_size=0), Recorder()
+    room = pool.channel("room").on_status(heard).subscribe()
+    pool.set_auth(token)
+    with pytest.raises(rtpool.PushRefused) as push:
+        room.push("x", {}).result(CAP)
+    assert str(push.value).endswith("with error: {'reason': 'what is ***'}")
+    assert push.value.response == {"reason": words}, "data stays as it came"
+    leaks()
+
+    watch.learn(token)
+    with pytest.raises(rtpool.JoinRefused, match=r"Unauthorized: what is \*\*\*; not tried") as join:
+        pool.channel("refused").on_status(heard).subscribe()
+    assert (join.value.code, join.value.reason) == ("Unauthorized", "what is ***")
+    server.shut_down("room", words)
+    heard.wait_for(lambda events: any(e.error is not None and e.topic == "room" for e in events))
+    assert leaks() == []

@@ -52,8 +52,7 @@ def main() -> int:
         worker = ["celery", "--app", "worker", "worker", "--concurrency", "2", "--loglevel", "info"]
         commands = [worker, ["flask", "--app", "app", "enqueue-changes"]]
         processes = [
-            subprocess.Popen([sys.executable, "-m", *command], cwd=HERE, env=environment, start_new_session=True)
-            for command in commands
+            subprocess.Popen([sys.executable, "-m", *command], cwd=HERE, env=environment) for command in commands
         ]
         with contextlib.suppress(KeyboardInterrupt):
             while all(process.poll() is None for process in processes):

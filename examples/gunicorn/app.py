@@ -6,7 +6,7 @@ import os
 from flask import Flask, Response
 
 import rtpool
-from rtpool.flask import Changes, Realtime
+from rtpool.flask import Realtime
 
 realtime = Realtime()
 #: What this worker has heard of. Each worker hears everything: good for a cache; work to be done once is for Celery.
@@ -45,7 +45,7 @@ def create_app() -> Flask:
 
     @app.get("/cars/stream")
     def stream() -> Response:
-        return realtime.stream("cars", broadcasts="horn", changes=Changes("cars"))
+        return realtime.stream("cars", broadcasts="horn", changes="cars")
 
     @app.post("/cars/<int:number>/horn")
     def honk(number: int) -> tuple[str, int]:

@@ -8,6 +8,7 @@ It is for your project where SUPABASE_URL and SUPABASE_KEY are set; else for a s
 
 import os
 import pathlib
+import secrets
 import subprocess
 import sys
 
@@ -27,7 +28,11 @@ if worker_class == "gevent":
 chdir = str(pathlib.Path(__file__).parent)
 wsgi_app = "app:create_app()"
 bind = os.environ.get("BIND", "127.0.0.1:8000")
-raw_env = [f"FLASK_RTPOOL_MAX_STREAMS={max_streams}"]
+raw_env = [
+    f"FLASK_RTPOOL_MAX_STREAMS={max_streams}",
+    # The same in every worker: by it they know each other's events again when a browser comes back to another one.
+    f"FLASK_SECRET_KEY={os.environ.get('FLASK_SECRET_KEY') or secrets.token_hex()}",
+]
 preload_app = True  # less memory; importing and create_app() connect nothing, so the master has no connection
 timeout = 30  # of a worker's loop; with gthread and gevent a stream may last as long as it likes
 graceful_timeout = 10  # for requests under way; streams end at once, and their browsers come back to another worker
@@ -55,10 +60,17 @@ def on_starting(server):
         [sys.executable, "demo_project.py"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    os.environ["SUPABASE_URL"], os.environ["SUPABASE_KEY"] = demo.stdout.readline().split()
+    with demo.stdout:
+        os.environ["SUPABASE_URL"], os.environ["SUPABASE_KEY"] = demo.stdout.readline().split()
+
+
+def post_fork(server, worker):
+    if demo is not None:  # it ends with its stdin, of which the master alone is to have the other end
+        demo.stdin.close()
+        demo.returncode = 0  # and is no child of this process
 
 
 def on_exit(server):
     if demo is not None:
-        demo.terminate()
+        demo.stdin.close()
         demo.wait()

@@ -13,7 +13,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Mapping
+import uuid
 from datetime import datetime, timezone
 from typing import Any
 
@@ -27,21 +27,27 @@ realtime = Realtime()
 TOPIC = "presence-board"
 LONGEST = 40  # characters of a name
 
-State = Mapping[str, tuple[Mapping[str, Any], ...]]
+#: What a process tells of itself: its name, a number that grows, its visitors.
+Told = dict[str, Any]
 
 
 class Visitors:
     """
-    Those whose pages this process serves, told to all other processes.
+    Those whose pages this process serves, told to all other processes; and what those tell.
 
-    A process is present once, with a list of its visitors, however many they are: one connection and one join, for a
-    channel has one presence a connection. Any thread may use it.
+    A process is present once, with a list of its visitors, for a channel and a connection of its own for each of them
+    would be many. A server takes a presence five times in 30 s, and rtpool merges what comes faster: so each list is
+    broadcast as well, at once. The newest counts; a process whose presence ends is gone, and its visitors with it.
+
+    Any thread may use it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
+        self._process = uuid.uuid4().hex
+        self._numbers = itertools.count(1)
         self._here: dict[int, dict[str, str]] = {}
+        self._known: dict[str, Told] = {}
         self._channel: rtpool.Channel | None = None
 
     def come(self, pool: rtpool.RealtimePool, name: str) -> int:
@@ -50,7 +56,8 @@ class Visitors:
             number = next(self._numbers)
             self._here[number] = {"name": name, "since": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
             if self._channel is None:
-                self._channel = pool.channel(TOPIC).on_presence_sync(lambda presence: None)
+                self._channel = pool.channel(TOPIC)
+                self._channel.on_presence_sync(self._hear_presence).on_broadcast("visitors", self._hear_broadcast)
                 self._channel.subscribe(wait=False)
             self._tell(self._channel)
         return number
@@ -58,30 +65,55 @@ class Visitors:
     def go(self, number: int) -> None:
         """They closed it. With the last one the process leaves the channel."""
         with self._lock:
-            channel = self._channel
             del self._here[number]
-            if channel is not None and self._here:
-                self._tell(channel)
-            elif channel is not None:
-                self._channel = None
-                channel.unsubscribe(timeout=0)
+            if self._channel is None:
+                return
+            with contextlib.suppress(rtpool.PoolClosed):  # the app ends, and its presence with it
+                self._tell(self._channel)
+                if not self._here:
+                    self._channel.unsubscribe(timeout=0)
+            if not self._here:
+                self._channel, self._known = None, {}
 
-    def state(self) -> State:
-        """Who is present, by process."""
-        channel = self._channel
-        return {} if channel is None else channel.presence_state()
+    def everybody(self) -> list[Told]:
+        """What each process told last."""
+        with self._lock:
+            return list(self._known.values())
 
     def _tell(self, channel: rtpool.Channel) -> None:
-        channel.track({"visitors": list(self._here.values())})  # sent at once, or as soon as it is subscribed
+        told = {"process": self._process, "number": next(self._numbers), "visitors": list(self._here.values())}
+        self._known[self._process] = told
+        channel.track(told)  # at once, or when there is a connection (again)
+        if channel.is_subscribed:
+            channel.send_broadcast("visitors", told)
+
+    def _hear_presence(self, presence: rtpool.Presence) -> None:
+        with self._lock:
+            self._known = {told["process"]: self._newer(told) for told in present(presence)}
+
+    def _hear_broadcast(self, broadcast: rtpool.Broadcast) -> None:
+        told = checked(broadcast.payload)
+        if told is not None:
+            with self._lock:
+                self._known[told["process"]] = self._newer(told)
+
+    def _newer(self, told: Told) -> Told:
+        return max(told, self._known.get(told["process"], told), key=lambda one: one["number"])
 
 
-def people(state: State) -> list[dict[str, str]]:
-    """Everybody who is here, once, however many pages they have open; who came first is first."""
-    found: dict[str, str] = {}
-    for meta in itertools.chain.from_iterable(state.values()):
-        for visitor in meta.get("visitors", ()):
-            found[visitor["name"]] = min(visitor["since"], found.get(visitor["name"], visitor["since"]))
-    return [{"name": name, "since": since} for name, since in sorted(found.items(), key=lambda item: item[::-1])]
+def present(presence: rtpool.Presence) -> list[Told]:
+    """What each process that is present tells."""
+    metas = itertools.chain.from_iterable((presence.state or {}).values())
+    return [told for meta in metas if (told := checked(meta)) is not None]
+
+
+def checked(told: Any) -> Told | None:
+    """What a process tells, None when that is something else: whoever has the project's key can send to the channel."""
+    try:
+        visitors = [{"name": str(one["name"])[:LONGEST], "since": str(one["since"])} for one in told["visitors"]]
+        return {"process": str(told["process"]), "number": int(told["number"]), "visitors": visitors}
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:
@@ -116,15 +148,17 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
 
     @app.get("/people")
     def everybody() -> Response:
-        return jsonify(people=people(visitors.state()))
+        return jsonify(processes=visitors.everybody())
 
     @app.get("/stream")
     def stream() -> Response:
-        def view(presence: rtpool.Presence) -> dict[str, Any] | None:
-            return {"people": people(presence.state)} if presence.state is not None else None
+        def view(event: rtpool.Presence | rtpool.Broadcast) -> Told | None:
+            if isinstance(event, rtpool.Broadcast):
+                return checked(event.payload)
+            return {"processes": present(event)} if event.type == "sync" else None
 
         response = realtime.stream(
-            TOPIC, broadcasts=None, presence=True, authorize=lambda: "name" in session, view=view
+            TOPIC, broadcasts="visitors", presence=True, authorize=lambda: "name" in session, view=view
         )
         if response.status_code == 200:  # neither refused nor one too many
             response.call_on_close(functools.partial(visitors.go, visitors.come(realtime.pool, session["name"])))

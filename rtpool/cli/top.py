@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from rtpool.cli.app import fail
+from rtpool.cli.app import fail, say
 from rtpool.cli.lines import json_text
 from rtpool.cli.screen import Frame, View, draw, press
 from rtpool.debug.picture import Picture, Rates
-from rtpool.debug.remote import Remote
+from rtpool.debug.remote import Remote, ask_all
 from rtpool.debug.sockets import default_directory, living_sockets
 from rtpool.errors import ConnectionFailed, InvalidValue, RtpoolError
 from rtpool.protocol.refusals import printable
@@ -37,6 +37,8 @@ __all__ = ["top"]
 
 #: Seconds a program may take to answer before that is shown.
 PATIENCE = 5.0
+#: Seconds all of them may take where one picture is printed.
+ANSWER_SECONDS = 10.0
 #: Columns of a picture that goes to a file.
 PLAIN_WIDTH = 80
 #: What to do where no program answers.
@@ -60,7 +62,7 @@ def top(paths: tuple[str, ...], interval: float, once: bool, as_json: bool, as_l
     Watch the pools of running programs, which serve them by pool.serve_debug(PATH).
 
     Without PATH it shows those that were given no path either. Exit code 0: q or Ctrl-C; 1: there is no program, or
-    with --once it went away; 2: wrong usage.
+    with --once, --json or --list one went away or did not answer; 2: wrong usage.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # topics are of any script, terminals are not
@@ -188,36 +190,56 @@ class Program:
         self.before, self.now = self.now, Picture.of(answer)
         self.trouble = self._refusal = ""
 
-    def ask(self) -> tuple[Picture, dict[str, Any]]:
-        """Ask for a picture and wait for it."""
-        if self.remote is None:
-            raise ConnectionFailed(f"nobody serves at {self.path}")
-        answer = self.remote.ask("stats")
-        if "error" in answer:
-            raise ConnectionFailed(f"{self.path}: {answer['error']}")
-        return Picture.of(answer), answer
+
+def _pictures(programs: Sequence[Program], missing: list[RtpoolError]) -> dict[Program, tuple[Picture, dict[str, Any]]]:
+    """Ask for pictures, of all programs at once, and wait; to `missing` comes why there is none of one."""
+    found: dict[Program, tuple[Picture, dict[str, Any]]] = {}
+    asked = [(program, program.remote) for program in programs if program.remote is not None]
+    answers = ask_all([remote for _, remote in asked], "stats", ANSWER_SECONDS)
+    for (program, _), answer in zip(asked, answers, strict=True):
+        try:
+            if isinstance(answer, RtpoolError):
+                raise answer
+            if "error" in answer:
+                raise ConnectionFailed(f"{program.path}: {answer['error']}")
+            found[program] = Picture.of(answer), answer
+        except RtpoolError as error:
+            missing.append(error)
+    return found
+
+
+def _end(missing: list[RtpoolError]) -> None:
+    """Some programs did not answer, perhaps."""
+    for error in missing[:-1]:
+        say("failed:", "red", f"{type(error).__name__}: {error}")
+    if missing:
+        raise missing[-1]
 
 
 def _print_list(programs: Sequence[Program]) -> None:
-    for program in programs:
-        now, _ = program.ask()
+    missing: list[RtpoolError] = []
+    for program, (now, _) in _pictures(programs, missing).items():
         click.echo(f"{printable(program.path)}  pool {now.name} of process {now.pid}  {now.status}  {now.url}")
+    _end(missing)
 
 
 def _print_once(programs: Sequence[Program], interval: float, *, as_json: bool) -> None:
-    before = [program.ask()[0] for program in programs]
-    threading.Event().wait(interval)
+    missing: list[RtpoolError] = []
+    before = _pictures(programs, missing)
+    if before:
+        threading.Event().wait(interval)
     console = Console(highlight=False)
     console.width = console.width if console.is_terminal else PLAIN_WIDTH
-    for index, program in enumerate(programs):
-        now, answer = program.ask()
+    for program, (now, answer) in _pictures([*before], missing).items():
+        earlier, _ = before[program]
         if as_json:
-            rates = attrs.asdict(Rates.between(before[index], now))
+            rates = attrs.asdict(Rates.between(earlier, now))
             told = {"path": program.path, **answer, "rates": rates}
             click.echo(json_text(told, ascii_only=not console.encoding.lower().startswith("utf")))
         else:
-            frame = Frame(before[index], now, program.path, interval, len(programs))
-            console.print(draw(frame, View(program=index), console.width))
+            frame = Frame(earlier, now, program.path, interval, len(programs))
+            console.print(draw(frame, View(program=programs.index(program)), console.width))
+    _end(missing)
 
 
 def _watch(programs: Sequence[Program], interval: float) -> int:

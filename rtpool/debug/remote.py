@@ -9,13 +9,14 @@ import json
 import os
 import select
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rtpool.debug.sockets import connect
-from rtpool.errors import ConnectionFailed, ProtocolError
+from rtpool.errors import ConnectionFailed, ProtocolError, RtpoolError
 
-__all__ = ["Remote"]
+__all__ = ["Remote", "ask_all"]
 
 #: Bytes of an answer; a pool of 100,000 Channels needs a third of it.
 MAX_ANSWER = 64 * 1024 * 1024
@@ -106,13 +107,9 @@ class Remote:
             ConnectionFailed: the program is gone, or does not answer in time.
             ProtocolError: it is no answer.
         """
-        deadline = time.monotonic() + timeout
-        self.request(ask)
-        while (answer := self.receive()) is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise ConnectionFailed(f"the program at {self.path} did not answer within {timeout} s")
-            select.select([self._sock], [], [], left)
+        (answer,) = ask_all([self], ask, timeout)
+        if isinstance(answer, RtpoolError):
+            raise answer
         return answer
 
     def close(self) -> None:
@@ -129,3 +126,38 @@ class Remote:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def ask_all(remotes: Sequence[Remote], ask: str, timeout: float) -> list[dict[str, Any] | RtpoolError]:
+    """
+    Ask several at once, and wait for the answers of all: one that does not answer delays no other.
+
+    Args:
+        remotes: none of them waits for an answer, none occurs twice.
+        ask: as in `Remote.ask`.
+        timeout: seconds to wait, for all of them together.
+
+    Returns:
+        In the same order the answers, or what `Remote.ask` would raise.
+    """
+    deadline = time.monotonic() + timeout
+    answers: dict[Remote, dict[str, Any] | RtpoolError] = {}
+    waiting = list(remotes)
+    for remote in remotes:
+        remote.request(ask)
+    while True:
+        for remote in waiting:
+            try:
+                answer = remote.receive()
+            except RtpoolError as error:
+                answers[remote] = error
+            else:
+                answers |= {} if answer is None else {remote: answer}
+        waiting = [remote for remote in waiting if remote not in answers]
+        left = deadline - time.monotonic()
+        if not waiting or left <= 0:
+            break
+        select.select(waiting, [], [], left)
+    for remote in waiting:
+        answers[remote] = ConnectionFailed(f"the program at {remote.path} did not answer within {timeout:g} s")
+    return [answers[remote] for remote in remotes]

@@ -411,9 +411,9 @@ class Coordinator:
         elif isinstance(event, Joined):
             self.joining.joined(join, event.response)
         elif isinstance(event, JoinFailed):
-            self.joining.failed(
-                join, *failure_of(join.name, event, self._options.join_timeout, join.refused_again(event))
-            )
+            failures = join.refused_again(event)
+            failure = failure_of(join.name, event, self._options.join_timeout, self._log.hide, failures)
+            self.joining.failed(join, *failure)
         else:
             self.joining.channel_lost(join, event)
 

@@ -298,7 +298,7 @@ class Joining:
         source = join.source
         if source.bad is None or source.bad != join.token or self._loop.now >= source.bad_until:
             return None
-        return refused(join.name, source.bad_words, Action.NEW_TOKEN)
+        return refused(join.name, source.bad_words, Action.NEW_TOKEN, self._log.hide)
 
     def joined(self, join: Join, response: Any) -> None:
         """The server let a join in."""
@@ -561,5 +561,5 @@ class Joining:
         join.system_error = ""
         if words == TRACK_TOO_BIG:
             self._registry.refuse_tracking(join.share)  # the same payload would end the next join too
-            self._pushes.fail_presence(join, refused(join.name, words, Action.FATAL))
-        self.failed(join, refused(join.name, words, action), action)
+            self._pushes.fail_presence(join, refused(join.name, words, Action.FATAL, self._log.hide))
+        self.failed(join, refused(join.name, words, action, self._log.hide), action)

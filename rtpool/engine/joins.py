@@ -5,7 +5,7 @@ One join as the I/O thread sees it: who shares it, where it lives, what it still
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -266,9 +266,17 @@ def interrupt(members: Iterable[Subscriber], outage: Outage) -> bool:
     return lost
 
 
-def refused(topic: str, response: Any, action: Action, retry_after: float | None = None) -> JoinRefused:
-    """The error for an error response, or for the words before a close; `retry_after` is seconds to wait at least."""
-    code, reason = parse_reason(response)
+def refused(
+    topic: str, response: Any, action: Action, hide: Callable[[str], str], retry_after: float | None = None
+) -> JoinRefused:
+    """
+    The error for an error response, or for the words before a close.
+
+    Args:
+        hide: takes secrets out of the words: a server may repeat the token.
+        retry_after: seconds to wait at least.
+    """
+    code, reason = parse_reason(response, hide)
     words = f"{code}: {reason}" if code else reason
     after = "rtpool tries again by itself" if action.retryable else f"not tried again ({action.value} needed)"
     if action is Action.FATAL:
@@ -283,11 +291,17 @@ def refused(topic: str, response: Any, action: Action, retry_after: float | None
     )
 
 
-def failure_of(topic: str, event: JoinFailed, join_timeout: float, failures: int = 1) -> tuple[RtpoolError, Action]:
-    """The error for a join that failed, and what to do about it after so many failures in a row, this one included."""
+def failure_of(
+    topic: str, event: JoinFailed, join_timeout: float, hide: Callable[[str], str], failures: int = 1
+) -> tuple[RtpoolError, Action]:
+    """
+    The error for a join that failed, without what `hide` takes out of its words, and what to do about it after so many
+    failures in a row, this one included.
+    """
     if event.timed_out:
         words = f"no reply to the join of {topic!r} within {join_timeout} s"
         return JoinTimeout(words, topic=topic, timeout=join_timeout), Action.BACK_OFF
     verdict = judge_join(event.response)
     action = verdict.after(failures)
-    return refused(topic, event.response, action, verdict.not_before if action is verdict.action else None), action
+    not_before = verdict.not_before if action is verdict.action else None
+    return refused(topic, event.response, action, hide, not_before), action

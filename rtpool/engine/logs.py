@@ -67,7 +67,8 @@ class Log:
     ) -> None:
         self._logger = logger
         self._recorder = recorder
-        self._hide = hide
+        #: Takes secrets out of a text.
+        self.hide = hide
         self._learn = learn
         self._debug = debug
         self._records_frames = record_frames and recorder is not None
@@ -179,7 +180,7 @@ class Log:
 
     def _elided(self, data: bytes, *, head: bool) -> str:
         """A frame as it is shown, with or without what is before its payload."""
-        text = self._hide(bytes(data[:LOOKED_AT]).decode("utf-8", "backslashreplace"))
+        text = self.hide(bytes(data[:LOOKED_AT]).decode("utf-8", "backslashreplace"))
         begin = max(0, text.find("{", 0, HEAD))
         return text[0 if head else begin : begin + ELIDED]
 
@@ -189,11 +190,11 @@ class Log:
         error = fields.get("error")
         if isinstance(error, BaseException):
             # A server may repeat what it was sent.
-            fields["error"], fields["why"] = type(error).__name__, self._hide(str(error))
+            fields["error"], fields["why"] = type(error).__name__, self.hide(str(error))
             codes = (getattr(error, name, None) for name in ("code", "status", "close_code"))
             fields["code"] = next(filter(None, codes), None)
             reason = getattr(error, "reason", None)
-            fields["reason"] = self._hide(reason) if isinstance(reason, str) else reason
+            fields["reason"] = self.hide(reason) if isinstance(reason, str) else reason
         return {"event": event, **self._always, **fields}
 
     def _tell(

@@ -105,8 +105,8 @@ class Outgoing:
         """The error for one whose topic was left before it could go out."""
         return ConnectionFailed(f"{self.subscriber.topic!r} was unsubscribed before push {self.name!r} was sent")
 
-    def error_of(self, event: PushSettled) -> RtpoolError | None:
-        """The error that a session's word about it amounts to; None when all is well."""
+    def error_of(self, event: PushSettled, hide: Callable[[str], str]) -> RtpoolError | None:
+        """The error that a session's word about it amounts to, `hide` takes secrets out; None when all is well."""
         if event.outcome == "sent":
             return None
         topic = self.subscriber.topic
@@ -115,8 +115,9 @@ class Outgoing:
         if event.outcome == "timeout":
             return self.timed_out(written=event.written)
         if event.outcome == "reply" and event.status != "ok":
+            words = words_of(event.response, hide)
             return PushRefused(
-                f"the server answered push {self.name!r} on {topic!r} with {event.status}: {words_of(event.response)}",
+                f"the server answered push {self.name!r} on {topic!r} with {event.status}: {words}",
                 topic=topic,
                 event=self.name,
                 status=event.status,

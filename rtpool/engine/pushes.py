@@ -32,7 +32,7 @@ class Pushes:
         budget: frees the room of what is settled.
         router: loops broadcasts back to siblings.
         options: the pool's.
-        log: where it is told that pushes wait.
+        log: where it is told that pushes wait; it hides secrets in refusals.
 
     Thread-safety: confined to the I/O thread, except `sent`, which may be read anywhere.
     """
@@ -41,6 +41,7 @@ class Pushes:
         self._loop = loop
         self._budget = budget
         self._router = router
+        self._log = log
         self._reply_timeout = options.join_timeout  # for what rtpool says of its own accord
         self.queue = PushQueue(loop, options.max_events_per_second, self._send_first, log)
         self._settling: list[tuple[Outgoing, Any, RtpoolError | None]] = []  # what `tell_settled` tells
@@ -109,7 +110,7 @@ class Pushes:
             return None
         if event.outcome == "lost" and not event.written and keep and not join.leaving:
             return join, outgoing  # the server cannot have seen it whole: it may be sent again
-        error = outgoing.error_of(event)
+        error = outgoing.error_of(event, self._log.hide)
         if error is None and (event.outcome == "reply" or not outgoing.needs_answer):
             self._router.loop_back(join, outgoing)
         if error is not None:
@@ -225,7 +226,7 @@ class Pushes:
         pushes, join.presence_calling = join.presence_calling, {}
         join.presence_calls.answered(self._loop.now, ok=event.outcome == "reply" and event.status == "ok")
         for outgoing in pushes:
-            self._settling.append((outgoing, event.response, outgoing.error_of(event)))
+            self._settling.append((outgoing, event.response, outgoing.error_of(event, self._log.hide)))
         join.replaying = False  # replays come before the answer: one process sends both
         self.say_presence(join)
 

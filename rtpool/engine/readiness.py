@@ -131,7 +131,7 @@ class Readiness:
         """The changes feed is in trouble; what else the join carries is not."""
         words, join.changes_error = join.changes_error, ""
         action = classify_changes(words)
-        error = refused(join.name, words, action)
+        error = refused(join.name, words, action, self._log.hide)
         concerned = [s for s in join.members if s.config.changes]
         interrupt(concerned, Outage("feed restart", alive_at))
         for subscriber in concerned:

@@ -51,21 +51,22 @@ class Declared:
 
 class InAppContext:
     """
-    A callback that runs in a context of the app, as a view does: what is registered with ``app.teardown_appcontext``
+    A function that runs in a context of the app, as a view does: what is registered with ``app.teardown_appcontext``
     runs after it. Does nothing when the app is gone.
     """
 
-    def __init__(self, app: Flask, function: Callback) -> None:
+    def __init__(self, app: Flask, function: Callable[..., Any]) -> None:
         self.function = function
         self.__qualname__ = getattr(function, "__qualname__", type(function).__name__)
         self._app = weakref.ref(app)
         self._call = app.ensure_sync(function)
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, *arguments: Any) -> Any:
         app = self._app()
-        if app is not None:
-            with app.app_context():
-                self._call(event)
+        if app is None:
+            return None
+        with app.app_context():
+            return self._call(*arguments)
 
 
 class Subscriptions:

@@ -17,7 +17,7 @@ from rtpool.engine.dialer import Endpoint
 from rtpool.errors import InvalidType, InvalidValue
 from rtpool.options import PoolOptions, _number, _of_type
 
-__all__ = ["API_KEYS", "PREFIX", "URLS", "Settings", "read_settings"]
+__all__ = ["API_KEYS", "PREFIX", "Settings", "URLS", "read_settings"]
 
 PREFIX = "RTPOOL_"
 #: Where the project's URL and key are looked for: the first in the config, the others there and in the environment.
@@ -59,7 +59,7 @@ class Settings:
         url: the project's URL; falls back to ``SUPABASE_URL``, in the config and in the environment. None: not there.
         api_key: falls back to ``SUPABASE_KEY``, ``SUPABASE_ANON_KEY``, ``SUPABASE_SERVICE_ROLE_KEY``, likewise; a plain
             Phoenix server (`topic_prefix`) gets only what ``RTPOOL_API_KEY`` says.
-        access_token: as `RealtimePool`'s.
+        access_token: as `RealtimePool`'s; a callable is called in an app context.
         options: the pool's.
         autostart: whether an app's first request subscribes the callbacks. None: unless ``app.testing``.
         debug_page: whether ``/_rtpool/`` is there. None: while ``app.debug``.

@@ -75,9 +75,10 @@ class Realtime:
             if present.declared is self._declared:
                 return
             raise ConfigConflict(f"the app {app.name!r} has a Realtime already; declare its callbacks with that one")
-        app.extensions[NAME] = state = AppState(app, self._declared)
+        state = AppState(app, self._declared)
         app.before_request(state.before_request)
         app.teardown_appcontext(lambda _error: leave(state))
+        app.extensions[NAME] = state
         page.register(app, state)
         commands.register(app)
 

@@ -111,7 +111,7 @@ class AppState:
         if running is None or running.pool.closed:
             app = self.app
             settings = read_settings(app.config)
-            fresh = Subscriptions(app, self._make_pool(settings), self.declared)
+            fresh = Subscriptions(app, self._make_pool(app, settings), self.declared)
             with self._lock:
                 running = self._running
                 if running is None or running.pool.closed:
@@ -119,16 +119,17 @@ class AppState:
                     self.settings, self._running, running = settings, fresh, fresh
         return running
 
-    def _make_pool(self, settings: Settings) -> rtpool.RealtimePool:
+    def _make_pool(self, app: Flask, settings: Settings) -> rtpool.RealtimePool:
         wanted = "the app's config has no {}, and neither it nor the environment {}"
         if not settings.url:
             raise InvalidValue(wanted.format(URLS[0], URLS[1]))
         in_header = any(name.lower() == "x-api-key" for name, _ in settings.options.headers)
         if settings.options.is_supabase and not settings.api_key and not in_header:
             raise InvalidValue(wanted.format(API_KEYS[0], ", ".join(API_KEYS[1:])))
-        pool = rtpool.RealtimePool(
-            settings.url, api_key=settings.api_key, access_token=settings.access_token, options=settings.options
-        )
+        token = settings.access_token
+        if callable(token):
+            token = InAppContext(app, token)
+        pool = rtpool.RealtimePool(settings.url, api_key=settings.api_key, access_token=token, options=settings.options)
         pool._engine.warn_at_exit = False  # apps have no end of their own
         pool._hooks.report = self._report
         return pool.on_status(self._on_status)

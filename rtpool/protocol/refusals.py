@@ -5,6 +5,7 @@ What a failure calls for: tables from a server's words, statuses and codes to an
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from rtpool.actions import Action
@@ -273,24 +274,28 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def words_of(value: Any) -> str:
-    """A server's value in words, of bounded length, however large or deep it is."""
+def words_of(value: Any, hide: Callable[[str], str] = str) -> str:
+    """A server's value in words, of bounded length, however large or deep it is; `hide` takes secrets out."""
     try:
-        text = value if isinstance(value, str) else repr(value)
+        text = hide(value if isinstance(value, str) else repr(value))
     except RecursionError:
         return f"a {type(value).__name__} nested too deeply to show"
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}… ({len(text)} characters)"
 
 
-def parse_reason(response: Any) -> tuple[str | None, str]:
+def parse_reason(response: Any, hide: Callable[[str], str] = str) -> tuple[str | None, str]:
     """
     The code and the words of an error response, which may be an object with a reason, a string, or anything.
+
+    Args:
+        response: any JSON value.
+        hide: takes secrets out of the words.
 
     Returns:
         ``(code, reason)``; the code is None when the server sent none.
     """
     reason = response.get("reason", "") if isinstance(response, dict) else response
-    text = words_of(reason)
+    text = words_of(reason, hide)
     match = _CODE.match(text)
     return (match.group(1), match.group(2)) if match else (None, text)
 

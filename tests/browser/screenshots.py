@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from flask import Flask
 from playwright.sync_api import sync_playwright
+from werkzeug.serving import make_server
 
+from rtpool.flask import Realtime
 from rtpool.testing import RealtimeServer
 from rtpool.testing.faults import Restart
 from tests.browser.conftest import ARGUMENTS, OpenPage, Served, expect, find_chromium
@@ -94,6 +98,66 @@ def presence_board(album: Album, open_page: OpenPage) -> None:
                 page.close()
 
 
+def debug_page(album: Album, open_page: OpenPage) -> None:
+    """What the debug page shows while all is well, and while it is not; and what it asks of strangers."""
+    over = threading.Event()
+    with RealtimeServer() as server, contextlib.ExitStack() as stack:
+        app = Flask("car_rental")
+        app.debug = True
+        app.config.update(RTPOOL_URL=server.url, RTPOOL_API_KEY=server.api_key)
+        realtime = Realtime(app)
+        with app.app_context():
+            stack.callback(app.extensions["rtpool"].close)
+            stack.callback(over.set)
+            pool = realtime.pool
+        channels = [pool.channel(name, receive_own=True) for name in ("cars", "rides:berlin", "support:4711")]
+        for channel in channels:
+            channel.on_broadcast("*", id).subscribe()
+        app.add_url_rule("/stream", view_func=lambda: realtime.stream("cars"))
+        url = stack.enter_context(web(app))
+        for screen in SCREENS:
+            page = open_page(**screen)
+            page.goto(f"{url}/_rtpool/")
+            expect(page.locator("#live")).to_have_text("live")
+            for number in range(40):
+                channels[number % 2].send_broadcast("moved", {"number": number}).result(5)
+            expect(page.locator("[data-label='ms/call']").first).not_to_have_text("-")
+            page.get_by_role("button", name="Check lifecycle").click()
+            expect(page.locator("#result")).to_contain_text("nothing of it is left")
+            album.take(page, "debug-well", screen)
+        pool.channel("reports", receive_own=True).on_broadcast("*", lambda _: over.wait(120)).subscribe()
+        pool.channel("invoices", receive_own=True).on_broadcast("*", lambda _: 1 / 0).subscribe()
+        pool.channel("drivers", private=True, access_token="not a token").subscribe(wait=False)
+        for channel in pool.channels()[-3:-1]:
+            channel.send_broadcast("made", {}).result(5)
+        for screen in SCREENS:
+            page = open_page(**screen)
+            page.goto(f"{url}/_rtpool/")
+            expect(page.locator("#issue-list")).to_contain_text("RTP009")
+            page.get_by_text("Where it is").first.click()
+            album.take(page, "debug-trouble", screen)
+        app.config["RTPOOL_DEBUG_TOKEN"] = "of sixteen characters or more"
+        for screen in SCREENS:
+            page = open_page(**screen)
+            page.goto(f"{url}/_rtpool/")
+            album.take(page, "debug-door", screen)
+            page.close()
+
+
+@contextlib.contextmanager
+def web(app: Flask) -> Iterator[str]:
+    """The URL of an app in this process."""
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def main() -> None:
     """Take them all."""
     album = Album(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "screenshots")
@@ -102,7 +166,7 @@ def main() -> None:
         raise SystemExit("there is no Chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        for scene in (car_rental, presence_board):
+        for scene in (car_rental, presence_board, debug_page):
             pages = OpenPage(browser)
             scene(album, pages)
             pages.close()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.browser.conftest import OpenPage, Serve
+from tests.browser.looks import assert_for_everybody
 
 if TYPE_CHECKING:
     from flask import Flask
+    from playwright.sync_api import Page
 
 SEES = "() => [innerWidth, matchMedia('(prefers-color-scheme: dark)').matches, document.cookie]"
 
@@ -37,3 +41,19 @@ def test_what_scripts_and_the_console_complain_of_is_noticed(serve: Serve, open_
     open_page.complaints.clear()
     assert "missing is not defined" in raised
     assert "Content Security Policy" in refused
+
+
+def test_what_not_everybody_can_use_is_noticed(serve: Serve, page: Page) -> None:
+    head = "<!doctype html><html lang=en><title>A page</title><h1>Words</h1>"
+    head += "<label>Name <input style='height: 2em'></label>"
+    page.goto(serve(app(head)))
+    assert_for_everybody(page)
+    for wrong, words in {
+        "<p style='color: #999'>pale</p>": "hard to read.*pale",
+        "<button style='width: 3em; height: 3em'></button>": "without a name.*<button",
+        "<input>": "without a name.*<input",
+        "<p style='width: 120vw'>wide</p>": "wider than the screen",
+    }.items():
+        page.goto(serve(app(head + wrong)))
+        with pytest.raises(AssertionError, match=words):
+            assert_for_everybody(page)

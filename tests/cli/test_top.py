@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -15,7 +16,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from click.testing import CliRunner
 
+from rtpool.cli import cli
 from rtpool.testing import RealtimeServer
 from tests.support.secrets_watch import watch
 from tests.support.wait import CAP
@@ -410,3 +413,20 @@ def test_once_fails_when_who_serves_there(said: bytes, why: str, path: str) -> N
         _, told = process.communicate(timeout=30)
     assert process.returncode == 1
     assert why in " ".join(told.split())
+
+
+@pytest.mark.parametrize("option", ["--list", "--json", "--once"])
+def test_a_program_that_is_stopped_delays_no_other_and_is_told_of(
+    option: str, server: RealtimeServer, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("rtpool.cli.top"), "ANSWER_SECONDS", 3.0)
+    with program(server, path, "one") as stopped, program(server, path + "2", "two") as runs:
+        os.kill(stopped.pid, signal.SIGSTOP)
+        try:
+            done = CliRunner().invoke(cli, ["top", option, "--interval", "0.1", path, path + "2"])
+        finally:
+            os.kill(stopped.pid, signal.SIGCONT)
+    assert done.exit_code == 1
+    assert str(runs.pid) in done.output
+    assert str(stopped.pid) not in done.output
+    assert f"the program at {path} did not answer within 3 s" in done.output

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 import rtpool
 from rtpool.debug import Debugger, serving, sockets
 from rtpool.debug.inspector import Inspector
-from rtpool.debug.remote import Remote
+from rtpool.debug.remote import Remote, ask_all
 from rtpool.debug.serving import DebugServer
 from rtpool.debug.sockets import default_directory, living_sockets
 from rtpool.testing import RealtimeServer
@@ -701,3 +702,32 @@ def test_a_program_that_does_not_answer_is_not_waited_for_beyond_the_time(path: 
             remote.ask("stats", timeout=0.05)
     with pytest.raises(rtpool.ConnectionFailed, match="nobody serves"):
         Remote(path)
+
+
+def test_of_several_that_are_asked_none_waits_for_the_answer_of_another(tmp_path: pathlib.Path) -> None:
+    """The first answers when the last was asked, and the second not at all."""
+    paths = [str(tmp_path / name) for name in ("first", "never", "gone", "last")]
+    with ExitStack() as stack:
+        listeners = []
+        for path in paths:
+            listeners.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+            listeners[-1].bind(path)
+            listeners[-1].listen()
+        remotes = [stack.enter_context(Remote(path)) for path in paths]
+        first, never, gone, last = (stack.enter_context(listener.accept()[0]) for listener in listeners)
+        gone.close()
+
+        def serve() -> None:
+            last.recv(1 << 10)
+            first.sendall(b'{"number": 1}\n')
+            last.sendall(b'{"number": 4}\n')
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answers = ask_all(remotes, "stats", 2.0)
+        thread.join(CAP)
+        assert never.recv(1 << 10) == b'{"ask": "stats"}\n'
+    assert (answers[0], answers[3]) == ({"number": 1}, {"number": 4})
+    for answer, words in ((answers[1], "did not answer within 2 s"), (answers[2], "is gone")):
+        assert isinstance(answer, rtpool.ConnectionFailed)
+        assert words in str(answer)

@@ -11,7 +11,7 @@ from rtpool.protocol.session_events import JoinFailed
 
 
 def failed(reason: str, failures: int) -> rtpool.RtpoolError:
-    error, action = failure_of("room", JoinFailed("realtime:room", {"reason": reason}, False), 10.0, failures)
+    error, action = failure_of("room", JoinFailed("realtime:room", {"reason": reason}, False), 10.0, str, failures)
     assert error.action is action
     return error
 
@@ -40,6 +40,6 @@ def test_a_refused_join_says_what_it_calls_for_after_so_many(
 
 
 def test_a_join_without_an_answer_backs_off() -> None:
-    error, action = failure_of("room", JoinFailed("realtime:room", None, True), 10.0, 7)
+    error, action = failure_of("room", JoinFailed("realtime:room", None, True), 10.0, str, 7)
     assert isinstance(error, rtpool.JoinTimeout)
     assert error.action is action is Action.BACK_OFF

@@ -114,6 +114,15 @@ def test_a_callback_runs_in_a_context_of_its_app_that_ends_with_it(
     assert seen == [(app, None), ("end", None, 1), (app, None), ("end", None, 2)]
 
 
+def test_a_token_is_asked_for_in_a_context_of_the_app(
+    server: RealtimeServer, realtime: Realtime, make_app: MakeApp
+) -> None:
+    app = make_app(RTPOOL_ACCESS_TOKEN=lambda: current_app.config["TOKEN"], TOKEN=server.token(sub="ada"))
+    realtime.on_broadcast("room", private=True)(print)
+    realtime.start(app, wait=True)
+    assert [join.payload["access_token"] for join in server.joins("room")] == [app.config["TOKEN"]]
+
+
 class Heard:
     """An object that can be called, as good as a function."""
 
@@ -197,6 +206,36 @@ def test_many_first_requests_at_once_subscribe_each_callback_once(
         server.broadcast(f"room {number}", "x", {})
     wait_until(lambda: len(heard) == 20)
     assert (len(server.joins()), server.connections_total) == (5, 1)
+
+
+def test_a_request_does_not_wait_for_another_that_subscribes(
+    server: RealtimeServer, realtime: Realtime, make_app: MakeApp
+) -> None:
+    realtime.on_broadcast("room")(print)
+    app = make_app(RTPOOL_AUTOSTART=True)
+    subscribing: list[int] = []
+    entered, release = threading.Event(), threading.Event()
+
+    def ensure_sync(function: Callable[..., Any]) -> Callable[..., Any]:
+        if function is print:
+            subscribing.append(threading.get_ident())
+            entered.set()
+            release.wait(10)
+        return function
+
+    app.ensure_sync = ensure_sync  # type: ignore[method-assign]
+    first = threading.Thread(target=lambda: app.test_client().get("/"))
+    first.start()
+    assert entered.wait(10)
+    assert app.test_client().get("/").status_code == 404
+    realtime.start(app, timeout=0.1)
+    running = state_of(app)._running
+    assert running is not None
+    assert running.done == 0, "whose subscribing fails is to be tried again"
+    release.set()
+    first.join()
+    assert subscribing == [first.ident]
+    wait_for_callbacks(app)
 
 
 @pytest.mark.parametrize(
@@ -436,15 +475,16 @@ def test_a_project_that_cannot_be_reached_is_a_warning(
         realtime.start(app, wait=True, timeout=0.1)
 
 
+@pytest.mark.parametrize("of", ["pool", "app"])
 def test_a_callback_may_close_the_apps_pool_and_only_start_begins_anew(
-    server: RealtimeServer, realtime: Realtime, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+    server: RealtimeServer, realtime: Realtime, make_app: MakeApp, caplog: pytest.LogCaptureFixture, of: str
 ) -> None:
     app = make_app(RTPOOL_AUTOSTART=True)
     closed = threading.Event()
 
     @realtime.on_broadcast("room")
     def heard(message: rtpool.Broadcast) -> None:
-        if realtime.pool.close(10):
+        if realtime.pool.close(10) if of == "pool" else realtime.close(10):
             closed.set()
 
     app.test_client().get("/")
@@ -456,8 +496,8 @@ def test_a_callback_may_close_the_apps_pool_and_only_start_begins_anew(
     assert not state_of(app).has_pool
     with app.app_context():
         realtime.pool.connect(10)  # another one, for who uses it
-    app.test_client().get("/")
-    assert len(server.joins()) == 1
+        app.test_client().get("/")
+        assert not realtime.pool.channels()
     assert lines(caplog, app) == []
     realtime.start(app, wait=True)
     assert len(server.joins()) == 2
@@ -558,3 +598,24 @@ def test_a_pool_that_is_closed_meanwhile_is_no_trouble(
     assert asked.wait(10)
     assert state_of(app).close(10)
     assert lines(caplog, app) == []
+
+
+def test_a_config_that_is_broken_later_fails_no_request(
+    realtime: Realtime, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    realtime.on_broadcast("room")(print)
+    app = make_app(TESTING=False)
+    app.config["RTPOOL_NUM_WORKES"] = 3
+    assert app.test_client().get("/").status_code == 404
+    (line,) = lines(caplog, app)
+    assert "did you mean RTPOOL_NUM_WORKERS?" in line
+
+
+def test_the_state_of_an_app_that_is_gone_says_so() -> None:
+    app = Flask("gone")
+    Realtime(app)
+    state = state_of(app)
+    del app
+    gc.collect()
+    with pytest.raises(rtpool.PoolClosed, match="the app is gone"):
+        _ = state.pool

@@ -52,18 +52,19 @@ def rental(server: RealtimeServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """Somebody at the car rental, who has not said who they are."""
     folder = ROOT / "examples" / "car_rental"
     monkeypatch.syspath_prepend(str(folder))
-    demo, app = load(folder / "demo.py"), load(folder / "app.py")
+    demo, app = (load(monkeypatch, folder / f"{name}.py") for name in ("demo", "app"))
     demo.keep_cars(server)
     made = app.create_app({"RTPOOL_URL": server.url, "RTPOOL_API_KEY": server.api_key, "TESTING": True})
     yield made.test_client()
     sys.modules.pop("cars")
 
 
-def load(path: pathlib.Path) -> ModuleType:
+def load(monkeypatch: pytest.MonkeyPatch, path: pathlib.Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"car_rental_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # by which Flask finds the app's folder
     spec.loader.exec_module(module)
     return module
 

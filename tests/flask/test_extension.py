@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flask import Flask
+from flask import Blueprint, Flask
 from flask.testing import FlaskClient
 
 import rtpool
@@ -83,3 +83,36 @@ def test_init_app_twice_is_once_and_a_second_extension_is_refused(
     assert state_of(app) is state
     with pytest.raises(rtpool.ConfigConflict, match="has a Realtime already"):
         Realtime(app)
+
+
+def test_init_app_after_the_first_request_is_refused_by_flask_and_leaves_nothing() -> None:
+    app = Flask("late")
+    app.test_client().get("/")
+    with pytest.raises(AssertionError, match="before_request"):
+        Realtime(app)
+    assert "rtpool" not in app.extensions
+
+
+def test_a_blueprints_module_declares_for_the_app_that_registers_it(
+    server: RealtimeServer, realtime: Realtime, make_app: MakeApp
+) -> None:
+    cars = Blueprint("cars", __name__)
+    heard: list[object] = []
+
+    @realtime.on_broadcast("cars")
+    def moved(message: rtpool.Broadcast) -> None:
+        heard.append(message.payload)
+
+    @cars.get("/cars")
+    def index() -> str:
+        with realtime.channel("cars") as channel:
+            channel.send_broadcast("looked", {"n": 1}).result(10)
+        return "cars"
+
+    app = make_app(RTPOOL_AUTOSTART=True)
+    app.register_blueprint(cars)
+    app.test_client().get("/")
+    wait_for_callbacks(app)
+    assert app.test_client().get("/cars").text == "cars"
+    wait_until(lambda: heard == [{"n": 1}])
+    assert len(server.joins("cars")) == 1

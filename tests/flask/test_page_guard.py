@@ -24,6 +24,7 @@ ADDRESSES = (
     "/health",
     "/metrics",
     "/events",
+    "/look",
     "/static/page.css",
     "/static/page.js",
     "/actions/log-stats",
@@ -95,7 +96,8 @@ def test_where_it_is_off_nothing_tells_it_from_an_address_that_is_not_there(
                 found = client.open(f"/_rtpool{address}", method=method, headers=headers)
                 assert (found.status_code, found.data) == (404, there.data), (method, address)
                 assert set(found.headers.keys()) == set(there.headers.keys()), (method, address)
-    assert client.get("//_rtpool//").status_code == 404
+    for path in ("//_rtpool//", "//_rtpool/", "/_rtpool//", "///_rtpool"):  # a redirect would tell
+        assert client.get("/", environ_overrides={"PATH_INFO": path}).status_code == 404, path
 
 
 def test_off_in_debug_mode_too_when_the_config_says_so(debug: Flask) -> None:

@@ -148,6 +148,32 @@ def test_a_subscription_under_way_in_another_thread_does_not_outlive_the_request
     assert not state_of(app).pool.channels()
 
 
+def test_a_thread_that_subscribes_again_and_again_does_so_no_more_after_the_request(
+    server: RealtimeServer, realtime: Realtime, app: Flask, client: FlaskClient
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def work(channel: rtpool.Channel, begun: threading.Event) -> None:
+        with contextlib.suppress(rtpool.NotSubscribed):
+            while True:
+                channel.subscribe(wait=False)
+                begun.set()
+
+    @app.get("/")
+    def view() -> str:
+        begun = threading.Event()
+        threads.append(threading.Thread(target=work, args=(realtime.channel("room"), begun)))
+        threads[-1].start()
+        assert begun.wait(10)
+        return "done"
+
+    for _ in range(10):
+        client.get("/")
+        threads[-1].join(10)
+        assert not threads[-1].is_alive()
+        assert not state_of(app).pool.channels()
+
+
 def test_callbacks_of_a_request_do_not_start_after_it(
     server: RealtimeServer, realtime: Realtime, app: Flask, client: FlaskClient
 ) -> None:

@@ -17,6 +17,7 @@ from rtpool.flask import Realtime
 
 app = Flask(__name__)
 app.config.update(
+    SECRET_KEY="by which workers know each other's events again",
     RTPOOL_URL=os.environ["GUEST_URL"],
     RTPOOL_API_KEY=os.environ["GUEST_KEY"],
     RTPOOL_BASE_DELAY=0.05,

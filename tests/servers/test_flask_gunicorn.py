@@ -13,6 +13,8 @@ from tests.servers.crowd import Crowd
 from tests.servers.gunicorn import CLASSES, STREAMING, Shop
 from tests.support.wait import wait_until
 
+#: The few that take longest, too.
+ALL = os.environ.get("RTPOOL_SERVERS") == "all"
 kinds = pytest.mark.parametrize("kind", CLASSES)
 streaming = pytest.mark.parametrize("kind", STREAMING)
 preloading = pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preloaded"])
@@ -95,6 +97,20 @@ def test_a_graceful_stop_is_not_held_up_by_open_streams(
         assert goodbyes.all_said()
 
 
+@streaming
+def test_ctrl_c_is_not_held_up_by_open_streams(server: RealtimeServer, guests: Guests, shop: Shop, kind: str) -> None:
+    gunicorn = shop(kind, "--threads", "8", "--graceful-timeout", "60")
+    guests.wait(2)
+    with Crowd(6) as crowd:
+        crowd.come_back = False
+        crowd.open(gunicorn.address)
+        crowd.read_until(lambda: sum(map(len, crowd.by_process().values())) == 6, "all streams are open")
+        goodbyes = Goodbyes(server)
+        gunicorn.program.ends(signal.SIGINT)
+        assert goodbyes.all_said()
+
+
+@pytest.mark.skipif(not ALL, reason="takes a while: set RTPOOL_SERVERS=all")
 @streaming
 def test_a_worker_that_has_had_its_share_of_requests_ends_its_streams_and_they_go_on_elsewhere(
     server: RealtimeServer, guests: Guests, shop: Shop, kind: str

@@ -1,16 +1,16 @@
 /*
  * A stream of rtpool.flask, and what the reader of the page is told about it. The same file in each example.
  *
- * The page's contents are read anew whenever something may have been missed: at the beginning, when the stream has come
- * back, when it says so. Events that come meanwhile are taken after that.
+ * The page's contents are read anew whenever they may be older than the next event: at the beginning, when the stream
+ * has come back, when it says that something may be missing. Events that come meanwhile are taken after that.
  */
 
 const AGAIN = 2000; // milliseconds until something that failed is tried again
-const SHOWN = 6000; // milliseconds that a notice of something past is shown
+const SHOWN = 5000; // milliseconds that a notice of something past is shown
 
-const AWAY = "Live updates are paused: the service they come from is away. It is tried again all the time.";
-const LOST = "Live updates are paused: this page has lost its server. It is tried again all the time.";
-const STALE = "What you see may be out of date: it could not be read anew. It is tried again all the time.";
+const AWAY = "Live updates are paused: the service they come from cannot be reached. Trying again…";
+const LOST = "Live updates are paused: this page's server cannot be reached. Trying again…";
+const STALE = "What you see may be out of date: it could not be read anew. Trying again…";
 
 /**
  * Listen to a stream.
@@ -31,7 +31,12 @@ export function live(url, { on, read }) {
   let reading = false;
   let again = false; // to be read once more
   let waiting = []; // events that came while reading
-  let timer;
+  const timers = {};
+
+  function later(name, then, milliseconds) {
+    clearTimeout(timers[name]);
+    timers[name] = setTimeout(then, milliseconds);
+  }
 
   function show() {
     const paused = lost || away;
@@ -59,17 +64,13 @@ export function live(url, { on, read }) {
       stale = false;
     } catch {
       stale = true;
-      setTimeout(readAnew, AGAIN);
+      later("read", readAnew, AGAIN);
     }
     reading = false;
     for (const [name, data] of waiting.splice(0)) on[name](data);
     if (past && !stale) {
       past = `Some changes may have been missed. Everything was read anew at ${new Date().toLocaleTimeString()}.`;
-      clearTimeout(timer);
-      timer = setTimeout(() => {
-        past = "";
-        show();
-      }, SHOWN);
+      later("past", () => { past = ""; show(); }, SHOWN);
     }
     show();
   }
@@ -84,12 +85,14 @@ export function live(url, { on, read }) {
     source.onerror = () => {
       lost = true;
       show();
-      // Refused, or answered by something else than the app: the browser gives up, and forgets where it was.
-      if (source.readyState === EventSource.CLOSED) setTimeout(open, AGAIN, true);
+      if (source.readyState !== EventSource.CLOSED) return; // the browser tries again, and says where it was
+      later("open", () => open(true), AGAIN);
+      readAnew(true); // it was refused, and this may tell why
     };
     source.addEventListener("status", (event) => {
       const { status } = JSON.parse(event.data);
-      away = status !== "joined";
+      away = status !== "joined" && status !== "joining";
+      if (status === "joined") readAnew(false); // what was read before that may be older than the first event
       show();
     });
     source.addEventListener("gap", () => {

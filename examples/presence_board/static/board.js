@@ -39,7 +39,36 @@ function row({ name, since }) {
   return element;
 }
 
-function showPeople({ people }) {
+let told = new Map(); // what each process of the app told last
+
+/** Everybody who is here, once, however many pages they have open; who came first is first. */
+function everybody() {
+  const since = new Map();
+  for (const visitor of [...told.values()].flatMap(({ visitors }) => visitors)) {
+    const known = since.get(visitor.name);
+    if (known === undefined || visitor.since < known) since.set(visitor.name, visitor.since);
+  }
+  return [...since].map(([name, since]) => ({ name, since })).sort((a, b) => (a.since < b.since ? -1 : 1));
+}
+
+const newer = (one) => {
+  const known = told.get(one.process);
+  return known && known.number > one.number ? known : one;
+};
+
+/** The processes that are here: the visitors of all others are gone. */
+function takeAll({ processes }) {
+  told = new Map(processes.map((one) => [one.process, newer(one)]));
+  show(everybody());
+}
+
+/** What one process tells. */
+function takeOne(one) {
+  told.set(one.process, newer(one));
+  show(everybody());
+}
+
+function show(people) {
   const there = new Set(people.map(({ name }) => name));
   for (const [name, element] of rows) {
     if (!there.has(name)) {
@@ -57,6 +86,6 @@ function showPeople({ people }) {
 }
 
 live(stream, {
-  on: { presence: showPeople },
-  read: async () => showPeople(await fetched(read)),
+  on: { presence: takeAll, broadcast: takeOne },
+  read: async () => takeAll(await fetched(read)),
 });

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rtpool.flask.state import AppState
     from rtpool.pool import RealtimePool
 
-__all__ = ["PERIOD", "Looker", "Snapshot"]
+__all__ = ["Looker", "PERIOD", "Snapshot"]
 
 Lock = threading.Lock
 
@@ -73,19 +73,19 @@ class Looker:
         """
         What there is to see, at most `fresh_for` seconds old; 0 looks now.
         """
-        deadline = self._clock() + PATIENCE
+        now = self._clock()
         with self._changed:
             asked = self._latest
-            while self._looking and self._clock() < deadline:
-                self._changed.wait(max(0.0, deadline - self._clock()))
+            alone = self._changed.wait_for(lambda: not self._looking, PATIENCE)
             latest = self._latest
-            fresh = latest is not None and self._clock() - latest.at < fresh_for
-            if latest is not None and (fresh or self._looking or (latest is not asked and fresh_for > 0)):
-                return latest
+            if latest is not None:
+                serves = latest is not asked or now - latest.at < fresh_for
+                if not alone or (serves and fresh_for > 0):
+                    return latest
             self._looking = True
         made = None
         try:
-            made = self._look(latest)
+            made = self._look(latest, anew=fresh_for <= 0)
         finally:
             with self._changed:
                 self._looking = False
@@ -99,8 +99,10 @@ class Looker:
             self._debugger, self._of, self._issues = Debugger(pool), pool, None
         return self._debugger
 
-    def _look(self, latest: Snapshot | None) -> Snapshot:
+    def _look(self, latest: Snapshot | None, *, anew: bool) -> Snapshot:
         at = self._clock()
+        if anew:
+            self._issues = None
         try:
             pool = self._state.pool
         except RtpoolError as error:

@@ -46,6 +46,7 @@ def register(app: Flask, state: AppState) -> None:
     blueprint = Blueprint("rtpool", __name__, url_prefix=PREFIX)
     blueprint.add_url_rule("/", "page", page.show)
     blueprint.add_url_rule("/events", "events", page.events)
+    blueprint.add_url_rule("/look", "look", page.look)
     blueprint.add_url_rule("/health", "health", page.health)
     blueprint.add_url_rule("/metrics", "metrics", page.metrics)
     blueprint.add_url_rule("/sign-in", "sign_in", page.sign_in, methods=["POST"])
@@ -158,6 +159,7 @@ class Page:
             result=result,
             csrf=self._guard.csrf_of(visitor),
             signed_in=visitor.by == "cookie",
+            streams=_has_threads(),
         )
         if visitor.by == "local":
             self._keep_session(response, visitor.session)
@@ -174,8 +176,14 @@ class Page:
             samesite="Strict",
         )
 
+    def look(self) -> Response:
+        """A look, where there can be no stream of them."""
+        return _json(self.looker.look().model)
+
     def events(self) -> Response:
         """The page's live updates: a look a second, made once for all that are open."""
+        if not _has_threads():
+            return Response("a stream would be all that this worker does; ask for look\n", 503, mimetype="text/plain")
         return self._state.streams.repeat("look", lambda: self.looker.look().model)
 
     def asset(self, name: str) -> Response:
@@ -263,6 +271,11 @@ class Page:
             registry.register(PrometheusCollector(pool))
             known = self._registry = (pool, registry)
         return known[1]
+
+
+def _has_threads() -> bool:
+    """Whether the server handles other requests beside a stream: a sync worker of gunicorn's would be killed for it."""
+    return bool(request.environ.get("wsgi.multithread"))
 
 
 def _json(value: dict[str, Any], status: int = 200) -> Response:

@@ -17,7 +17,7 @@ from rtpool.flask.streams import sse
 from rtpool.flask.streams.feed import Entry, Feed
 from rtpool.flask.streams.seat import Seat
 
-__all__ = ["FeedReader", "Reader", "Snapshots", "SnapshotReader", "View"]
+__all__ = ["FeedReader", "Reader", "SnapshotReader", "Snapshots", "View"]
 
 View = Callable[[Event], Any]
 

