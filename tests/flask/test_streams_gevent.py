@@ -70,8 +70,11 @@ wait_until(lambda: len(os.listdir("/proc/self/fd")) == descriptors - 80, "their 
 
 # Every greenlet is in a forked child as well: none of them sends anything there.
 texts = [browser.text for browser in browsers[:10]]
+seats = list(streams._seats)
 child = os.fork()
 if not child:
+    for seat in seats:
+        seat.woken.set()
     streams = app.extensions["rtpool"].streams
     assert (streams.open, streams.feeds) == (0, ())
     gevent.sleep(0.5)

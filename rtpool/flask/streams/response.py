@@ -8,11 +8,10 @@ import contextlib
 import os
 import random
 import socket
-import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import flask
 
@@ -135,9 +134,12 @@ def _give_up_on_silence(sock: socket.socket | None, seconds: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds * 1000)))
 
 
-def _end_in_child() -> None:
-    """A forked child is to send nothing to the parent's browser, not even an end."""
-    if is_patched():  # every greenlet of the parent is in the child as well
-        error: Callable[[], BaseException] = sys.modules["gevent"].GreenletExit
-        raise error()
+def _end_in_child() -> NoReturn:
+    """
+    In a forked child: send nothing to the parent's browser, not even an end. Every greenlet of the parent is there as
+    well, and the server's part of one that ended might shut the connection down, which is the parent's: it ends with
+    the child.
+    """
+    if is_patched():
+        threading.Event().wait()
     raise StopIteration
