@@ -19,6 +19,7 @@ import rtpool
 from rtpool.errors import InvalidValue
 from rtpool.flask import Realtime
 from rtpool.flask.page.actions import Actions
+from rtpool.flask.page.guard import Guard
 from rtpool.flask.page.layout import ACTIONS, TABLES
 from rtpool.flask.page.looker import Looker
 from rtpool.flask.page.model import MAX_ENTRIES, MAX_ROWS
@@ -345,7 +346,7 @@ def test_no_key_and_no_token_is_ever_on_it(debug: Flask, server: RealtimeServer)
         answer = press(client, action.key)
         watch.look(action.key, answer.text, str(answer.headers))
     watch.look("the events", json.dumps(Looker(state).look().model))
-    assert client.get_cookie("rtpool_debug", path="/_rtpool/") is not None
+    assert client.get_cookie(Guard(state).cookie, path="/_rtpool/") is not None
 
 
 # Buttons
