@@ -263,6 +263,17 @@ def test_without_a_token_only_a_browser_on_this_machine_sees_it(
     assert answer.status_code == status
 
 
+def test_a_cookie_without_a_token_is_good_on_this_machine_alone(debug: Flask) -> None:
+    client = debug.test_client()
+    assert client.get("/_rtpool/").status_code == 200
+    assert client.get_cookie(Guard(state_of(debug)).cookie, path="/_rtpool/") is not None
+    elsewhere = {"REMOTE_ADDR": "192.0.2.1"}
+    assert client.get("/_rtpool/", environ_overrides=elsewhere).status_code == 403
+    assert client.get("/_rtpool/", headers={"X-Forwarded-For": "192.0.2.1"}).status_code == 403
+    cross = {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}
+    assert client.get("/_rtpool/", headers=cross).status_code == 403
+
+
 def test_where_there_is_no_token_none_is_the_right_one(debug: Flask) -> None:
     client = debug.test_client()
     for header in ("Bearer", "Bearer ", "Bearer None"):
