@@ -119,12 +119,15 @@ def debug_page(album: Album, open_page: OpenPage) -> None:
             page = open_page(**screen)
             page.goto(f"{url}/_rtpool/")
             expect(page.locator("#live")).to_have_text("live")
+            page.evaluate("() => void new EventSource('/stream')")
+            expect(page.locator("[data-table=streams] tbody")).to_contain_text("cars")
             for number in range(40):
                 channels[number % 2].send_broadcast("moved", {"number": number}).result(5)
             expect(page.locator("[data-label='ms/call']").first).not_to_have_text("-")
             page.get_by_role("button", name="Check lifecycle").click()
             expect(page.locator("#result")).to_contain_text("nothing of it is left")
             album.take(page, "debug-well", screen)
+            page.close()
         pool.channel("reports", receive_own=True).on_broadcast("*", lambda _: over.wait(120)).subscribe()
         pool.channel("invoices", receive_own=True).on_broadcast("*", lambda _: 1 / 0).subscribe()
         pool.channel("drivers", private=True, access_token="not a token").subscribe(wait=False)
@@ -136,6 +139,7 @@ def debug_page(album: Album, open_page: OpenPage) -> None:
             expect(page.locator("#issue-list")).to_contain_text("RTP009")
             page.get_by_text("Where it is").first.click()
             album.take(page, "debug-trouble", screen)
+            page.close()
         app.config["RTPOOL_DEBUG_TOKEN"] = "of sixteen characters or more"
         for screen in SCREENS:
             page = open_page(**screen)

@@ -10,7 +10,7 @@ from flask import Flask, redirect
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from rtpool.flask.page.guard import COOKIE, HEADERS, MAX_FORM, SESSION_SECONDS, Guard
+from rtpool.flask.page.guard import HEADERS, MAX_FORM, SESSION_SECONDS, Guard
 from rtpool.testing import RealtimeServer
 from tests.flask.conftest import MakeApp, state_of
 from tests.support.secrets_watch import watch
@@ -130,9 +130,9 @@ def test_an_app_that_answers_everything_itself_still_does_not_answer_for_the_pag
 
 
 def test_without_the_token_everything_is_403(production: Flask) -> None:
-    client = production.test_client()
+    client, cookie = production.test_client(), Guard(state_of(production)).cookie
     wrong = [{}, bearer(""), bearer(TOKEN[:-1]), bearer(f"{TOKEN}x"), {"Authorization": f"Basic {TOKEN}"}]
-    wrong += [{"Cookie": f"{COOKIE}={TOKEN}"}, {"Cookie": f"{COOKIE}=9999999999.a.b"}, {"X-Forwarded-For": "127.0.0.1"}]
+    wrong += [{"Cookie": f"{cookie}={TOKEN}"}, {"Cookie": f"{cookie}=9999999999.a.b"}, {"X-Forwarded-For": "127.0.0.1"}]
     for headers in wrong:
         for address in ADDRESSES:
             if address in ("/health", "/static/page.css"):  # for probes; the looks of the form
@@ -212,6 +212,11 @@ def test_workers_of_an_app_take_each_others_cookies(production: Flask, make_app:
     assert guards[1].is_session(guards[0].new_session())
 
 
+def test_apps_on_one_machine_do_not_take_each_others_cookies_for_theirs(production: Flask, make_app: MakeApp) -> None:
+    another = make_app(name="another", RTPOOL_DEBUG_PAGE=True, RTPOOL_DEBUG_TOKEN=f"{TOKEN}, another")
+    assert Guard(state_of(production)).cookie != Guard(state_of(another)).cookie
+
+
 def test_wrong_tokens_are_logged_now_and_then_without_their_text(
     production: Flask, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +261,26 @@ def test_without_a_token_only_a_browser_on_this_machine_sees_it(
         "/_rtpool/", headers={"Host": host, **headers}, environ_overrides={"REMOTE_ADDR": address}
     )
     assert answer.status_code == status
+
+
+def test_a_cookie_without_a_token_is_good_on_this_machine_alone(debug: Flask) -> None:
+    client = debug.test_client()
+    assert client.get("/_rtpool/").status_code == 200
+    assert client.get_cookie(Guard(state_of(debug)).cookie, path="/_rtpool/") is not None
+    elsewhere = {"REMOTE_ADDR": "192.0.2.1"}
+    assert client.get("/_rtpool/", environ_overrides=elsewhere).status_code == 403
+    assert client.get("/_rtpool/", headers={"X-Forwarded-For": "192.0.2.1"}).status_code == 403
+    cross = {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}
+    assert client.get("/_rtpool/", headers=cross).status_code == 403
+
+
+def test_where_there_is_no_token_none_is_the_right_one(debug: Flask) -> None:
+    client = debug.test_client()
+    for header in ("Bearer", "Bearer ", "Bearer None"):
+        answer = client.get(
+            "/_rtpool/", headers={"Authorization": header}, environ_overrides={"REMOTE_ADDR": "192.0.2.1"}
+        )
+        assert answer.status_code == 403, header
 
 
 def test_in_debug_mode_a_token_that_is_there_is_asked_for(debug: Flask) -> None:
@@ -386,7 +411,8 @@ def test_nothing_of_a_request_is_reflected(production: Flask) -> None:
         client.get(f"/_rtpool/?a={mark}"),
         sign_in(client, mark),
         client.post(f"/_rtpool/actions/{mark}", headers={**OURS, **bearer()}),
-        client.get("/_rtpool/", headers={"Authorization": f"Bearer {mark}", "Cookie": f"{COOKIE}={mark}"}),
+        client.get("/_rtpool/", headers={"Authorization": f"Bearer {mark}"}),
+        client.get("/_rtpool/", headers={"Cookie": f"{Guard(state_of(production)).cookie}={mark}"}),
         client.get("/_rtpool/", headers={"Host": "x<script>mark", **bearer()}),
     ):
         assert "mark" not in answer.text

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -29,12 +28,9 @@ if TYPE_CHECKING:
 
     from rtpool.flask.state import AppState
 
-__all__ = ["COOKIE", "Guard", "HEADERS", "LEAST_TOKEN", "PREFIX", "Visitor"]
+__all__ = ["Guard", "HEADERS", "PREFIX", "Visitor"]
 
 PREFIX = "/_rtpool"
-COOKIE = "rtpool_debug"
-#: Characters of a token that opens the page outside debug mode.
-LEAST_TOKEN = 16
 #: Bytes of a form; more is refused unread.
 MAX_FORM = 4_096
 #: Seconds until the token is asked for again.
@@ -91,8 +87,7 @@ class Guard:
 
     @staticmethod
     def concerns(path: str) -> bool:
-        """Whether an address is the page's, however many slashes it has: the router takes several for one."""
-        path = re.sub("/+", "/", path)
+        """Whether an address is the page's."""
         return path == PREFIX or path.startswith(f"{PREFIX}/")
 
     @property
@@ -101,7 +96,7 @@ class Guard:
         settings, debug = self._settings, self._state.app.debug
         if settings.debug_page is None:
             return debug
-        return settings.debug_page and (debug or len(self._token) >= LEAST_TOKEN)
+        return settings.debug_page and (debug or self.has_token)
 
     @property
     def health_on(self) -> bool:
@@ -112,6 +107,13 @@ class Guard:
     def has_token(self) -> bool:
         """Whether there is a token to be shown."""
         return bool(self._token)
+
+    @property
+    def cookie(self) -> str:
+        """The cookie's name, this app's own: all ports of a machine share their cookies."""
+        app = self._state.app
+        whose = hashlib.sha256(f"{app.name}\0{app.root_path}".encode()).hexdigest()
+        return f"rtpool_{whose[:8]}"
 
     @property
     def _settings(self) -> Settings:
@@ -132,7 +134,7 @@ class Guard:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return Visitor("token", "") if self.is_token(given.strip()) else None
-        session = request.cookies.get(COOKIE, "")
+        session = request.cookies.get(self.cookie, "")
         if self.is_session(session):
             return Visitor("cookie" if self._token else "local", session) if self._token or _is_local() else None
         return Visitor("local", self.new_session()) if not self._token and _is_local() else None

@@ -14,7 +14,8 @@ import jinja2
 from flask import Blueprint, Response, abort, g, redirect, request, url_for
 
 from rtpool.errors import RtpoolError
-from rtpool.flask.page.guard import COOKIE, LEAST_TOKEN, PREFIX, SESSION_SECONDS, Guard, Visitor
+from rtpool.flask.config import SHORTEST_TOKEN
+from rtpool.flask.page.guard import PREFIX, SESSION_SECONDS, Guard, Visitor
 from rtpool.flask.page.layout import ACTIONS, TABLES
 from rtpool.protocol.refusals import printable
 
@@ -136,7 +137,7 @@ class Page:
 
     def _refuse(self, status: int, words: str = "") -> Response:
         """What whoever may see nothing gets: a form where there is a token to show, else how there can be one."""
-        return self._render("refused.html", status, words=words, has_token=self._guard.has_token, least=LEAST_TOKEN)
+        return self._render("refused.html", status, words=words, has_token=self._guard.has_token, least=SHORTEST_TOKEN)
 
     def _render(self, template: str, status: int = 200, **values: Any) -> Response:
         title = printable(self._state.app.name)
@@ -167,7 +168,7 @@ class Page:
 
     def _keep_session(self, response: Response, session: str) -> None:
         response.set_cookie(
-            COOKIE,
+            self._guard.cookie,
             session,
             max_age=int(SESSION_SECONDS),
             path=url_for("rtpool.page"),
@@ -209,7 +210,7 @@ class Page:
         if not self._guard.may_act(g.rtpool_visitor):
             return self._stale()
         response = redirect(url_for("rtpool.page"), 303)
-        response.delete_cookie(COOKIE, path=url_for("rtpool.page"), httponly=True, samesite="Strict")
+        response.delete_cookie(self._guard.cookie, path=url_for("rtpool.page"), httponly=True, samesite="Strict")
         return response
 
     def act(self, name: str) -> Response:
