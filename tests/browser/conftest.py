@@ -109,57 +109,6 @@ def serve() -> Iterator[Serve]:
         server.server_close()
 
 
-class OpenPage:
-    """
-    Opens pages, each as another visitor with cookies and storage of its own.
-
-    Attributes:
-        complaints: what scripts raised and the console showed as an error, but for the network's; so also what a
-            Content-Security-Policy refused. A test that leaves one here fails.
-    """
-
-    def __init__(self, browser: Browser) -> None:
-        self._browser = browser
-        self._contexts: list[BrowserContext] = []
-        self.complaints: list[str] = []
-
-    def __call__(self, *, width: int = 1280, height: int = 900, dark: bool = False, **settings: Any) -> Page:
-        """Open one; sizes in CSS pixels, and whatever else playwright's `new_context` takes."""
-        context = self._browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **settings
-        )
-        self._contexts.append(context)
-        context.set_default_timeout(CAP * 1000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", self._listen)
-        return page
-
-    def _listen(self, message: ConsoleMessage) -> None:
-        if message.type == "error" and not any(words in message.text for words in OF_THE_NETWORK):
-            self.complaints.append(f"{message.text} ({message.location})")
-
-    def close(self) -> None:
-        """Close them all."""
-        for context in self._contexts:
-            context.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser, serve: Serve) -> Iterator[OpenPage]:
-    """Pages of several visitors; closed before `serve`'s servers."""
-    pages = OpenPage(browser)
-    yield pages
-    pages.close()
-    assert not pages.complaints, "\n".join(pages.complaints)
-
-
-@pytest.fixture
-def page(open_page: OpenPage) -> Page:
-    """A page of one visitor, 1,280 pixels wide, light."""
-    return open_page()
-
-
 #: So that nobody waits long for what is back.
 QUICK = {"FLASK_RTPOOL_BASE_DELAY": "0.05", "FLASK_RTPOOL_MAX_DELAY": "0.2", "FLASK_RTPOOL_MAX_RETRIES": "1000"}
 
@@ -223,3 +172,54 @@ def run_example(server: RealtimeServer) -> Iterator[RunExample]:
     finally:
         for served in running:
             served.stop()
+
+
+class OpenPage:
+    """
+    Opens pages, each as another visitor with cookies and storage of its own.
+
+    Attributes:
+        complaints: what scripts raised and the console showed as an error, but for the network's; so also what a
+            Content-Security-Policy refused. A test that leaves one here fails.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._contexts: list[BrowserContext] = []
+        self.complaints: list[str] = []
+
+    def __call__(self, *, width: int = 1280, height: int = 900, dark: bool = False, **settings: Any) -> Page:
+        """Open one; sizes in CSS pixels, and whatever else playwright's `new_context` takes."""
+        context = self._browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **settings
+        )
+        self._contexts.append(context)
+        context.set_default_timeout(CAP * 1000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", self._listen)
+        return page
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and not any(words in message.text for words in OF_THE_NETWORK):
+            self.complaints.append(f"{message.text} ({message.location})")
+
+    def close(self) -> None:
+        """Close them all."""
+        for context in self._contexts:
+            context.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, serve: Serve, run_example: RunExample) -> Iterator[OpenPage]:
+    """Pages of several visitors; closed before what they look at, which may mind ending in the middle of a request."""
+    pages = OpenPage(browser)
+    yield pages
+    pages.close()
+    assert not pages.complaints, "\n".join(pages.complaints)
+
+
+@pytest.fixture
+def page(open_page: OpenPage) -> Page:
+    """A page of one visitor, 1,280 pixels wide, light."""
+    return open_page()

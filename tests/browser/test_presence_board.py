@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ def expect_people(page: Page, *names: str) -> None:
 def test_visitors_are_here_while_their_pages_are_open(
     open_page: OpenPage, run_example: RunExample, server: RealtimeServer, figure: Figure
 ) -> None:
-    url = run_example("presence_board").url
+    app = run_example("presence_board")
+    url = app.url
     ann = visitor(open_page, url, "Ann Other")
     expect_people(ann, "Ann Other")
     ann.evaluate(WATCH)
@@ -61,6 +63,7 @@ def test_visitors_are_here_while_their_pages_are_open(
     expect_people(ann, "Ann Other")
     figure(f"gone from the other's page {ann.evaluate('() => window.seen[1]') - left:.0f} ms after closing")
     assert (server.connections_total, len(server.joins())) == (1, 1)
+    app.stop(number=signal.SIGINT)  # though somebody looks
 
 
 def test_the_visitors_of_several_processes_are_on_one_board_and_leave_with_theirs(
