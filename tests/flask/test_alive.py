@@ -8,11 +8,8 @@ from flask import Response
 import rtpool
 from rtpool.flask import Realtime
 from rtpool.testing import RealtimeServer
-from tests.flask.browsers import Serve, serve
-from tests.flask.conftest import MakeApp, state_of
+from tests.flask.conftest import MakeApp, Serve, state_of
 from tests.support.wait import wait_until
-
-__all__ = ["serve"]
 
 
 def test_streams_end_when_the_process_is_to_end_and_later_ones_have_their_browsers_come_back(
