@@ -4,6 +4,7 @@ An app's processes, as others of the same user find them: each serves its pool a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rtpool.pool import RealtimePool
 
 __all__ = ["pictures", "prefix_of", "serve"]
+
+#: Seconds to wait for the answers of all processes together.
+ASK_SECONDS = 10.0
 
 
 def prefix_of(app: Flask) -> str:
@@ -47,16 +51,18 @@ def pictures(app: Flask) -> list[dict[str, Any]]:
     What the processes of an app tell of their pools, the lowest process number first; those that end meanwhile are left
     out. Each is what `rtpool.debug.serving` answers to ``stats``, and its ``path``.
     """
-    from rtpool.debug.remote import Remote
+    from rtpool.debug.remote import Remote, ask_all
     from rtpool.debug.sockets import default_directory, living_sockets
 
-    prefix, found = prefix_of(app), []
-    for path in living_sockets(default_directory()):
-        if not os.path.basename(path).startswith(prefix):
-            continue
-        try:
-            with Remote(path) as remote:
-                found.append({"path": path, **remote.ask("stats")})
-        except RtpoolError as error:
-            found.append({"path": path, "error": str(error)})
+    prefix, remotes = prefix_of(app), {}
+    found: list[dict[str, Any]] = []
+    with contextlib.ExitStack() as opened:
+        for path in living_sockets(default_directory()):
+            if os.path.basename(path).startswith(prefix):
+                try:
+                    remotes[path] = opened.enter_context(Remote(path))
+                except RtpoolError as error:
+                    found.append({"path": path, "error": str(error)})
+        for path, answer in zip(remotes, ask_all(list(remotes.values()), "stats", ASK_SECONDS), strict=True):
+            found.append({"path": path, **({"error": str(answer)} if isinstance(answer, RtpoolError) else answer)})
     return sorted(found, key=lambda told: int(told.get("pid", 0)))

@@ -214,7 +214,8 @@ def test_a_process_that_cannot_answer_is_told_of(run: Run, folder: pathlib.Path,
         def answer() -> None:
             for _ in range(2):  # whether it lives; and what it is asked
                 with contextlib.closing(odd.accept()[0]) as client:
-                    client.sendall(b"no pool\n")
+                    if client.recv(1_000):
+                        client.sendall(b"no pool\n")
 
         thread = threading.Thread(target=answer)
         thread.start()
