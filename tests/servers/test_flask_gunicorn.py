@@ -79,8 +79,7 @@ def test_without_a_hook_a_worker_hears_from_its_first_request_on(
     gunicorn.ends(with_greenlets=kind == "gevent")
 
 
-@streaming
-@preloading
+@pytest.mark.parametrize(("kind", "preload"), [("gthread", False), ("gevent", True)])
 def test_a_graceful_stop_is_not_held_up_by_open_streams(
     server: RealtimeServer, guests: Guests, shop: Shop, kind: str, preload: bool
 ) -> None:
