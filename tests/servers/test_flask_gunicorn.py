@@ -15,6 +15,7 @@ from tests.support.wait import wait_until
 
 #: The few that take longest, too.
 ALL = os.environ.get("RTPOOL_SERVERS") == "all"
+ADVICE = "realtime.start(alive=lambda: worker.alive)"
 kinds = pytest.mark.parametrize("kind", CLASSES)
 streaming = pytest.mark.parametrize("kind", STREAMING)
 preloading = pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preloaded"])
@@ -78,8 +79,7 @@ def test_without_a_hook_a_worker_hears_from_its_first_request_on(
     gunicorn.ends(with_greenlets=kind == "gevent")
 
 
-@streaming
-@preloading
+@pytest.mark.parametrize(("kind", "preload"), [("gthread", False), ("gevent", True)])
 def test_a_graceful_stop_is_not_held_up_by_open_streams(
     server: RealtimeServer, guests: Guests, shop: Shop, kind: str, preload: bool
 ) -> None:
@@ -95,6 +95,16 @@ def test_a_graceful_stop_is_not_held_up_by_open_streams(
         assert {tuple(browser.ends.items()) for browser in crowd.browsers} == {(("finished", 1),)}
         gunicorn.ends(with_greenlets=kind == "gevent")
         assert goodbyes.all_said()
+    assert ADVICE not in gunicorn.program.err()
+
+
+@streaming
+def test_without_the_hook_streams_tell_what_they_will_hold_up(shop: Shop, kind: str) -> None:
+    gunicorn = shop(kind, "--threads", "8", workers=1, hook="")
+    with Crowd(3) as crowd:
+        crowd.open(gunicorn.address)
+        crowd.read_until(lambda: sum(map(len, crowd.by_process().values())) == 3, "all streams are open")
+        assert gunicorn.program.err().count(ADVICE) == 1
 
 
 @streaming

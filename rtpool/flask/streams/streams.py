@@ -87,6 +87,7 @@ class Streams:
         # Seats whose response was dropped and never closed; filled wherever the collector strikes.
         self._forgotten: collections.deque[Seat] = collections.deque()
         self._key = secrets.token_bytes(32)
+        self._advised = False
         self._begin()
 
     def _begin(self) -> None:
@@ -273,6 +274,7 @@ class Streams:
             undo.callback(self.leave, seat)
             if starts:
                 self._start_keeper(present)
+                self._advise()
             present.add(seat)
             undo.pop_all()
         return seat, fresh
@@ -354,6 +356,15 @@ class Streams:
             return self._left.wait_for(lambda: not any(seat in self._seats for seat in seats), max(0.0, timeout))
 
     # The thread that looks after them
+
+    def _advise(self) -> None:
+        """Tell once of a server that will wait for its browsers when it is to stop."""
+        if self.state.alive is None and not self._advised and "gunicorn.socket" in flask.request.environ:
+            self._advised = True
+            self._warn(
+                "open streams will hold up a graceful stop of gunicorn: have its hook post_worker_init call "
+                "realtime.start(alive=lambda: worker.alive) in an app context"
+            )
 
     def _start_keeper(self, watch: Watch) -> None:
         keeper = PoolThread(self._keep, "rtpool-streams", (watch,))
