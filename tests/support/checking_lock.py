@@ -33,7 +33,17 @@ WATCHES_CALLS = sys.version_info < (3, 12)
 _OURS = rtpool.__file__.removesuffix("__init__.py")
 _HARMLESS = tuple(
     importlib.import_module(name).__file__
-    for name in ("_weakrefset", "abc", "collections", "enum", "functools", "types", "typing", "weakref")
+    for name in (
+        "_collections_abc",
+        "_weakrefset",
+        "abc",
+        "collections",
+        "enum",
+        "functools",
+        "types",
+        "typing",
+        "weakref",
+    )
 )
 #: The parts of these modules that take no lock but a new one of their own.
 _HARMLESS_PARTS = {
