@@ -277,7 +277,8 @@ class Realtime:
         browser that comes back says what it had last, and gets what came since, or a ``gap``.
 
         Args:
-            topic, private, access_token: as `rtpool.RealtimePool.channel`.
+            topic, private, access_token: as `rtpool.RealtimePool.channel`. A topic of the visitor's choosing is to be
+                checked by the view: an empty or too long one is InvalidValue, which Flask answers with 500.
             broadcasts: names of those to tell; ``"*"`` for every one, None for none.
             changes: tables, or `rtpool.flask.Changes`, whose changes to tell as well.
             presence: whether to tell who is present.
@@ -347,7 +348,8 @@ class Realtime:
         End the streams and close the pool, for tests. Idempotent. The next use makes another pool; the declared
         callbacks are subscribed again by `start` alone.
 
-        A process that ends, and an app that is forgotten, need no such call.
+        A process that ends, and an app that is forgotten, need no such call. A signal's handler may have interrupted
+        whoever holds a lock of the streams, and would wait for ever: there have another thread call this.
 
         Args:
             timeout: seconds it may take.

@@ -259,6 +259,21 @@ def test_a_view_that_fails_ends_its_own_stream_alone(
     caplog.clear()
 
 
+def test_what_a_view_leaves_out_holds_up_nothing(streaming: StreamApp, server: RealtimeServer) -> None:
+    def view(event: Any) -> Any:
+        return event if event.payload["n"] < 0 else None
+
+    serving = streaming(arguments={"view": view}, RTPOOL_STREAM_HEARTBEAT=3600)
+    watcher = serving.browser().joined()
+    last_id = watcher.last_id
+    for n in range(40):
+        server.broadcast("room", "moved", {"n": n, "filler": "x" * 10_000})
+    say(server, -1)
+    assert watcher.numbers(1) == [-1]
+    back = serving.browser(Last_Event_ID=last_id)
+    assert back.numbers(1) == [-1], "behind several pieces of which nothing is left"
+
+
 def test_what_a_view_leaves_out_moves_the_id_all_the_same(streaming: StreamApp, server: RealtimeServer) -> None:
     serving = streaming(arguments={"view": lambda event: None}, RTPOOL_STREAM_HEARTBEAT=0.05, RTPOOL_STREAM_BUFFER=2)
     browser = serving.browser().joined()

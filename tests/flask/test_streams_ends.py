@@ -16,6 +16,8 @@ from flask import Flask, Response
 
 from rtpool.flask import Realtime
 from rtpool.flask.streams import Streams
+from rtpool.flask.streams.readers import Snapshots
+from rtpool.flask.streams.seat import Seat
 from rtpool.testing import RealtimeServer
 from tests.flask.browsers import Browser, Serving
 from tests.flask.conftest import MakeApp, Serve, StreamApp, state_of
@@ -211,6 +213,10 @@ def test_a_connection_whose_other_side_is_silent_is_ended_by_the_system(streamin
     assert seat.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_000
 
 
+def test_the_longest_patience_that_may_be_asked_for_is_one_that_the_system_knows(streaming: StreamApp) -> None:
+    assert streaming(RTPOOL_STREAM_STALL=1e9).browser().status == 200
+
+
 def test_a_quiet_stream_has_heartbeats(streaming: StreamApp) -> None:
     browser = streaming(RTPOOL_STREAM_HEARTBEAT=0.02).browser().joined()
     browser.beats(3)
@@ -245,7 +251,11 @@ def test_one_stream_too_many_is_a_503(
     wait_until(lambda: streams_of(serving).open == 1)
     assert serving.browser().status == 200
     assert serving.browser().status == 503
-    assert caplog.text.count("RTPOOL_MAX_STREAMS") == 2, "and once more"
+    assert caplog.text.count("RTPOOL_MAX_STREAMS") == 1, "once a minute"
+    streams_of(serving)._told_at -= 60
+    assert serving.browser().status == 503
+    assert caplog.text.count("RTPOOL_MAX_STREAMS") == 2
+    assert "a 503: 4 since" in caplog.text, "and how many there were"
     caplog.clear()
 
 
@@ -274,6 +284,27 @@ def test_ten_thousand_too_many_are_refused_before_anything_is_done(
     assert not server.connections_total
     assert caplog.text.count("RTPOOL_MAX_STREAMS") == 1
     caplog.clear()
+
+
+def test_ever_new_topics_have_no_more_feeds_than_there_may_be_streams(
+    make_app: MakeApp, serve: Serve, realtime: Realtime, server: RealtimeServer
+) -> None:
+    app = make_app(RTPOOL_MAX_STREAMS=3, RTPOOL_STREAM_LINGER=3600)
+
+    @app.get("/stream/<topic>")
+    def stream(topic: str) -> Response:
+        return realtime.stream(topic)
+
+    serving, streams = serve(app), state_of(app).streams
+    stays = serving.browser("/stream/stays").joined()
+    for number in range(8):
+        serving.browser(f"/stream/{number}").joined().leave()
+        wait_until(lambda: streams.open == 1)
+    assert [feed.topic for feed in streams.feeds] == ["stays", "6", "7"], "who waited longest made room"
+    wait_until(lambda: len(state_of(app).pool.channels()) == 3)
+    wait_until(lambda: len(server.leaves()) == 6)
+    say(server, 1, topic="stays")
+    assert stays.numbers(1) == [1]
 
 
 def test_many_attempts_at_once_never_open_one_too_many(streaming: StreamApp, server: RealtimeServer) -> None:
@@ -336,6 +367,16 @@ def test_a_view_of_a_stream_may_close_everything(
     assert closed == [True]
     assert time.monotonic() - begun < 4, "it did not wait for itself"
     wait_until(lambda: state_of(app).streams.open == 0)
+
+
+def test_the_request_that_asked_for_a_stream_may_close_everything(app: Flask, realtime: Realtime) -> None:
+    with app.test_request_context("/stream"):
+        response = realtime.stream("room")
+        begun = time.monotonic()
+        assert realtime.close(20)
+        assert time.monotonic() - begun < 5, "it did not wait for itself"
+    assert list(response.response) == []
+    response.close()
 
 
 def test_a_closed_pool_ends_its_streams(streaming: StreamApp, server: RealtimeServer) -> None:
@@ -433,6 +474,31 @@ def test_snapshots_are_made_once_for_all_and_need_no_pool(make_app: MakeApp, ser
     for browser in browsers:
         browser.leave()
     wait_until(lambda: state_of(board.app).streams.open == 0)
+
+
+def test_who_looks_sleeps_while_a_snapshot_is_made(app: Flask) -> None:
+    making, made = threading.Event(), threading.Event()
+
+    def make() -> int:
+        making.set()
+        assert made.wait(20)
+        return 1
+
+    now = [100.0]
+    snapshots = Snapshots(app, "snapshot", make, 1.0, lambda: now[0])
+    seat = Seat(snapshots, None)
+    snapshots.open(seat)
+    maker = threading.Thread(target=snapshots.newest, args=(0,))
+    maker.start()
+    assert making.wait(20)
+    now[0] += 5
+    assert snapshots.due == float("inf")
+    assert snapshots.newest(0) == (0, b"")
+    made.set()
+    assert seat.woken.wait(20)
+    maker.join()
+    assert snapshots.due == 106.0
+    assert snapshots.newest(0)[0] == 1
 
 
 def test_a_snapshot_that_fails_ends_a_stream_and_is_told(

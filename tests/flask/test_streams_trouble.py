@@ -212,9 +212,10 @@ def test_nothing_is_left_when_no_thread_can_be_started(
     monkeypatch.setattr("rtpool.flask.streams.streams.PoolThread", NoThread)
     with app.test_request_context("/stream"), pytest.raises(RuntimeError, match="can't start"):
         realtime.stream("room")
-    assert state.streams.open == 0
+    assert (state.streams.open, state.streams.feeds) == (0, ())
     monkeypatch.undo()
     with app.test_request_context("/stream"):
         response = realtime.stream("room")
         assert state.streams.open == 1
+        wait_until(lambda: state.streams.feeds[0].status == "joined")
         response.close()

@@ -25,6 +25,8 @@ from rtpool.pool import RealtimePool
 
 __all__ = ["Entry", "Feed", "FeedStats", "Opening"]
 
+Lock = threading.Lock
+
 #: How far the clocks of two processes, and the ways of one event to them, may be apart; milliseconds.
 APART_MS = 5_000
 #: Bytes a reader takes at once, and the most that waits for one browser outside its feed.
@@ -131,7 +133,7 @@ class Feed:
         self._channel: Channel | None = None
         self._newest: Event | None = None  # confined to the Channel's callbacks
         #: Guards: all below.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._ring: collections.deque[Entry] = collections.deque()
         self._bytes = 0
         # Behind what left the ring, and behind the newest in it; since when the ring lacks nothing, None before a join.
@@ -177,7 +179,7 @@ class Feed:
 
     def inherit(self) -> None:
         """In a forked child, where nobody reads it: its lock may be held by a thread that is not there."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._seats = {}
         self.leave()
 
@@ -227,9 +229,10 @@ class Feed:
     def _hear_status(self, change: StatusChange) -> None:
         name, content = sse.content_of(change)
         refused = change.status == "refused" and self._is_final(change.error)
+        now = self._now()
         if change.status == "joined":
             with self._lock:
-                self._complete_since = self._complete_since or self._now()
+                self._complete_since = self._complete_since or now
         self._append(
             name, sse.encode(content, ordered=True), status=change.status, fingerprint=sse.STOP if refused else None
         )

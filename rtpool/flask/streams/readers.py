@@ -16,8 +16,11 @@ from rtpool.flask.signals import callback_failed
 from rtpool.flask.streams import sse
 from rtpool.flask.streams.feed import Entry, Feed
 from rtpool.flask.streams.seat import Seat
+from rtpool.flask.streams.sse import Position
 
 __all__ = ["FeedReader", "Reader", "SnapshotReader", "Snapshots", "View"]
+
+Lock = threading.Lock
 
 View = Callable[[Event], Any]
 
@@ -59,7 +62,7 @@ class FeedReader:
     def __init__(
         self, app: Flask, feed: Feed, seat: Seat, *, last_id: str | None, view: View | None, close_slow: bool
     ) -> None:
-        self._app, self._feed, self._view, self._close_slow = app, feed, view, close_slow
+        self._app, self._feed, self._seat, self._view, self._close_slow = app, feed, seat, view, close_slow
         self._opening = feed.open(seat, last_id)
         self._had = None if last_id is None else sse.parse_id(last_id)
         #: Behind what it read, and what its browser knows of that.
@@ -81,12 +84,21 @@ class FeedReader:
         return b"".join(pieces)
 
     def take(self) -> bytes | None:
-        """What the feed told since."""
+        """What the feed told since, as far as the view leaves any of it."""
         if self._ended:
             return None
-        over = self._feed.over
+        while True:
+            over = self._feed.over
+            entries, lost = self._feed.after(self._position)
+            data = self._render_all(entries, lost)
+            if data is None or (over and not entries and not data):
+                return None
+            if data or not entries or self._seat.gone:
+                return data
+
+    def _render_all(self, entries: list[Entry], lost: Position | None) -> bytes | None:
+        """What the browser is sent of a piece of the feed; None when its stream is to end at once."""
         before = self._position
-        entries, lost = self._feed.after(before)
         pieces = []
         if lost is not None:
             if self._close_slow:
@@ -101,8 +113,7 @@ class FeedReader:
                 pieces.append(self._gap("view", entry.at, certain=True, numbered=True))
                 break
             pieces.append(piece)
-        data = b"".join(pieces)
-        return None if over and not entries and not data else data
+        return b"".join(pieces)
 
     def beat(self) -> bytes:
         """A comment; or the id of what the view left out, so that the browser need not be told of it twice."""
@@ -176,7 +187,7 @@ class Snapshots:
     ) -> None:
         self._app, self._name, self._make, self._every, self._clock = app, name, make, every, clock
         #: Guards: all below.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._seats: dict[Seat, None] = {}
         self._frame = b""
         self._number = 0
@@ -203,9 +214,9 @@ class Snapshots:
 
     @property
     def due(self) -> float:
-        """When the next is to be made."""
+        """When the next is to be made; while one is being made never, for who makes it wakes all."""
         with self._lock:
-            return self._due
+            return float("inf") if self._making else self._due
 
     def newest(self, had: int) -> tuple[int, bytes]:
         """
@@ -218,7 +229,7 @@ class Snapshots:
         with self._lock:
             mine = not self._making and now >= self._due
             if mine:
-                self._making, self._due = True, now + self._every
+                self._making = True
         if mine:
             self._renew()
         with self._lock:
@@ -232,8 +243,9 @@ class Snapshots:
                     self._name, sse.encode(self._make(), default=getattr(self._app.json, "default", None))
                 )
         finally:
+            due = self._clock() + self._every
             with self._lock:
-                self._making = False
+                self._making, self._due = False, due
                 if frame is not None:
                     self._frame = frame
                     self._number += 1

@@ -28,6 +28,8 @@ __all__ = ["EventStream", "Pieces", "refusal", "socket_of"]
 HAND_BYTES = 64 * 1024
 #: Of RTPOOL_STREAM_MAX_AGE: by so much streams end sooner, each by its own part, lest all browsers come back at once.
 EARLIER = 0.1
+#: The most that the system takes for a time in milliseconds.
+MAX_MS = 2**31 - 1
 #: Seconds a refused browser is told to wait.
 RETRY_AFTER = 5
 
@@ -131,7 +133,7 @@ def _give_up_on_silence(sock: socket.socket | None, seconds: float) -> None:
     option: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
     if sock is not None and option is not None:
         with contextlib.suppress(OSError):  # no TCP
-            sock.setsockopt(socket.IPPROTO_TCP, option, max(1, int(seconds * 1000)))
+            sock.setsockopt(socket.IPPROTO_TCP, option, min(max(1, int(seconds * 1000)), MAX_MS))
 
 
 def _end_in_child() -> NoReturn:

@@ -25,7 +25,7 @@ class Seat:
         gone: whether the stream is to end: its browser left, or everything ends. Set once.
         handed: since when the server has a piece that it did not get rid of, monotonic; None while it has none.
         cut: whether the connection was shut down by us.
-        thread: the number of the thread that sends to it; 0 before.
+        thread: the number of the thread that sends to it; before the first piece, of the one whose request it was.
         process: where it belongs.
 
     Thread-safety: each attribute is replaced whole.
@@ -40,7 +40,7 @@ class Seat:
         self.gone = False
         self.handed: float | None = None
         self.cut = False
-        self.thread = 0
+        self.thread = threading.get_ident()
         self.process = os.getpid()
 
     def leave(self) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import math
+import operator
 import os
 import secrets
 import threading
@@ -35,12 +37,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Streams"]
 
+Lock = threading.Lock
+
 Authorize = Callable[[], Any]
 
 #: Seconds between two looks at who takes nothing, at most.
 LOOK_SECONDS = 5.0
 #: And between two questions whether the process goes on serving.
 ALIVE_SECONDS = 1.0
+#: Seconds between two lines in the log that all seats are taken.
+TELL_SECONDS = 60.0
 #: Seconds that what looks after the streams rests after a failure of its own.
 AFTER_FAILURE = 1.0
 #: What `Realtime.stream` may do with a slow browser.
@@ -92,13 +98,13 @@ class Streams:
 
     def _begin(self) -> None:
         #: Guards: all below.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._left = threading.Condition(self._lock)
         self._seats: dict[Seat, _Shared] = {}
         self._shared: dict[Any, _Shared] = {}
         self._watch: Watch | None = None
         self._keeper: threading.Thread | None = None
-        self._told_full = False
+        self._turned_away, self._told_at = 0, -math.inf
 
     # What is to be seen
 
@@ -158,8 +164,9 @@ class Streams:
         with contextlib.ExitStack() as undo:
             undo.callback(self.leave, seat)
             if fresh:
+                undo.callback(self._give_up, seat.source)
                 try:
-                    self._start(seat.source)
+                    seat.source.start()
                 except PoolClosed:
                     return refusal(503, "the app is closing\n")
             app = self.state.app
@@ -214,12 +221,12 @@ class Streams:
             warn=self._warn,
         )
 
-    def _start(self, feed: Feed) -> None:
-        with contextlib.ExitStack() as undo:
-            undo.callback(feed.leave)
-            undo.callback(self._is_over, feed)
-            feed.start()
-            undo.pop_all()
+    def _give_up(self, source: Feed | Snapshots) -> None:
+        """Forget what could not begin; whoever shares it already ends, and comes back."""
+        with self._lock:
+            for key in [key for key, shared in self._shared.items() if shared.source is source]:
+                del self._shared[key]
+        source.leave()
 
     # Coming and going
 
@@ -240,44 +247,67 @@ class Streams:
         watch: Watch | None = None
         self._collect()
         while True:
+            now = self.clock()
             with self._lock:
-                seat, full, tell = None, len(self._seats) >= limit, False
+                seat, ended = None, None
                 shared = self._shared.get(key)
                 present = self._watch or watch
-                if full:
-                    tell, self._told_full = not self._told_full, True
-                elif (shared is not None or source is not None) and present is not None:
+                full = len(self._seats) >= limit
+                if not full and (shared is not None or source is not None) and present is not None:
                     fresh = shared is None
                     if shared is None:
                         assert source is not None
+                        ended = self._make_room(limit)
                         shared = self._shared[key] = _Shared(source)
                     shared.users += 1
                     if not shared.source.over:
                         shared.idle_since = None
                     seat = Seat(shared.source, sock)
                     self._seats[seat] = shared
-                    starts, self._watch, self._told_full = self._watch is None, present, False
-            if full:
+                    starts, self._watch = self._watch is None, present
+            if full or seat is not None:
                 break
-            if seat is None:  # what is missing is made without the lock
-                watch = watch or Watch()
-                source = source or make()
-                continue
-            break
+            watch = watch or Watch()  # what is missing is made without the lock
+            source = source or make()
         if watch is not None and (seat is None or watch is not present):
             watch.close()
-        if tell:
-            self._warn(f"all {limit} streams of RTPOOL_MAX_STREAMS are open; who else comes gets a 503")
         if seat is None or present is None:
+            self._tell_full(limit, now)
             return None
         with contextlib.ExitStack() as undo:
             undo.callback(self.leave, seat)
+            if fresh:
+                undo.callback(self._give_up, seat.source)
+            if ended is not None:
+                ended.leave()
             if starts:
                 self._start_keeper(present)
                 self._advise()
             present.add(seat)
             undo.pop_all()
         return seat, fresh
+
+    def _make_room(self, limit: int) -> Feed | Snapshots | None:
+        """
+        Forget what has waited longest for a browser to come back, where there are as many sources as there may be
+        streams. While a seat is free one of so many has no browser. The caller must hold `self._lock`.
+        """
+        if len(self._shared) < limit:
+            return None
+        waiting = [(shared.idle_since or 0.0, key) for key, shared in self._shared.items() if not shared.users]
+        _, oldest = min(waiting, key=operator.itemgetter(0))
+        return self._shared.pop(oldest).source
+
+    def _tell_full(self, limit: int, now: float) -> None:
+        with self._lock:
+            self._turned_away += 1
+            if now - self._told_at < TELL_SECONDS:
+                return
+            count, self._turned_away, self._told_at = self._turned_away, 0, now
+        self._warn(
+            f"all {limit} streams of RTPOOL_MAX_STREAMS are open; who else comes gets a 503: {count:,} since this was "
+            "last told"
+        )
 
     def leave(self, seat: Seat) -> None:
         """Give a seat back. Idempotent."""
@@ -321,7 +351,8 @@ class Streams:
 
     def close(self, timeout: float = 5.0) -> bool:
         """
-        End every stream and every feed. Idempotent; what comes later begins anew.
+        End every stream and every feed. Idempotent; what comes later begins anew. Not for a signal's handler, which may
+        have interrupted whoever holds a lock: there have another thread call it.
 
         Args:
             timeout: seconds it may take. After half of it, connections of browsers that take nothing are shut down.

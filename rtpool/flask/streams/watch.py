@@ -17,7 +17,10 @@ from rtpool.flask.streams.seat import Seat
 
 __all__ = ["Watch"]
 
-#: The bits of epoll(7): the peer closed its side; and tell it once.
+Lock = threading.Lock
+
+#: The bits of epoll(7): the peer closed its side; and tell it once. A client that only closes its sending side counts
+#: as one that left: HTTP/1.1 allows that, browsers and proxies do not do it.
 PEER_LEFT, ONCE = 0x2000, 1 << 30
 READABLE = 0x001
 
@@ -36,7 +39,7 @@ class Watch:
         self._patched = is_patched()
         self._epoll = _make_epoll()
         #: Guards: all below.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._seats: dict[int, Seat] = {}
         self._bell = -1
         if self._epoll is not None:
@@ -88,12 +91,12 @@ class Watch:
             timeout = 0
         if os.getpid() != self._pid:
             return []
-        found = self._epoll.poll(timeout)
+        numbers = [number for number, _ in self._epoll.poll(timeout)]
+        with contextlib.suppress(BlockingIOError), self._lock:  # greenlets in a forked child share it for a moment
+            if self._bell in numbers:
+                os.eventfd_read(self._bell)
         with self._lock:
-            if any(number == self._bell for number, _ in found):
-                with contextlib.suppress(BlockingIOError):  # greenlets in a forked child share it for a moment
-                    os.eventfd_read(self._bell)
-            return [self._seats[number] for number, _ in found if number in self._seats]
+            return [self._seats[number] for number in numbers if number in self._seats]
 
     def ring(self) -> None:
         """Wake who waits."""
@@ -113,7 +116,7 @@ class Watch:
 
     def inherit(self) -> None:
         """In a forked child, whose copies these are: close them. The lock may be held by a thread that is not there."""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         if self._patched:
             self.ring()  # a greenlet waits for them here as well, and gevent's loop must not see them closed before
         else:
