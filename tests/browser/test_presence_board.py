@@ -66,6 +66,17 @@ def test_visitors_are_here_while_their_pages_are_open(
     app.stop(number=signal.SIGINT)  # though somebody looks
 
 
+def test_many_come_and_go_and_each_is_seen_at_once(open_page: OpenPage, run_example: RunExample) -> None:
+    url = run_example("presence_board").url
+    ann, bob = visitor(open_page, url, "Ann"), visitor(open_page, url, "Bob")
+    for _ in range(4):  # more than a server lets a presence be told
+        expect_people(ann, "Ann", "Bob")
+        bob.goto("about:blank")
+        expect_people(ann, "Ann")
+        bob.goto(url)
+    expect_people(ann, "Ann", "Bob")
+
+
 def test_the_visitors_of_several_processes_are_on_one_board_and_leave_with_theirs(
     open_page: OpenPage, run_example: RunExample, server: RealtimeServer
 ) -> None:
