@@ -124,32 +124,65 @@ def test_no_words_of_a_refusal_reach_a_browser(streaming: StreamApp, server: Rea
     assert b"room" not in browser.text
 
 
-def test_a_browser_s_own_expired_token_is_the_end_of_its_stream(
+def test_an_expired_token_ends_a_stream_and_its_browser_comes_back(
     make_app: MakeApp, serve: Serve, realtime: Realtime, server: RealtimeServer
 ) -> None:
-    app = make_app()
-    token = server.token(sub="eva")
+    app = make_app(RTPOOL_STREAM_LINGER=0.5)
+    tokens = [server.token(sub="eva")]
 
     @app.get("/stream")
     def stream() -> Response:
-        return realtime.stream("room", private=True, access_token=token)
+        return realtime.stream("room", private=True, access_token=tokens[-1])
 
     @app.get("/own")
     def own() -> Response:
         return realtime.stream("room", private=True)
 
     serving = serve(app)
-    browser, stays = serving.browser().joined(), serving.browser("/own").joined()
+    browser, of_the_app = serving.browser().joined(), serving.browser("/own").joined()
     server.on_join = lambda topic, payload, connection: refusals.Join.TOKEN_EXPIRED(seconds=3)
     server.expire_tokens("room")
-    heard = browser.rest()
-    assert statuses(heard)[-1] == "refused"
-    assert heard[-1].data["retryable"] is False
-    assert browser.last_id.endswith(STOP)
-    assert until_status(stays, "refused")[-1].data["retryable"] is False
+    for each in (browser, of_the_app):
+        heard = each.rest()
+        assert statuses(heard)[-1] == "refused"
+        assert heard[-1].data["retryable"] is False
+        assert not each.last_id.endswith(STOP)
     server.on_join = None
+    tokens.append(server.token(sub="eva", expires_in=1_000))
+    assert serving.browser(Last_Event_ID=browser.last_id).joined(), "with a fresh token, at once"
     state_of(app).pool.set_auth(server.token(role="anon"))
-    stays.joined()
+    wait_until(lambda: len(state_of(app).streams.feeds) == 1, "the refusal is forgotten")
+    assert serving.browser("/own", Last_Event_ID=of_the_app.last_id).joined()
+
+
+def test_a_token_that_was_never_good_has_its_browser_stop_until_it_has_another(
+    make_app: MakeApp, serve: Serve, realtime: Realtime, server: RealtimeServer
+) -> None:
+    app = make_app(RTPOOL_STREAM_LINGER=3600)
+    tokens = [server.token(sub="eva")]
+
+    @app.get("/stream")
+    def stream() -> Response:
+        return realtime.stream("room", private=True, access_token=tokens[-1])
+
+    server.on_join = lambda topic, payload, connection: refusals.Join.TOKEN_EXPIRED(seconds=3)
+    serving = serve(app)
+    browser = serving.browser()
+    assert statuses(browser.rest())[-1] == "refused"
+    assert serving.browser(Last_Event_ID=browser.last_id).status == 204
+    server.on_join = None
+    tokens.append(server.token(sub="eva", expires_in=1_000))
+    assert serving.browser(Last_Event_ID=browser.last_id).joined()
+
+
+def test_a_refusal_of_the_app_s_own_token_is_asked_about_again(streaming: StreamApp, server: RealtimeServer) -> None:
+    server.on_join = lambda topic, payload, connection: refusals.Join.TOKEN_EXPIRED(seconds=3)
+    serving = streaming(RTPOOL_STREAM_LINGER=0.05)
+    browser = serving.browser()
+    assert statuses(browser.rest())[-1] == "refused"
+    server.on_join = None
+    wait_until(lambda: state_of(serving.app).streams.feeds == (), "the refusal is forgotten")
+    assert serving.browser(Last_Event_ID=browser.last_id).joined()
 
 
 def test_a_feed_that_falls_behind_for_good_ends_its_streams(

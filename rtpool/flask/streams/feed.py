@@ -29,6 +29,8 @@ Lock = threading.Lock
 
 #: How far the clocks of two processes, and the ways of one event to them, may be apart; milliseconds.
 APART_MS = 5_000
+#: So many events in one order are a place that the feeds of two processes have in common.
+TOGETHER = 4
 #: Bytes a reader takes at once, and the most that waits for one browser outside its feed.
 PIECE_BYTES = 64 * 1024
 
@@ -43,6 +45,7 @@ class Entry(NamedTuple):
         event: what views receive, None for what is told to everybody as it is.
         frame: what is sent without a view.
         lost_from: of a gap, since when something may be missing; likewise milliseconds.
+        place: of an event, the fingerprint of it and those before it; the position's, unless that would be ambiguous.
     """
 
     position: Position
@@ -50,6 +53,7 @@ class Entry(NamedTuple):
     event: Event | None
     frame: bytes
     lost_from: int | None = None
+    place: str | None = None
 
 
 class Opening(NamedTuple):
@@ -59,13 +63,13 @@ class Opening(NamedTuple):
     Attributes:
         position: behind what its browser had, or is not to have.
         lost: whether the browser may lack something from before it.
-        status: what it is to know of the Channel first, None while all is well.
+        status: the frame of what it is to know of the Channel first, None where it knows or all is well.
         present: the newest word on who is present, for who was not there to hear it.
     """
 
     position: Position
     lost: bool
-    status: Entry | None
+    status: bytes | None
     present: Entry | None
 
 
@@ -131,7 +135,10 @@ class Feed:
         self._wall, self._on_over, self._warn = wall, on_over, warn
         self._pid = os.getpid()
         self._channel: Channel | None = None
-        self._newest: Event | None = None  # confined to the Channel's callbacks
+        # Confined to the Channel's callbacks.
+        self._newest: Event | None = None
+        self._together: collections.deque[str] = collections.deque(maxlen=TOGETHER)
+        self._was_joined = False
         #: Guards: all below.
         self._lock = Lock()
         self._ring: collections.deque[Entry] = collections.deque()
@@ -141,11 +148,12 @@ class Feed:
         self._base = self._last = Position(secrets.token_hex(8), 0, self._now(), secrets.token_hex(8))
         self._complete_since: int | None = None
         self._status = "joining"
-        self._told_status: Entry | None = None
+        self._status_frame: bytes | None = None
+        self._places: dict[str, int] = {}  # in the ring, and when each came last
         self._present: Entry | None = None
         self._skipped = 0
         self._seats: dict[Seat, None] = {}
-        #: Whether it will tell nothing more, and whether because the server will never let it in. Read anywhere.
+        #: Whether it will tell nothing more, and whether because the server refused it. Read anywhere.
         self.over = False
         self.refused = False
 
@@ -153,6 +161,10 @@ class Feed:
         return _milliseconds(self._wall())
 
     # Its life
+
+    def told_to_stop(self, had: Position) -> bool:
+        """Whether a browser that had so much was told by this very feed that it will never be let in."""
+        return self.refused and had == self._last and had.fingerprint == sse.STOP
 
     def start(self) -> None:
         """
@@ -228,13 +240,17 @@ class Feed:
 
     def _hear_status(self, change: StatusChange) -> None:
         name, content = sse.content_of(change)
-        refused = change.status == "refused" and self._is_final(change.error)
+        error = change.error
+        # rtpool asks no more. Browsers do when they come back, with a fresh token perhaps; the next feed does.
+        refused = change.status == "refused" and isinstance(error, RtpoolError) and not error.retryable
+        never = refused and self._is_final(error)
         now = self._now()
         if change.status == "joined":
+            self._was_joined = True
             with self._lock:
                 self._complete_since = self._complete_since or now
         self._append(
-            name, sse.encode(content, ordered=True), status=change.status, fingerprint=sse.STOP if refused else None
+            name, sse.encode(content, ordered=True), status=change.status, fingerprint=sse.STOP if never else None
         )
         if refused or change.status == "closed":
             self.refused = refused
@@ -242,10 +258,13 @@ class Feed:
             self.leave()
 
     def _is_final(self, error: Exception | None) -> bool:
-        """Whether the server will never let it in. The app's own token may be another one tomorrow; a browser's not."""
-        if not isinstance(error, RtpoolError) or error.retryable:
-            return False
-        return error.action.value == "fatal" or isinstance(self.wanted.given_token, str)
+        """
+        Whether a refusal is for ever. The app's own token may be another one tomorrow; a browser's not, but one that
+        was good has a successor when the browser comes back.
+        """
+        if isinstance(error, RtpoolError) and error.action.value == "fatal":
+            return True
+        return isinstance(self.wanted.given_token, str) and not self._was_joined
 
     def _loss(self, cause: str) -> tuple[str, str]:
         now = self._wall()
@@ -264,22 +283,31 @@ class Feed:
         status: str | None = None,
     ) -> None:
         # Only the Channel's callbacks come here, one at a time: nobody else moves what is last.
-        now, last = self._now(), self._last
+        now, last, place = self._now(), self._last, None
         at, mark = (last.ms, last.fingerprint) if fingerprint is None else (now, fingerprint)
+        if event is not None and fingerprint is not None:
+            self._together.append(fingerprint)
+            place = mark = sse.fingerprint_of_several(self._together, self._key)
+            if now - self._places.get(place, -2 * APART_MS) < 2 * APART_MS:
+                mark = secrets.token_hex(8)  # another process may have heard the first of the two alone
         position = Position(last.epoch, last.seq + 1, at, mark)
-        entry = Entry(position, now, event, sse.frame(name, data, position), lost_from)
+        entry = Entry(position, now, event, sse.frame(name, data, position), lost_from, place)
+        status_frame = None if status is None else sse.frame(name, data)
         with self._lock:
+            if place is not None:
+                self._places[place] = now
             self._ring.append(entry)
             self._bytes += len(entry.frame)
             self._last = position
             if status is not None:
-                self._status = status
-                self._told_status = None if status == "joined" else entry
+                self._status, self._status_frame = status, status_frame
             elif isinstance(event, Presence) and event.type == "sync":
                 self._present = entry
             while len(self._ring) > self._limit or (self._bytes > self._limit_bytes and len(self._ring) > 1):
                 oldest = self._ring.popleft()
                 self._bytes -= len(oldest.frame)
+                if oldest.place is not None and self._places.get(oldest.place) == oldest.at:
+                    del self._places[oldest.place]
                 self._base = oldest.position
                 if self._complete_since is not None:
                     self._complete_since = max(self._complete_since, oldest.at)
@@ -301,9 +329,12 @@ class Feed:
         with self._lock:
             self._seats[seat] = None
             found = None if had is None else self._find(had)
-            if found is not None:
-                return Opening(found, False, None, None)
-            return Opening(self._last, last_id is not None, self._told_status, self._present)
+            status = self._status_frame
+            if found is not None and had is not None:
+                return Opening(found, False, None if had.epoch == found.epoch else status, None)
+            if last_id is None and self._status == "joined":  # nobody told it otherwise
+                status = None
+            return Opening(self._last, last_id is not None, status, self._present)
 
     def close(self, seat: Seat) -> None:
         """Read no more. Idempotent."""
@@ -341,8 +372,8 @@ class Feed:
 
     def _find_elsewhere(self, had: Position) -> Position | None:
         """
-        Where a reader is that read so much in another process: exactly one event of that time has that content, and the
-        ring lacks none of that time. The caller must hold `self._lock`.
+        Where a reader is that read so much in another process: exactly one event of that time has that content and
+        those events before it, and the ring lacks none of that time. The caller must hold `self._lock`.
         """
         first, last = had.ms - APART_MS, had.ms + APART_MS
         if self._complete_since is None or self._complete_since > first:
@@ -351,7 +382,7 @@ class Feed:
         for entry in self._ring:
             if entry.lost_from is not None and entry.lost_from <= last and entry.at >= first:
                 return None
-            if entry.event is not None and first <= entry.at <= last and entry.position.fingerprint == had.fingerprint:
+            if entry.place == had.fingerprint and first <= entry.at <= last:
                 found.append(entry.position)
         return found[0] if len(found) == 1 else None
 

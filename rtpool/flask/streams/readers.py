@@ -76,7 +76,7 @@ class FeedReader:
         if lost:
             pieces.append(self._gap("resume", None if self._had is None else self._had.ms))
         if status is not None:
-            pieces.append(status.frame)
+            pieces.append(status)
         if present is not None:
             piece = self._render(present, numbered=False)
             self._ended = piece is None

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -22,7 +22,19 @@ import attrs
 from rtpool.errors import InvalidValue
 from rtpool.events import Broadcast, Event, Gap, PostgresChange, Presence, StatusChange
 
-__all__ = ["HEARTBEAT", "Position", "STOP", "content_of", "encode", "fingerprint", "frame", "mark", "parse_id", "retry"]
+__all__ = [
+    "HEARTBEAT",
+    "Position",
+    "STOP",
+    "content_of",
+    "encode",
+    "fingerprint",
+    "fingerprint_of_several",
+    "frame",
+    "mark",
+    "parse_id",
+    "retry",
+]
 
 #: A comment, which browsers drop.
 HEARTBEAT = b": \n\n"
@@ -44,7 +56,8 @@ class Position:
         epoch: which feed of which process; 16 hexadecimal digits.
         seq: what the feed had told so far, counted from 1.
         ms: when the newest change, broadcast or presence among that came, milliseconds since 1970.
-        fingerprint: that one's, by which the feed of another process knows it; before the first one any; or `STOP`.
+        fingerprint: of that one and those just before it, by which the feed of another process knows the place; before
+            the first one any; or `STOP`.
     """
 
     epoch: str
@@ -173,3 +186,14 @@ def fingerprint(event: str, data: str, key: bytes) -> str:
     """
     digest = hashlib.blake2b(f"{event}\n{data}".encode("ascii"), key=key, digest_size=8, person=b"rtpool-sse")
     return digest.hexdigest()
+
+
+def fingerprint_of_several(fingerprints: Iterable[str], key: bytes) -> str:
+    """
+    By what processes that share a key know a place again: events in their order.
+
+    Args:
+        fingerprints: theirs.
+        key: as for `fingerprint`.
+    """
+    return fingerprint("several", " ".join(fingerprints), key)

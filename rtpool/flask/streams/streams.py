@@ -28,6 +28,7 @@ from rtpool.flask.streams.feed import Feed, FeedStats
 from rtpool.flask.streams.readers import RETRY_MS, FeedReader, SnapshotReader, Snapshots, View
 from rtpool.flask.streams.response import HEADERS, EventStream, Pieces, refusal, socket_of
 from rtpool.flask.streams.seat import Seat
+from rtpool.flask.streams.sse import Position
 from rtpool.flask.streams.wanted import Changes, Wanted
 from rtpool.flask.streams.watch import Watch
 
@@ -150,13 +151,13 @@ class Streams:
             raise InvalidValue(f"slow must be one of {', '.join(SLOW)}, not {slow!r}")
         last_id = flask.request.headers.get("Last-Event-ID")
         had = None if last_id is None else sse.parse_id(last_id)
-        if had is not None and had.fingerprint == sse.STOP:
-            return EventStream(status=204, headers=HEADERS)  # by the HTML standard, the end of coming back
         if flask.request.method == "HEAD":
             return EventStream(headers=HEADERS)
         if not self.state.serving:
             return _come_back()
         pool = self.state.pool
+        if had is not None and self._told_to_stop((pool, wanted), had):
+            return EventStream(status=204, headers=HEADERS)  # by the HTML standard, the end of coming back
         found = self._sit((pool, wanted), lambda: self._feed(wanted, pool))
         if found is None:
             return refusal(503, "too many streams are open\n")
@@ -203,6 +204,11 @@ class Streams:
             pieces = Pieces(self, seat, SnapshotReader(app, seat.source, seat))
             undo.pop_all()
         return pieces.respond()
+
+    def _told_to_stop(self, key: Any, had: Position) -> bool:
+        with self._lock:
+            shared = self._shared.get(key)
+        return shared is not None and isinstance(shared.source, Feed) and shared.source.told_to_stop(had)
 
     def _feed(self, wanted: Wanted, pool: RealtimePool) -> Feed:
         settings, secret = self.state.settings, self.state.app.secret_key
@@ -337,7 +343,7 @@ class Streams:
                 self.leave(self._forgotten.popleft())
 
     def _is_over(self, feed: Feed) -> None:
-        """A feed tells nothing more; who comes gets another. A refusal for ever is remembered for a while."""
+        """A feed tells nothing more; who comes gets another. A refusal is remembered for a while."""
         now = self.clock()
         with self._lock:
             for key, shared in list(self._shared.items()):
