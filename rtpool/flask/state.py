@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from rtpool.events import StatusChange
 from rtpool.flask import processes, signals
 from rtpool.flask.callbacks import Declared, InAppContext, Subscriptions
 from rtpool.flask.config import API_KEYS, URLS, Settings, read_settings
+from rtpool.flask.requests import end_forgotten
 from rtpool.flask.streams import Streams
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class AppState:
     Attributes:
         settings: as the config was when the pool was made, or at `init_app`.
         request_channels: that end with an app context.
+        forgotten: those of contexts whose end was cut short; the next request ends them.
         alive: says whether the process goes on serving; user code, None where nobody said.
 
     Thread-safety: every method may be called from any thread.
@@ -62,6 +65,7 @@ class AppState:
         self.declared = declared
         self.settings: Settings = read_settings(app.config)
         self.request_channels: set[Channel] = set()
+        self.forgotten: deque[list[Channel]] = deque()
         self.alive: Callable[[], bool] | None = None
         # Guards: _running, _streams
         self._lock = Lock()
@@ -163,6 +167,7 @@ class AppState:
 
     def before_request(self) -> None:
         """A request is about to be handled: the first one subscribes the declared callbacks, and never fails for it."""
+        end_forgotten(self)
         running = self._running
         if len(self.declared) == (running.done if running is not None else 0) or self._closed:
             return
@@ -257,6 +262,7 @@ class AppState:
             self._running.after_fork()
         channels = list(self.request_channels)
         self.request_channels.clear()
+        self.forgotten.clear()
         with contextlib.ExitStack() as steps:  # the rest is done even if one fails
             for channel in channels:
                 steps.callback(channel._end, FORKED)
