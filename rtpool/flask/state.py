@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import rtpool
 from rtpool.checks import check_callable, check_timeout, check_type
+from rtpool.engine.threads import callback_name
 from rtpool.errors import InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.flask import processes, signals
@@ -208,13 +209,10 @@ class AppState:
         if isinstance(callback, InAppContext):
             callback = callback.function
         with app.app_context():
-            name = getattr(callback, "__qualname__", type(callback).__name__)
+            name = callback_name(callback)
             told = (type(error), error, error.__traceback__)
             app.logger.error("rtpool: callback %s of %s raised %s", name, where, type(error).__name__, exc_info=told)
-            try:
-                signals.callback_failed.send(app, exception=error, callback=callback, event=event)
-            except Exception:
-                app.logger.exception("rtpool: a receiver of callback_failed raised")
+        signals.send(signals.callback_failed, app, exception=error, callback=callback, event=event)
 
     def _on_status(self, change: StatusChange) -> None:
         app = self._app()
@@ -225,7 +223,7 @@ class AppState:
                 self._serve_debug(app)
             elif change.status == "error":
                 app.logger.warning("rtpool: there is no connection: %s", change.error)
-            signals.status_changed.send(app, change=change)
+        signals.send(signals.status_changed, app, change=change)
 
     def _serve_debug(self, app: Flask) -> None:
         wanted, running, serving = self.settings.serve_debug, self._running, self._debug_server
