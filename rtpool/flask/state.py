@@ -37,7 +37,7 @@ Lock = threading.Lock
 
 #: What is told to who uses a request's Channel in a forked child.
 FORKED = "was a request's, which is the parent process's"
-#: Seconds after which requests try again to subscribe the callbacks that could not be.
+#: Seconds after which requests try again to subscribe the callbacks that could, or should, not be.
 RETRY_SECONDS = 30.0
 
 #: For a forked child, and for what is declared late.
@@ -172,9 +172,13 @@ class AppState:
         running = self._running
         if len(self.declared) == (running.done if running is not None else 0) or self._closed:
             return
-        if time.monotonic() >= self._again_at and self._starts_by_itself():
+        if time.monotonic() < self._again_at:
+            return
+        if self._starts_by_itself():
             self._asked = True
             self._subscribe_quietly()
+        else:  # a look at the config takes longer than many a request
+            self._again_at = time.monotonic() + RETRY_SECONDS
 
     def _starts_by_itself(self) -> bool:
         app = self.app

@@ -18,6 +18,7 @@ import rtpool
 from rtpool.errors import InvalidType, InvalidValue
 from rtpool.flask import Realtime, callback_failed, gap, status_changed
 from rtpool.flask import state as state_module
+from rtpool.flask.config import read_settings
 from rtpool.testing import JoinRefusal, RealtimeServer
 from tests.flask.conftest import MakeApp, state_of, wait_for_callbacks
 from tests.support.wait import wait_until
@@ -714,3 +715,20 @@ def test_the_state_of_an_app_that_is_gone_says_so() -> None:
     gc.collect()
     with pytest.raises(rtpool.PoolClosed, match="the app is gone"):
         _ = state.pool
+
+
+def test_where_requests_start_nothing_they_do_not_read_the_config_each_time(
+    realtime: Realtime, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime.on_broadcast("room")(print)
+    app = make_app(RTPOOL_AUTOSTART=False)
+    read: list[object] = []
+    monkeypatch.setattr(state_module, "read_settings", lambda config: (read.append(config), read_settings(config))[1])
+    for _ in range(5):
+        app.test_client().get("/")
+    assert len(read) == 1
+    monkeypatch.setattr(state_module, "RETRY_SECONDS", 0.0)
+    state_of(app)._again_at = 0.0
+    app.config["RTPOOL_AUTOSTART"] = True
+    app.test_client().get("/")
+    wait_for_callbacks(app)
