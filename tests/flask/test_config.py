@@ -137,7 +137,7 @@ def test_flasks_own_environment_variables_do(monkeypatch: pytest.MonkeyPatch) ->
             "DEBUG",
             "maybe",
             rtpool.InvalidType,
-            "the config key RTPOOL_DEBUG must be true, yes, .*, off or 0, not .maybe",
+            "the config key RTPOOL_DEBUG must be true, .*, off or 0, not .maybe",
         ),
         ("HEADERS", {"Upgrade": "x"}, rtpool.InvalidValue, "the config key RTPOOL_HEADERS: Upgrade belongs"),
         ("MAX_DELAY", 0.5, rtpool.InvalidValue, "the config key RTPOOL_MAX_DELAY .0.5. must be >= base_delay"),

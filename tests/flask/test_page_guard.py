@@ -171,7 +171,7 @@ def test_the_token_in_a_header_opens_it(production: Flask) -> None:
     client = production.test_client()
     assert client.get("/_rtpool/", headers=bearer()).status_code == 200
     assert "Set-Cookie" not in client.get("/_rtpool/", headers=bearer()).headers
-    assert client.post("/_rtpool/actions/log-stats", headers=bearer(), data={}).json["ok"] is True
+    assert client.post("/_rtpool/actions/force-clean-up", headers=bearer(), data={}).json["ok"] is True
 
 
 def test_the_form_takes_the_token_and_gives_a_cookie_that_holds_nothing_of_it(production: Flask) -> None:
