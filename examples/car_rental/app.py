@@ -103,7 +103,7 @@ def add_admins(app: Flask, cars: Cars) -> None:
     @app.get("/admin")
     def admin() -> str:
         if not is_admin():
-            return render_template("enter.html", password=app.config["ADMIN_PASSWORD"])
+            return render_template("enter.html", password=app.config["ADMIN_PASSWORD"], wrong=False)
         rows = cars.all()
         return render_template("admin.html", cars=rows, counts=Counter(car["status"] for car in rows))
 
@@ -111,6 +111,8 @@ def add_admins(app: Flask, cars: Cars) -> None:
     def enter() -> Any:
         given, right = request.form.get("password", ""), str(app.config["ADMIN_PASSWORD"])
         session["admin"] = hmac.compare_digest(given.encode(), right.encode())
+        if not is_admin():
+            return render_template("enter.html", password=right, wrong=True), 403
         return redirect(url_for("admin"))
 
     @app.get("/admin/cars")

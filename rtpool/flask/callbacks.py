@@ -15,6 +15,7 @@ import attrs
 
 from rtpool.channel import Channel
 from rtpool.checks import check_callable
+from rtpool.engine.threads import callback_name
 from rtpool.errors import InvalidValue, PoolClosed, PoolForked
 from rtpool.events import Gap, StatusChange
 from rtpool.flask import signals
@@ -49,10 +50,6 @@ class Declared:
     bind: Callable[[Channel, Callback], object] | None = None
 
 
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)
-
-
 class InAppContext:
     """
     A function that runs in a context of the app, as a view does: what is registered with ``app.teardown_appcontext``
@@ -61,7 +58,7 @@ class InAppContext:
 
     def __init__(self, app: Flask, function: Callable[..., Any]) -> None:
         self.function = function
-        self.__qualname__ = _name(function)
+        self.__qualname__ = callback_name(function)
         self._app = weakref.ref(app)
         self._call = app.ensure_sync(function)
 
@@ -94,7 +91,7 @@ class Subscriptions:
         self._bound = 0
         #: How many of the declared are subscribed, or never will be.
         self.done = 0
-        self._refused: InvalidValue | None = None
+        self._refused: list[Declared] = []
         # Guards: _at_work. Who is at work changes the five above alone.
         self._idle = Condition()
         self._at_work = False
@@ -115,8 +112,11 @@ class Subscriptions:
             False when another thread does so.
 
         Raises:
-            InvalidValue: a callback cannot be; every other one is subscribed.
-            PoolClosed, ConnectionFailed: as `Channel.subscribe`; to be called again.
+            InvalidValue: a callback cannot be; it is tried again next time.
+            ConnectionFailed: as `Channel.subscribe`; to be called again.
+            PoolClosed: to be done with another pool.
+
+            The first of what went wrong; every other callback is subscribed.
         """
         deadline = time.monotonic() + wait
         with self._idle:
@@ -126,27 +126,51 @@ class Subscriptions:
                     return False
                 self._idle.wait(remaining)
             self._at_work = True
+        mine, first = True, None
         try:
-            for declared in tuple(self._declared)[self._bound :]:
-                self._bound += 1
-                try:
-                    self._bind(declared)
-                except PoolClosed:
-                    raise
-                except Exception as error:
-                    refused = InvalidValue(f"the callback {_name(declared.function)} cannot be subscribed: {error}")
-                    refused.__cause__ = error
-                    self._refused = self._refused or refused
-            for channel in self.channels:
-                channel.subscribe(wait=False)
-            self.done = self._bound
+            while mine:
+                error = self._subscribe_all()
+                first = first or error
+                with self._idle:
+                    if self._bound == len(self._declared):  # who declares from here on finds nobody at work
+                        self._at_work = mine = False
+                        self._idle.notify_all()
         finally:
-            with self._idle:
-                self._at_work = False
-                self._idle.notify_all()
-        if self._refused is not None:
-            raise self._refused.again()
+            if mine:
+                with self._idle:
+                    self._at_work = False
+                    self._idle.notify_all()
+        if first is not None:
+            raise first
         return True
+
+    def _subscribe_all(self) -> Exception | None:
+        """Subscribe whatever can be, and return the first error."""
+        errors: list[Exception] = []
+        waiting = tuple(self._declared)[self._bound :]
+        waiting, self._bound, self._refused = (*self._refused, *waiting), self._bound + len(waiting), []
+        for declared in waiting:
+            try:
+                self._bind(declared)
+            except PoolClosed:
+                raise
+            except Exception as error:
+                self._refused.append(declared)
+                words = f"the callback {callback_name(declared.function)} cannot be subscribed: {error}"
+                errors.append(InvalidValue(words))
+                errors[-1].__cause__ = error
+        done = True
+        for channel in self.channels:
+            try:
+                channel.subscribe(wait=False)
+            except PoolClosed:
+                raise
+            except Exception as error:
+                done = False
+                errors.append(error)
+        if done:
+            self.done = self._bound
+        return errors[0] if errors else None
 
     def after_fork(self) -> None:
         """In a forked child: whoever was at work is not here, and what is subscribed is up to the pool's options."""
@@ -186,8 +210,7 @@ class Subscriptions:
         for topic, callback in self._gap_callbacks:
             if topic in (None, gap.topic):
                 self.pool._engine.run_user_code(callback, gap, repr(gap.topic))
-        with app.app_context():  # last, for what a receiver raises is raised here
-            signals.gap.send(app, gap=gap)
+        signals.send(signals.gap, app, gap=gap)
 
     def _on_status(self, change: StatusChange) -> None:
         app = self._app()
@@ -198,4 +221,4 @@ class Subscriptions:
                 app.logger.warning(
                     "rtpool: callbacks on %r are not called (%s): %s", change.topic, change.status, change.error
                 )
-            signals.status_changed.send(app, change=change)
+        signals.send(signals.status_changed, app, change=change)

@@ -31,6 +31,7 @@ SHORTEST_TOKEN = 16
 
 #: What text says yes and no.
 _WORDS = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
+_NOTHING = ("", "none", "null")
 
 
 def _check_access_token(_instance: object, _attribute: object, value: Any) -> None:
@@ -42,6 +43,8 @@ def _check_debug_token(_instance: object, attribute: attrs.Attribute[Any], value
     _of_type(str, type(None))(_instance, attribute, value)
     if value is not None and len(value) < SHORTEST_TOKEN:
         raise InvalidValue(f"option {attribute.name} must have at least {SHORTEST_TOKEN} characters")
+    if value is not None and not re.fullmatch("[!-~]+", value):  # as it is to come back in a header
+        raise InvalidValue(f"option {attribute.name} must be of ASCII's letters, digits and signs, without blanks")
 
 
 _TEXT = _of_type(str, type(None))
@@ -112,9 +115,9 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     for key in [key for key in config if isinstance(key, str) and key.startswith(PREFIX)]:
         name = key[len(PREFIX) :].lower()
         if name in _OWN:
-            values[name] = _read(_OWN[name], config[key])
+            values[name] = _read(key, _OWN[name], config[key])
         elif name in _OF_POOL:
-            options[name] = _read(_OF_POOL[name], config[key])
+            options[name] = _read(key, _OF_POOL[name], config[key])
         else:
             near = difflib.get_close_matches(name, _OWN.keys() | _OF_POOL.keys(), 1)
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
@@ -135,14 +138,22 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _read(kinds: str, value: Any) -> Any:
+def _read(key: str, kinds: str, value: Any) -> Any:
     """A value as a field of these types takes it, or as it is: then the field's own check refuses it."""
     allowed = kinds.split(" | ")
-    if "bool" in allowed and type(value) in (int, str):  # FLASK_RTPOOL_DEBUG_PAGE=1 is the number
-        value = _WORDS.get(str(value).strip().lower(), value)
+    if "str" in allowed and type(value) is int:  # FLASK_RTPOOL_API_KEY=123 is the number
+        return str(value)
+    if "bool" in allowed and type(value) in (int, str):  # as is FLASK_RTPOOL_DEBUG_PAGE=1
+        text = str(value).strip().lower()
+        if text in _WORDS:
+            return _WORDS[text]
+        if "None" not in allowed or text not in _NOTHING:
+            none = ", or none" if "None" in allowed else ""
+            words = f"must be true, yes, on or 1, or false, no, off or 0{none}, not {value!r:.80}"
+            raise InvalidType(f"the config key {key} {words}")
     if isinstance(value, str):
         text = value.strip()
-        if "None" in allowed and text.lower() in ("", "none", "null"):
+        if "None" in allowed and text.lower() in _NOTHING:
             return None
         for name, kind in (("int", int), ("float", float)):
             if name in allowed:

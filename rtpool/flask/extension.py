@@ -76,11 +76,11 @@ class Realtime:
                 return
             raise ConfigConflict(f"the app {app.name!r} has a Realtime already; declare its callbacks with that one")
         state = AppState(app, self._declared)
-        app.before_request(state.before_request)
-        app.teardown_appcontext(lambda _error: leave(state))
-        app.extensions[NAME] = state
         page.register(app, state)
         commands.register(app)
+        app.before_request_funcs[None].insert(0, state.before_request)  # a probe may be the first request, too
+        app.teardown_appcontext(lambda _error: leave(state))
+        app.extensions[NAME] = state
 
     @property
     def state(self) -> AppState:

@@ -4,9 +4,14 @@ What apps and other extensions may listen to: blinker signals, sent on rtpool's 
 
 from __future__ import annotations
 
-from blinker import Namespace
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["callback_failed", "gap", "status_changed"]
+from blinker import NamedSignal, Namespace
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+__all__ = ["callback_failed", "gap", "send", "status_changed"]
 
 _signals = Namespace()
 
@@ -16,3 +21,13 @@ callback_failed = _signals.signal("rtpool-callback-failed")
 gap = _signals.signal("rtpool-gap")
 #: The pool's or a Channel's status changed. Sender: the app. Keyword: `change`, a `rtpool.StatusChange`.
 status_changed = _signals.signal("rtpool-status-changed")
+
+
+def send(signal: NamedSignal, app: Flask, **words: Any) -> None:
+    """Send one of these in a context of the app. What a receiver raises is logged, and harms no one else."""
+    with app.app_context():
+        try:
+            signal.send(app, **words)
+        except Exception:
+            name = signal.name.removeprefix("rtpool-").replace("-", "_")
+            app.logger.exception("rtpool: a receiver of %s raised", name)

@@ -10,16 +10,19 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rtpool
 from rtpool.checks import check_callable, check_timeout, check_type
+from rtpool.engine.threads import callback_name
 from rtpool.errors import InvalidValue, PoolClosed, RtpoolError
 from rtpool.events import StatusChange
 from rtpool.flask import processes, signals
 from rtpool.flask.callbacks import Declared, InAppContext, Subscriptions
 from rtpool.flask.config import API_KEYS, URLS, Settings, read_settings
+from rtpool.flask.requests import end_forgotten
 from rtpool.flask.streams import Streams
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ Lock = threading.Lock
 
 #: What is told to who uses a request's Channel in a forked child.
 FORKED = "was a request's, which is the parent process's"
-#: Seconds after which requests try again to subscribe the callbacks that could not be.
+#: Seconds after which requests try again to subscribe the callbacks that could, or should, not be.
 RETRY_SECONDS = 30.0
 
 #: For a forked child, and for what is declared late.
@@ -52,6 +55,7 @@ class AppState:
     Attributes:
         settings: as the config was when the pool was made, or at `init_app`.
         request_channels: that end with an app context.
+        forgotten: those of contexts whose end was cut short; the next request ends them.
         alive: says whether the process goes on serving; user code, None where nobody said.
 
     Thread-safety: every method may be called from any thread.
@@ -62,6 +66,7 @@ class AppState:
         self.declared = declared
         self.settings: Settings = read_settings(app.config)
         self.request_channels: set[Channel] = set()
+        self.forgotten: deque[list[Channel]] = deque()
         self.alive: Callable[[], bool] | None = None
         # Guards: _running, _streams
         self._lock = Lock()
@@ -163,12 +168,17 @@ class AppState:
 
     def before_request(self) -> None:
         """A request is about to be handled: the first one subscribes the declared callbacks, and never fails for it."""
+        end_forgotten(self)
         running = self._running
         if len(self.declared) == (running.done if running is not None else 0) or self._closed:
             return
-        if time.monotonic() >= self._again_at and self._starts_by_itself():
+        if time.monotonic() < self._again_at:
+            return
+        if self._starts_by_itself():
             self._asked = True
             self._subscribe_quietly()
+        else:  # a look at the config takes longer than many a request
+            self._again_at = time.monotonic() + RETRY_SECONDS
 
     def _starts_by_itself(self) -> bool:
         app = self.app
@@ -203,13 +213,10 @@ class AppState:
         if isinstance(callback, InAppContext):
             callback = callback.function
         with app.app_context():
-            name = getattr(callback, "__qualname__", type(callback).__name__)
+            name = callback_name(callback)
             told = (type(error), error, error.__traceback__)
             app.logger.error("rtpool: callback %s of %s raised %s", name, where, type(error).__name__, exc_info=told)
-            try:
-                signals.callback_failed.send(app, exception=error, callback=callback, event=event)
-            except Exception:
-                app.logger.exception("rtpool: a receiver of callback_failed raised")
+        signals.send(signals.callback_failed, app, exception=error, callback=callback, event=event)
 
     def _on_status(self, change: StatusChange) -> None:
         app = self._app()
@@ -220,7 +227,7 @@ class AppState:
                 self._serve_debug(app)
             elif change.status == "error":
                 app.logger.warning("rtpool: there is no connection: %s", change.error)
-            signals.status_changed.send(app, change=change)
+        signals.send(signals.status_changed, app, change=change)
 
     def _serve_debug(self, app: Flask) -> None:
         wanted, running, serving = self.settings.serve_debug, self._running, self._debug_server
@@ -257,6 +264,7 @@ class AppState:
             self._running.after_fork()
         channels = list(self.request_channels)
         self.request_channels.clear()
+        self.forgotten.clear()
         with contextlib.ExitStack() as steps:  # the rest is done even if one fails
             for channel in channels:
                 steps.callback(channel._end, FORKED)

@@ -221,12 +221,18 @@ def test_what_a_car_is_called_is_text_and_nothing_else(
 def test_every_page_is_for_everybody(open_page: OpenPage, rental: Served, server: RealtimeServer) -> None:
     door = open_page()
     door.goto(f"{rental.url}/admin")
+    assert_for_everybody(door)
+    door.get_by_label("Password").fill("wrong")
+    door.get_by_role("button", name="Enter").click()
+    expect(door.get_by_role("alert")).to_have_text("That is not the password.")
+    expect(door.get_by_label("Password")).to_be_focused()
     pages = [door, renter(open_page, rental.url, FIAT), admin(open_page, rental.url)]
     pages[2].get_by_label(f"Status of {FIAT}").focus()
     pages[2].keyboard.type("rented")
     pages[2].keyboard.press("Tab")
     pages[2].keyboard.press("Enter")
     expect(pages[1].locator("#news li")).to_have_count(1)
+    expect(pages[2].get_by_role("button", name=f"Set the status of {FIAT}")).to_be_focused()
     for page in pages:
         assert_for_everybody(page)
     with server.inject(Restart()):

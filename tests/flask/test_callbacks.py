@@ -18,6 +18,7 @@ import rtpool
 from rtpool.errors import InvalidType, InvalidValue
 from rtpool.flask import Realtime, callback_failed, gap, status_changed
 from rtpool.flask import state as state_module
+from rtpool.flask.config import read_settings
 from rtpool.testing import JoinRefusal, RealtimeServer
 from tests.flask.conftest import MakeApp, state_of, wait_for_callbacks
 from tests.support.wait import wait_until
@@ -316,6 +317,70 @@ def test_one_callback_that_this_pool_cannot_have_leaves_the_others_alone(
     wait_until(lambda: heard)
 
 
+def test_a_topic_that_cannot_be_subscribed_keeps_no_other_from_it(
+    server: RealtimeServer, realtime: Realtime, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        realtime.on_broadcast(f"room-{number}")(print)
+    subscribe = rtpool.Channel.subscribe
+
+    def no_place(self: rtpool.Channel, **how: Any) -> rtpool.Channel:
+        if self.topic in ("room-1", "room-2"):
+            raise rtpool.PoolExhausted(f"no place for {self.topic}")
+        return subscribe(self, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rtpool.Channel, "subscribe", no_place)
+        with pytest.raises(rtpool.PoolExhausted, match="no place for room-1"):
+            realtime.start(app)
+    server.wait_for(lambda s: s.members("room-0") == s.members("room-3") == 1)
+    assert not server.members("room-1")
+    realtime.start(app)
+    wait_for_callbacks(app, 4)
+
+
+def test_a_callback_that_could_not_be_is_tried_again_by_start(
+    server: RealtimeServer, realtime: Realtime, app: Flask
+) -> None:
+    heard: list[Any] = []
+    realtime.on_broadcast("room")(heard.append)
+    ensure_sync = app.ensure_sync
+
+    def cannot(function: Any) -> Any:
+        raise RuntimeError("not yet")
+
+    app.ensure_sync = cannot  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(InvalidValue, match="cannot be subscribed: not yet"):
+            realtime.start(app)
+    app.ensure_sync = ensure_sync  # type: ignore[method-assign]
+    realtime.start(app, wait=True)
+    server.broadcast("room", "x", {})
+    wait_until(lambda: heard)
+
+
+def test_what_is_declared_while_another_thread_subscribes_is_subscribed_by_that_thread(
+    server: RealtimeServer, realtime: Realtime, app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    realtime.on_broadcast("early")(print)
+    subscribe = rtpool.Channel.subscribe
+
+    def slowly(self: rtpool.Channel, **how: Any) -> rtpool.Channel:
+        begun.set()
+        assert go.wait(10)
+        return subscribe(self, **how)
+
+    monkeypatch.setattr(rtpool.Channel, "subscribe", slowly)
+    starting = threading.Thread(target=realtime.start, args=(app,))
+    starting.start()
+    assert begun.wait(10)
+    realtime.on_broadcast("late")(print)
+    go.set()
+    starting.join(10)
+    wait_for_callbacks(app, 2)
+
+
 @pytest.mark.parametrize("declare", [lambda extension: extension.on_broadcast("room"), Realtime.on_gap])
 def test_an_async_function_needs_flasks_extra_and_says_so(
     realtime: Realtime, app: Flask, monkeypatch: pytest.MonkeyPatch, declare: Callable[[Realtime], Any]
@@ -445,8 +510,8 @@ def test_a_gap_is_a_warning_a_signal_and_a_callback_each_once(
     wait_until(lambda: state_of(app).pool.stats().callback_errors == 2)
 
 
-def test_a_receiver_that_raises_keeps_no_gap_from_its_callbacks(
-    server: RealtimeServer, realtime: Realtime, app: Flask, failures: list[Any]
+def test_a_receiver_that_raises_keeps_no_gap_from_its_callbacks_and_is_told(
+    server: RealtimeServer, realtime: Realtime, app: Flask, failures: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[rtpool.Gap] = []
     realtime.on_broadcast("room")(print)
@@ -456,10 +521,14 @@ def test_a_receiver_that_raises_keeps_no_gap_from_its_callbacks(
     def receiver(sender: object, gap: rtpool.Gap) -> None:
         raise LookupError("the receiver")
 
-    with gap.connected_to(receiver):
+    def another(sender: object, change: rtpool.StatusChange) -> None:
+        raise LookupError("another")
+
+    with gap.connected_to(receiver), status_changed.connected_to(another):
         server.disconnect_all()
-        wait_until(lambda: heard and failures)
-    assert isinstance(failures[0][2]["exception"], LookupError)
+        words = {f"rtpool: a receiver of {name} raised" for name in ("gap", "status_changed")}
+        wait_until(lambda: heard and words <= {*lines(caplog, app)})
+    assert not failures, "it is no callback"
 
 
 def test_a_refusal_is_a_warning_and_a_signal(
@@ -646,3 +715,20 @@ def test_the_state_of_an_app_that_is_gone_says_so() -> None:
     gc.collect()
     with pytest.raises(rtpool.PoolClosed, match="the app is gone"):
         _ = state.pool
+
+
+def test_where_requests_start_nothing_they_do_not_read_the_config_each_time(
+    realtime: Realtime, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realtime.on_broadcast("room")(print)
+    app = make_app(RTPOOL_AUTOSTART=False)
+    read: list[object] = []
+    monkeypatch.setattr(state_module, "read_settings", lambda config: (read.append(config), read_settings(config))[1])
+    for _ in range(5):
+        app.test_client().get("/")
+    assert len(read) == 1
+    monkeypatch.setattr(state_module, "RETRY_SECONDS", 0.0)
+    state_of(app)._again_at = 0.0
+    app.config["RTPOOL_AUTOSTART"] = True
+    app.test_client().get("/")
+    wait_for_callbacks(app)

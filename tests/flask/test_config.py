@@ -112,6 +112,8 @@ def test_flasks_own_environment_variables_do(monkeypatch: pytest.MonkeyPatch) ->
         "SERVE_DEBUG": "None",
         "STREAM_LINGER": "0.5",
         "HEADERS": '{"X-App": "cars"}',
+        "DEBUG_TOKEN": "1234567890123456",
+        "ACCESS_TOKEN": "123",
     }
     for key, value in said.items():
         monkeypatch.setenv(f"FLASK_RTPOOL_{key}", value)
@@ -120,6 +122,7 @@ def test_flasks_own_environment_variables_do(monkeypatch: pytest.MonkeyPatch) ->
     Realtime(app)
     settings = state_of(app).settings
     assert (settings.url, settings.api_key, settings.options.num_workers) == ("https://x.supabase.co", "key", 2)
+    assert (settings.debug_token, settings.access_token) == ("1234567890123456", "123"), "Flask has read numbers"
     assert (settings.autostart, settings.debug_page, settings.serve_debug) == (False, True, None)
     assert (settings.stream_linger, settings.options.headers) == (0.5, (("X-App", "cars"),))
 
@@ -130,18 +133,25 @@ def test_flasks_own_environment_variables_do(monkeypatch: pytest.MonkeyPatch) ->
         ("NUM_WORKERS", 0, rtpool.InvalidValue, "the config key RTPOOL_NUM_WORKERS must be an integer >= 1, not 0"),
         ("NUM_WORKERS", "many", rtpool.InvalidType, "the config key RTPOOL_NUM_WORKERS must be an integer"),
         ("NUM_WORKERS", "1.5", rtpool.InvalidType, "the config key RTPOOL_NUM_WORKERS must be an integer"),
-        ("DEBUG", "maybe", rtpool.InvalidType, "the config key RTPOOL_DEBUG must be bool, not str"),
+        (
+            "DEBUG",
+            "maybe",
+            rtpool.InvalidType,
+            "the config key RTPOOL_DEBUG must be true, .*, off or 0, not .maybe",
+        ),
         ("HEADERS", {"Upgrade": "x"}, rtpool.InvalidValue, "the config key RTPOOL_HEADERS: Upgrade belongs"),
         ("MAX_DELAY", 0.5, rtpool.InvalidValue, "the config key RTPOOL_MAX_DELAY .0.5. must be >= base_delay"),
         ("DIAL", 5, rtpool.InvalidType, "the config key RTPOOL_DIAL must be callable or None, not int"),
-        ("URL", 5, rtpool.InvalidType, "the config key RTPOOL_URL must be str or None, not int"),
+        ("URL", 5.5, rtpool.InvalidType, "the config key RTPOOL_URL must be str or None, not float"),
         ("URL", "ftp://x", rtpool.InvalidValue, "the config's RTPOOL_URL or SUPABASE_URL: the url's scheme must be"),
         ("MAX_STREAMS", -1, rtpool.InvalidValue, "the config key RTPOOL_MAX_STREAMS must be an integer >= 0, not -1"),
         ("STREAM_HEARTBEAT", 0, rtpool.InvalidValue, "the config key RTPOOL_STREAM_HEARTBEAT must be a number > 0"),
-        ("AUTOSTART", "perhaps", rtpool.InvalidType, "the config key RTPOOL_AUTOSTART must be bool or"),
+        ("AUTOSTART", "perhaps", rtpool.InvalidType, "RTPOOL_AUTOSTART must be true, .* or 0, or none, not .perhaps"),
         ("DEBUG_TOKEN", "too short", rtpool.InvalidValue, "RTPOOL_DEBUG_TOKEN must have at least 16 characters"),
         ("ACCESS_TOKEN", "a\nb", rtpool.InvalidValue, "the config key RTPOOL_ACCESS_TOKEN is empty, or has"),
-        ("ACCESS_TOKEN", 5, rtpool.InvalidType, "the config key RTPOOL_ACCESS_TOKEN must be a str or a callable"),
+        ("DEBUG_PAGE", 2, rtpool.InvalidType, "RTPOOL_DEBUG_PAGE must be true, .* or 0, or none, not 2"),
+        ("DEBUG_TOKEN", "with a blank or two", rtpool.InvalidValue, "RTPOOL_DEBUG_TOKEN must be .* without blanks"),
+        ("ACCESS_TOKEN", 5.5, rtpool.InvalidType, "the config key RTPOOL_ACCESS_TOKEN must be a str or a callable"),
     ],
 )
 def test_a_bad_value_is_refused_at_init_app_and_its_key_is_named(

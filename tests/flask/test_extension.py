@@ -88,7 +88,7 @@ def test_init_app_twice_is_once_and_a_second_extension_is_refused(
 def test_init_app_after_the_first_request_is_refused_by_flask_and_leaves_nothing() -> None:
     app = Flask("late")
     app.test_client().get("/")
-    with pytest.raises(AssertionError, match="before_request"):
+    with pytest.raises(AssertionError, match="register_blueprint"):
         Realtime(app)
     assert "rtpool" not in app.extensions
 
@@ -116,3 +116,20 @@ def test_a_blueprints_module_declares_for_the_app_that_registers_it(
     assert app.test_client().get("/cars").text == "cars"
     wait_until(lambda: heard == [{"n": 1}])
     assert len(server.joins("cars")) == 1
+
+
+def test_an_app_may_have_a_blueprint_of_that_name(realtime: Realtime) -> None:
+    app = Flask("app")
+    app.register_blueprint(Blueprint("rtpool", __name__))
+    realtime.init_app(app)
+    assert app.test_client().get("/_rtpool/").status_code == 404
+
+
+def test_an_app_that_cannot_have_it_has_nothing_of_it(realtime: Realtime) -> None:
+    app = Flask("app")
+    app.register_blueprint(Blueprint("_rtpool", __name__))
+    with pytest.raises(ValueError, match="_rtpool"):
+        realtime.init_app(app)
+    assert "rtpool" not in app.extensions
+    assert not app.before_request_funcs.get(None)
+    assert not app.teardown_appcontext_funcs

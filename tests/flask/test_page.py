@@ -379,6 +379,26 @@ def test_each_button_says_what_it_did(debug: Flask, caplog: pytest.LogCaptureFix
     assert press(client, "force-clean-up", Accept="application/json").json["words"] == "0 idle connections closed."
 
 
+def test_statistics_that_nobody_takes_are_not_said_to_be_written(
+    debug: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    def log_stats() -> dict[str, Any]:
+        told: dict[str, Any] = press(debug.test_client(), "log-stats", Accept="application/json").json
+        return told
+
+    caplog.set_level(logging.WARNING, "rtpool.debug")
+    told = log_stats()
+    assert (told["ok"], told["details"][1]) == (False, "logging.getLogger('rtpool.debug').setLevel(logging.INFO)")
+    assert "Nobody takes the log rtpool.debug at INFO" in told["words"]
+    caplog.set_level(logging.INFO, "rtpool.debug")
+    assert log_stats()["ok"] is True
+    logging.getLogger("rtpool.debug").propagate = False
+    try:
+        assert log_stats()["ok"] is False, "it has no handler"
+    finally:
+        logging.getLogger("rtpool.debug").propagate = True
+
+
 def test_a_probe_that_fails_says_why(debug: Flask, server: RealtimeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rtpool.flask.page.actions.PROBE_SECONDS", 0.2)
     server.close()
@@ -392,6 +412,9 @@ def test_one_thing_is_done_at_a_time() -> None:
     began, go_on = threading.Event(), threading.Event()
 
     class Busy:
+        def _pool(self) -> None:
+            """It is gone."""
+
         def log_stats(self) -> None:
             began.set()
             assert go_on.wait(15)
@@ -406,7 +429,7 @@ def test_one_thing_is_done_at_a_time() -> None:
     assert "Another action is under way" in actions.do("log-stats", Busy())["words"]  # type: ignore[arg-type]
     go_on.set()
     thread.join(15)
-    assert told[0]["ok"] is True
+    assert told == [{"ok": False, "words": "The pool is gone.", "details": []}]
     for _ in range(2):  # and one that fails is over, too
         refused = actions.do("force-clean-up", Busy())  # type: ignore[arg-type]
         assert refused == {"ok": False, "words": "InvalidValue: no such thing", "details": []}

@@ -10,6 +10,7 @@ from flask import Flask, redirect
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from rtpool.flask import Realtime
 from rtpool.flask.page.guard import HEADERS, MAX_FORM, SESSION_SECONDS, Guard
 from rtpool.testing import RealtimeServer
 from tests.flask.conftest import MakeApp, state_of
@@ -113,6 +114,28 @@ def test_outside_debug_mode_it_is_not_there_without_a_token_of_some_length(make_
         assert app.test_client().get("/_rtpool/", headers=headers).status_code == 404
 
 
+def test_a_page_that_is_asked_for_but_has_no_token_is_missed_once_in_the_log(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(RTPOOL_DEBUG_PAGE=True)
+    client = app.test_client()
+    client.get("/")
+    assert not caplog.records
+    for _ in range(3):
+        assert client.get("/_rtpool/").status_code == 404
+    (record,) = caplog.records
+    assert "RTPOOL_DEBUG_PAGE without an RTPOOL_DEBUG_TOKEN" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "name", ["Forwarded", "Via", "True-Client-IP", "X-Forwarded-Proto", "X-Real-IP", "X-Original-Host", "CF-Ray"]
+)
+def test_what_came_by_a_proxy_is_not_of_this_machine(debug: Flask, name: str) -> None:
+    client = debug.test_client()
+    assert client.get("/_rtpool/").status_code == 200
+    assert client.get("/_rtpool/", headers={name: "x"}).status_code == 403
+
+
 def test_debug_mode_may_be_set_after_init_app(app: Flask, client: FlaskClient) -> None:
     assert client.get("/_rtpool/").status_code == 404
     app.debug = True
@@ -148,7 +171,7 @@ def test_the_token_in_a_header_opens_it(production: Flask) -> None:
     client = production.test_client()
     assert client.get("/_rtpool/", headers=bearer()).status_code == 200
     assert "Set-Cookie" not in client.get("/_rtpool/", headers=bearer()).headers
-    assert client.post("/_rtpool/actions/log-stats", headers=bearer(), data={}).json["ok"] is True
+    assert client.post("/_rtpool/actions/force-clean-up", headers=bearer(), data={}).json["ok"] is True
 
 
 def test_the_form_takes_the_token_and_gives_a_cookie_that_holds_nothing_of_it(production: Flask) -> None:
@@ -168,8 +191,25 @@ def test_the_form_takes_the_token_and_gives_a_cookie_that_holds_nothing_of_it(pr
     assert client.get("/_rtpool/").status_code == 200
     secure = production.test_client()
     data = {"token": TOKEN}
-    answer = secure.post("/_rtpool/sign-in", base_url="https://localhost", data=data, headers=OURS)
+    assert secure.post("/_rtpool/sign-in", base_url="https://localhost", data=data, headers=OURS).status_code == 403
+    ours = {**OURS, "Origin": "https://localhost"}
+    answer = secure.post("/_rtpool/sign-in", base_url="https://localhost", data=data, headers=ours)
     assert "Secure" in answer.headers["Set-Cookie"]
+
+
+def test_a_form_that_comes_by_another_address_is_told_why_it_is_refused(
+    production: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = production.test_client()
+    for origin in ("https://shop.example.com", "https://localhost", "null"):
+        answer = sign_in(client, Origin=origin)
+        assert answer.status_code == 403
+        assert "another address than the app believes to have" in answer.text
+        assert "ProxyFix" in answer.text
+    words = "rtpool: 1 forms of the debug page refused, the last from 'https://shop.example.com'"
+    (line,) = [record.getMessage() for record in caplog.records if record.name == production.logger.name]
+    assert line.startswith(words)
+    assert line.endswith("not 'http://localhost'")
 
 
 def test_who_signs_out_is_out(production: Flask) -> None:
@@ -213,7 +253,7 @@ def test_workers_of_an_app_take_each_others_cookies(production: Flask, make_app:
 
 
 def test_apps_on_one_machine_do_not_take_each_others_cookies_for_theirs(production: Flask, make_app: MakeApp) -> None:
-    another = make_app(name="another", RTPOOL_DEBUG_PAGE=True, RTPOOL_DEBUG_TOKEN=f"{TOKEN}, another")
+    another = make_app(name="another", RTPOOL_DEBUG_PAGE=True, RTPOOL_DEBUG_TOKEN=f"{TOKEN},another")
     assert Guard(state_of(production)).cookie != Guard(state_of(another)).cookie
 
 
@@ -434,6 +474,29 @@ def test_probes_get_a_word_and_the_right_status(production: Flask, server: Realt
     answer = client.get("/_rtpool/health", headers={"Host": "10.0.0.1"}, environ_overrides={"REMOTE_ADDR": "10.0.0.9"})
     assert (answer.status_code, answer.json) == (503, {"status": "down"})
     assert "'room' is" in " ".join(client.get("/_rtpool/health", headers=bearer()).json["reasons"])
+
+
+@pytest.mark.parametrize("login_first", [True, False])
+def test_probes_are_answered_before_the_apps_own_login(
+    make_app: MakeApp, realtime: Realtime, server: RealtimeServer, login_first: bool
+) -> None:
+    app = make_app(Realtime()) if not login_first else Flask("login")
+
+    def to_the_login() -> Any:
+        return redirect("/login")
+
+    if login_first:
+        app.before_request(to_the_login)
+        app.config.update(RTPOOL_URL=server.url, RTPOOL_API_KEY=server.api_key)
+        realtime.init_app(app)
+    else:
+        app.before_request(to_the_login)
+    app.config["RTPOOL_HEALTH"] = True
+    client = app.test_client()
+    assert client.get("/_rtpool/health").json == {"status": "ok"}
+    assert client.head("/_rtpool/health").status_code == 200
+    assert client.get("/").status_code == 302
+    state_of(app).close()
 
 
 def test_probes_may_be_answered_without_the_page(make_app: MakeApp) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -329,3 +330,32 @@ def test_a_closed_pool_is_no_trouble_for_the_end_of_a_request(
 
     assert client.get("/").text == "done"
     server.wait_for(lambda s: s.connections_total == 2 and s.members("room") == 0)
+
+
+def test_a_teardown_that_raises_keeps_no_channel_alive(
+    server: RealtimeServer, realtime: Realtime, app: Flask, client: FlaskClient
+) -> None:
+    failing = [True]
+
+    @app.teardown_appcontext
+    def hang_up(_error: object) -> None:  # runs before the extension's, and keeps it from running
+        if failing[0]:
+            raise LookupError("the database is gone")
+
+    @app.get("/<topic>")
+    def view(topic: str) -> str:
+        realtime.channel(topic).subscribe()
+        return "done"
+
+    state = state_of(app)
+    for number in range(3):
+        with contextlib.suppress(LookupError):
+            client.get(f"/{number}")
+        gc.collect()  # what the exception's traceback has
+        server.wait_for(lambda s, number=number: s.members(str(number)) == 1)  # type: ignore[misc]
+        assert [channel.topic for channel in state.request_channels] == [str(number)], "the one before has ended"
+    failing[0] = False
+    assert client.get("/last").text == "done"
+    assert not state.request_channels
+    assert not state.pool.channels()
+    server.wait_for(lambda s: len(s.leaves()) == 4)

@@ -43,7 +43,8 @@ document.addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target;
   const button = form.querySelector("button");
-  button.disabled = true;
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true"); // a disabled one would lose the focus
   trouble.textContent = "";
   try {
     const answer = await fetch(form.action, { method: "POST", body: new FormData(form), redirect: "manual" });
@@ -51,7 +52,7 @@ document.addEventListener("submit", async (event) => {
   } catch {
     trouble.textContent = "The status could not be changed. Please try again.";
   }
-  button.disabled = false;
+  button.removeAttribute("aria-disabled");
 });
 
 live(data.stream, { read, on: { change: ({ type, car }) => (type === "DELETE" ? remove(car) : take(car)) } });

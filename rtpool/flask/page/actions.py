@@ -4,6 +4,7 @@ What the debug page's buttons do.
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,33 @@ def _told(ok: bool, words: str, *details: str) -> dict[str, Any]:
 
 def _log_stats(debugger: Debugger) -> dict[str, Any]:
     debugger.log_stats()
-    return _told(True, "The statistics are in the log rtpool.debug, at INFO.")
+    pool = debugger._pool()
+    if pool is None:
+        return _told(False, "The pool is gone.")
+    logger = pool._engine.logs.debug._logger
+    while isinstance(logger, logging.LoggerAdapter):
+        logger = logger.logger
+    name = logger.name
+    if _is_heard(logger):
+        return _told(True, f"The statistics are in the log {name}, at INFO.")
+    return _told(
+        False,
+        f"Nobody takes the log {name} at INFO, so the statistics are nowhere. In the app, for example:",
+        "logging.basicConfig()",
+        f"logging.getLogger({name!r}).setLevel(logging.INFO)",
+    )
+
+
+def _is_heard(logger: logging.Logger) -> bool:
+    """Whether a handler takes what a logger is told at INFO."""
+    if not logger.isEnabledFor(logging.INFO):
+        return False
+    each: logging.Logger | None = logger
+    while each is not None:
+        if any(handler.level <= logging.INFO for handler in each.handlers):
+            return True
+        each = each.parent if each.propagate else None
+    return False
 
 
 def _check(debugger: Debugger) -> dict[str, Any]:

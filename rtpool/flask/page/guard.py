@@ -22,6 +22,7 @@ from flask import abort, request
 
 from rtpool.errors import RtpoolError
 from rtpool.flask.config import Settings, read_settings
+from rtpool.protocol.refusals import printable
 
 if TYPE_CHECKING:
     from flask import Response
@@ -33,12 +34,14 @@ __all__ = ["Guard", "HEADERS", "PREFIX", "Visitor"]
 PREFIX = "/_rtpool"
 #: Bytes of a form; more is refused unread.
 MAX_FORM = 4_096
+#: Characters of a header in the log.
+MAX_TOLD = 200
 #: Seconds until the token is asked for again.
 SESSION_SECONDS = 12 * 3600.0
-#: Seconds between two lines in the log about wrong tokens.
+#: Seconds between two lines in the log about one kind of trouble.
 TELL_SECONDS = 60.0
-#: What proxies add: what seems to come from this machine then does not.
-FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+#: What proxies add, and how it begins: what seems to come from this machine then does not.
+FORWARDED = ("forwarded", "via", "true-client-ip", "x-forwarded-", "x-real-", "x-original-", "cf-")
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -80,8 +83,8 @@ class Guard:
         self._state = state
         self._clock = clock
         self._random = secrets.token_bytes(32)
-        self._wrong = 0  # guesses since the last line about them; not to be exact
-        self._told_at = -TELL_SECONDS
+        self._told_why_off = False
+        self._told: dict[str, tuple[float, int]] = {}  # of each line: when, and how many were not told; not to be exact
 
     # Whether it is there
 
@@ -144,12 +147,32 @@ class Guard:
         right = hmac.compare_digest(*(hashlib.sha256(text.encode()).digest() for text in (given, self._token)))
         if right and self._token:
             return True
-        self._wrong, now = self._wrong + 1, self._clock()
-        if now - self._told_at >= TELL_SECONDS:
-            wrong, self._wrong, self._told_at = self._wrong, 0, now
-            words = "rtpool: %d wrong tokens for the debug page, the last from %s"
-            self._state.app.logger.warning(words, wrong, request.remote_addr)
+        self._tell("rtpool: %d wrong tokens for the debug page, the last from %s", request.remote_addr)
         return False
+
+    def tell_of_another_origin(self) -> None:
+        """Say in the log whose form it was that is refused."""
+        origin = printable(request.headers.get("Origin", "none"))[:MAX_TOLD]
+        own = printable(_own_origin())[:MAX_TOLD]
+        words = "rtpool: %d forms of the debug page refused, the last from %r (a proxy's, without ProxyFix?), not %r"
+        self._tell(words, origin, own)
+
+    def tell_of_a_missing_token(self) -> None:
+        """Say in the log, once, why the page is not there though the config asks for it."""
+        if self._settings.debug_page and not self.on and not self._told_why_off:
+            self._told_why_off = True
+            words = "rtpool: RTPOOL_DEBUG_PAGE without an RTPOOL_DEBUG_TOKEN opens no page outside of debug mode"
+            self._state.app.logger.warning(words)
+
+    def _tell(self, words: str, *values: object) -> None:
+        """Say something about visitors, now and then; how often it was begins the values."""
+        now = self._clock()
+        told_at, untold = self._told.get(words, (-TELL_SECONDS, 0))
+        if now - told_at < TELL_SECONDS:
+            self._told[words] = told_at, untold + 1
+            return
+        self._told[words] = now, 0
+        self._state.app.logger.warning(words, untold + 1, *values)
 
     def new_session(self) -> str:
         """What the cookie of somebody who showed the token holds: nothing of the token, and how long it is good for."""
@@ -196,7 +219,7 @@ class Guard:
             return False
         if origin is None:
             return site is not None
-        return _host_of(origin) == request.host.lower()
+        return origin.lower() == _own_origin()
 
     @staticmethod
     def is_drawn_in() -> bool:
@@ -221,7 +244,7 @@ class Guard:
 
 def _is_local() -> bool:
     """Whether a browser on this machine asks, by a name that no other machine can have."""
-    if any(name in request.headers for name in FORWARDED):
+    if any(name.lower().startswith(FORWARDED) for name, _ in request.headers):
         return False
     return _is_loopback(request.remote_addr or "") and _is_loopback(_hostname(request.host))
 
@@ -244,8 +267,5 @@ def _hostname(host: str) -> str:
         return ""
 
 
-def _host_of(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
+def _own_origin() -> str:
+    return f"{request.scheme}://{request.host}".lower()

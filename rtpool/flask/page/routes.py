@@ -31,10 +31,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Page", "register"]
 
+#: The blueprint's; apps have an "rtpool" of their own.
+NAME = "_rtpool"
 STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 #: What whoever has not shown the token gets: the looks of the form that asks for it.
 OPEN = f"{PREFIX}/static/page.css"
 HEALTH = f"{PREFIX}/health"
+#: Behind a proxy a right token would be asked for again and again. Says nothing of the request: its log does.
+ANOTHER_ORIGIN = (
+    "This form came from another address than the app believes to have. Behind a proxy the app needs werkzeug's "
+    "ProxyFix, and the proxy has to pass on the host and the scheme; the app's log says which addresses these are."
+)
 
 
 def register(app: Flask, state: AppState) -> None:
@@ -42,9 +49,7 @@ def register(app: Flask, state: AppState) -> None:
     Have the app serve the page. Called by `Realtime.init_app`. Whether it is there is decided at each request.
     """
     page = Page(state)
-    app.before_request(page.let_in)
-    app.after_request(page.finish)
-    blueprint = Blueprint("rtpool", __name__, url_prefix=PREFIX)
+    blueprint = Blueprint(NAME, __name__, url_prefix=PREFIX)
     blueprint.add_url_rule("/", "page", page.show)
     blueprint.add_url_rule("/events", "events", page.events)
     blueprint.add_url_rule("/look", "look", page.look)
@@ -55,6 +60,9 @@ def register(app: Flask, state: AppState) -> None:
     blueprint.add_url_rule("/actions/<name>", "act", page.act, methods=["POST"])
     blueprint.add_url_rule("/static/<name>", "asset", page.asset)
     app.register_blueprint(blueprint)
+    # Before the app's own, which may send whoever has not logged in, a probe too, to their form.
+    app.before_request_funcs[None].insert(0, page.let_in)
+    app.after_request(page.finish)
 
 
 @functools.cache
@@ -116,9 +124,12 @@ class Page:
             return None
         is_health = request.path == HEALTH
         if not (self._guard.on or (is_health and self._guard.health_on)):
+            self._guard.tell_of_a_missing_token()
             abort(404)
         self._guard.check_body()
         g.rtpool_visitor = visitor = self._guard.visitor() if self._guard.on else None
+        if is_health and request.method in ("GET", "HEAD"):
+            return self.health()
         if is_health or request.path == OPEN:
             return None
         if request.path == f"{PREFIX}/sign-in" and request.method == "POST":
@@ -171,7 +182,7 @@ class Page:
             self._guard.cookie,
             session,
             max_age=int(SESSION_SECONDS),
-            path=url_for("rtpool.page"),
+            path=url_for("_rtpool.page"),
             secure=request.is_secure,
             httponly=True,
             samesite="Strict",
@@ -197,11 +208,14 @@ class Page:
 
     def sign_in(self) -> AnyResponse:
         """Take the token, and give a cookie for it."""
-        if not self._guard.has_token or not self._guard.is_same_origin():
+        if not self._guard.has_token:
             return self._refuse(403)
+        if not self._guard.is_same_origin():
+            self._guard.tell_of_another_origin()
+            return self._refuse(403, ANOTHER_ORIGIN)
         if not self._guard.is_token(self._guard.field("token")):
             return self._refuse(403, "That is not the token.")
-        response = redirect(url_for("rtpool.page"), 303)
+        response = redirect(url_for("_rtpool.page"), 303)
         self._keep_session(response, self._guard.new_session())  # type: ignore[arg-type]
         return response
 
@@ -209,8 +223,8 @@ class Page:
         """Take the cookie back."""
         if not self._guard.may_act(g.rtpool_visitor):
             return self._stale()
-        response = redirect(url_for("rtpool.page"), 303)
-        response.delete_cookie(self._guard.cookie, path=url_for("rtpool.page"), httponly=True, samesite="Strict")
+        response = redirect(url_for("_rtpool.page"), 303)
+        response.delete_cookie(self._guard.cookie, path=url_for("_rtpool.page"), httponly=True, samesite="Strict")
         return response
 
     def act(self, name: str) -> Response:
