@@ -164,14 +164,14 @@ class Streams:
         seat, fresh = found
         with contextlib.ExitStack() as undo:
             undo.callback(self.leave, seat)
+            app = self.state.app  # who has a feed begin reads it before, and so hears that it is joined
+            reader = FeedReader(app, seat.source, seat, last_id=last_id, view=view, close_slow=slow == "close")
             if fresh:
                 undo.callback(self._give_up, seat.source)
                 try:
                     seat.source.start()
                 except PoolClosed:
                     return refusal(503, "the app is closing\n")
-            app = self.state.app
-            reader = FeedReader(app, seat.source, seat, last_id=last_id, view=view, close_slow=slow == "close")
             pieces = Pieces(self, seat, reader)
             undo.pop_all()
         return pieces.respond()
