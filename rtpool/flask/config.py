@@ -106,6 +106,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
 
     Values are of the types that `Settings` and `PoolOptions` name, or text as the environment has it: a number; for a
     switch ``true``, ``yes``, ``on``, ``1`` or their contraries, in any case; ``none`` or nothing where None may be.
+    A whole number is taken for text where text is wanted: `Flask.config.from_prefixed_env` makes one of digits.
 
     Raises:
         InvalidValue, InvalidType: a key that is none of ours, or a bad value; naming the key.
