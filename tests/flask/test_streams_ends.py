@@ -210,7 +210,7 @@ def test_a_connection_whose_other_side_is_silent_is_ended_by_the_system(streamin
     serving.browser().joined()
     (seat,) = streams_of(serving)._seats
     assert seat.sock is not None
-    assert seat.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7_000
+    assert seat.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 14_000
 
 
 def test_the_longest_patience_that_may_be_asked_for_is_one_that_the_system_knows(streaming: StreamApp) -> None:
