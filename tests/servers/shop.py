@@ -7,6 +7,7 @@ Served in another process than the test's, which says by the environment where i
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -70,6 +71,16 @@ def answer(message: rtpool.Broadcast) -> None:
 @app.get("/")
 def index() -> dict[str, int]:
     """Touches nothing of rtpool's."""
+    return {"pid": os.getpid()}
+
+
+@app.get("/idle")
+def idle() -> dict[str, int]:
+    """Answers when the worker's main thread waits for connections, and holds no lock of its thread pool any more."""
+    main, deadline = threading.main_thread().ident, time.monotonic() + 15
+    while (frame := sys._current_frames().get(main or 0)) is not None and frame.f_code.co_name != "select":
+        assert time.monotonic() < deadline, frame
+        time.sleep(0.005)
     return {"pid": os.getpid()}
 
 
