@@ -28,7 +28,7 @@ from rtpool.engine.outgoing import SendBudget
 from rtpool.engine.patches import pass_on
 from rtpool.engine.routing import GAP, gap_fields
 from rtpool.engine.streams import prepare
-from rtpool.engine.threads import callback_name, closing, enter_user_code, join_all
+from rtpool.engine.threads import callback_name, closing, enter_user_code, is_in_finalizer, join_all
 from rtpool.errors import ConnectionFailed, PoolClosed, PoolForked, RtpoolError
 from rtpool.events import Gap, Heartbeat, StatusChange
 from rtpool.options import PoolOptions
@@ -48,8 +48,8 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 #: Heartbeats that wait for a listener that is busy; more are not told.
 MAX_HEARTBEATS = 100
-#: How long a finalizer may take to return, in which Ctrl-C struck.
-RETURN_SECONDS = 0.05
+#: How long a finalizer may take to return, in which Ctrl-C struck; at the most.
+RETURN_SECONDS = 1.0
 #: Seconds a pool gets to say goodbye when it is forgotten, or at the end of the process.
 ABANDON_SECONDS = 1.0
 
@@ -520,9 +520,7 @@ class Engine:
     def _interrupted(self) -> None:
         assert self._told_to_stop is not None
         why, deadline = self._told_to_stop
-        if self._owes_interrupt:
-            # Not at once: the finalizer that was struck may not have returned yet, and would drop this one as well.
-            self.loop.call_later(RETURN_SECONDS, self._pay_interrupt)
+        self._pay_interrupt()
         if why:
             words = "- pool %(pool)s is closed: %(why)s"
             if self.warn_at_exit:
@@ -535,9 +533,14 @@ class Engine:
         self.loop.post(self.coordinator.shutdown, deadline)  # after what was accepted before
 
     def _pay_interrupt(self) -> None:
-        if self._owes_interrupt:
-            self._owes_interrupt = False
-            _thread.interrupt_main()
+        if not self._owes_interrupt:
+            return
+        self._owes_interrupt = False
+        deadline, main = time.monotonic() + RETURN_SECONDS, threading.main_thread().ident
+        # The finalizer that was struck may not have returned yet, and would drop this one as well.
+        while is_in_finalizer(main) and time.monotonic() < deadline:
+            self.ended.wait(0.001)
+        _thread.interrupt_main()
 
     def _failed(self, error: BaseException) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import FrameType
@@ -28,6 +29,7 @@ __all__ = [
     "enter_user_code",
     "is_in_user_code",
     "join_all",
+    "is_in_finalizer",
     "look_at_frames",
     "outcome_of",
     "start_thread",
@@ -281,6 +283,19 @@ def _is_in_user_code(frame: FrameType | None) -> bool:
         if caller.f_code is enter_user_code.__code__:
             return True
         frame = caller
+    return False
+
+
+def is_in_finalizer(ident: int | None) -> bool:
+    """Whether a thread is within a `weakref.finalize`, where Python drops what is raised."""
+    return look_at_frames(lambda frames: _is_in_finalizer(frames.get(ident or 0)))
+
+
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code is weakref.finalize.__call__.__code__:
+            return True
+        frame = frame.f_back
     return False
 
 
