@@ -45,6 +45,18 @@ def heard_all(crowd: Crowd, words: Words) -> None:
     crowd.read_until(lambda: all(last in numbers(b)[-1:] for b in crowd.browsers), f"everybody has number {last}")
 
 
+def all_joined(crowd: Crowd) -> None:
+    """Read until each worker has told one of its streams that it is joined: who has a feed begin is told."""
+
+    def joined() -> bool:
+        return all(
+            any(told.data["status"] == "joined" for browser in browsers for told in browser.of("status"))
+            for browsers in crowd.by_process().values()
+        )
+
+    crowd.read_until(joined, "every worker's feed is joined")
+
+
 @pytest.fixture
 def crowd() -> Iterator[Crowd]:
     with Crowd(BROWSERS, "/stream?topic=room") as crowd:
@@ -76,6 +88,7 @@ def test_each_worker_has_one_join_for_all_of_its_streams_and_those_of_one_that_d
     words = Words(server)
     crowd.open(gunicorn.address)
     crowd.read_until(lambda: sum(map(len, crowd.by_process().values())) == BROWSERS, "all streams are open")
+    all_joined(crowd)
     opened = time.monotonic()
     first = crowd.by_process()
     assert len(first) == WORKERS
@@ -97,6 +110,7 @@ def test_each_worker_has_one_join_for_all_of_its_streams_and_those_of_one_that_d
     server.wait_for(lambda s: s.connections_total == WORKERS + 1, 30)
     guests.wait(WORKERS)
     crowd.read_until(lambda: all(browser.process for browser in victims), "they have streams again")
+    all_joined(crowd)
     words.say(10)
     heard_all(crowd, words)
     assert {tuple(numbers(browser)) for browser in others} == {tuple(range(words.said))}
