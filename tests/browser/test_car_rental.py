@@ -190,6 +190,28 @@ def test_a_restart_upstream_is_told_and_what_was_missed_is_there_after_it(
         expect(each.locator("#notice")).to_have_text("")
 
 
+def test_a_page_opened_while_the_database_is_away_comes_by_itself(
+    open_page: OpenPage, rental: Served, server: RealtimeServer
+) -> None:
+    page, watcher, plain = open_page(), admin(open_page, rental.url), open_page(java_script_enabled=False)
+    plain.goto(f"{rental.url}/admin")
+    plain.get_by_label("Password").fill("demo")
+    plain.get_by_role("button", name="Enter").click()
+    away = "The cars cannot be read"
+    with server.inject(Restart()):
+        for each, url in ((page, rental.url), (watcher, f"{rental.url}/admin")):
+            answer = each.goto(url)
+            assert answer is not None
+            assert answer.status == 503
+        plain.get_by_role("button", name=f"Set the status of {FIAT}").click()
+        for each in (page, watcher, plain):
+            expect(each.get_by_role("heading", name=away)).to_be_visible()
+    expect(page.get_by_role("heading", name=away)).to_have_count(0)
+    expect(page.locator("#standing")).to_have_text("Live")
+    for each in (watcher, plain):
+        expect(status(each, 1)).to_have_text("available")
+
+
 def test_a_page_outlives_its_server(
     open_page: OpenPage, rental: Served, server: RealtimeServer, set_status: Set
 ) -> None:

@@ -383,7 +383,7 @@ def test_a_closed_pool_ends_its_streams(streaming: StreamApp, server: RealtimeSe
     serving = streaming(**QUIET)
     browser = serving.browser().joined()
     assert state_of(serving.app).pool.close(5)
-    assert [heard.data["status"] for heard in browser.rest()] == ["closed"]
+    assert [(heard.data["status"], heard.data["retryable"]) for heard in browser.rest()] == [("closed", True)]
     wait_until(lambda: streams_of(serving).feeds == ())
     assert serving.browser(Last_Event_ID=browser.last_id).joined(), "with the app's next pool"
 

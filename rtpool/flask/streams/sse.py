@@ -167,7 +167,8 @@ def content_of(event: Event) -> tuple[str, dict[str, Any]]:
             "status": event.status,
             "code": getattr(error, "code", None),
             "error": None if error is None else type(error).__name__,
-            "retryable": getattr(error, "retryable", None),
+            # What is closed is so for this process; a browser that comes back meets another, or a new pool.
+            "retryable": True if event.status == "closed" else getattr(error, "retryable", None),
         }
     raise InvalidValue(f"a stream tells nothing of {type(event).__name__}")
 
