@@ -341,6 +341,7 @@ class Channel(Callbacks):
         """
         Who is present: metas by presence key. Kept while the topic has a Channel with an ``on_presence_…`` callback.
         """
+        self._subscriber.polled = True
         attachment = self._subscriber.attachment
         return dict(attachment.share.presence) if attachment is not None else {}
 

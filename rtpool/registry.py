@@ -258,6 +258,7 @@ class Subscriber:
         "leaving",
         "mailbox",
         "over",
+        "polled",
         "pushed",
         "replay",
         "stream",
@@ -301,6 +302,8 @@ class Subscriber:
         self.unsettled = 0
         #: Whether it ever pushed anything; likewise.
         self.pushed = False
+        #: Whether anybody ever asked it who is present. Written by who asks.
+        self.polled = False
         #: Whether its subscription was the parent's, in a forked child, and it was not subscribed since.
         self.forked = False
         self.over = ""  #: Why it is so for good. Written before it is detached for the last time.

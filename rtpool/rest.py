@@ -284,6 +284,7 @@ class RestClient:
             raise
 
     def _post(self, request: _Request, timeout: float, deadline: float) -> None:
+        self._engine.count_rest_broadcast()
         headers = self._headers(request)
         hide = Redactor(self._options, self._key, dict(headers).get("Authorization"))
         try:

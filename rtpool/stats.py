@@ -102,10 +102,10 @@ class PoolStats:
         messages_dropped: events lost to a full mailbox, or queued when their Channel ended.
         callback_errors: callbacks that raised.
         callback_seconds: how long callbacks took, those for status included; workers at work together count each.
-            Counted when a worker is through with the events it took at a time, up to 256 of them.
+            Counted when a worker is through with the events it took at a time, up to 512 of them.
         gaps: `Gap` events announced.
         gaps_by_cause: how many of them each cause had, every one of `GAP_CAUSES`.
-        pushes_sent: pushes handed to the kernel.
+        pushes_sent: pushes handed to the kernel, counted when they have their outcome: at the reply, if one is awaited.
         pushes_delayed: pushes that had to wait their turn because of the option `max_events_per_second`.
         joins_per_second, events_per_second: how many joins, and pushes, may go out a second at present: as the options
             `max_joins_per_second` and `max_events_per_second`, less for a while after the server refused more; None

@@ -14,7 +14,7 @@ from rtpool.debug.thresholds import Thresholds
 from rtpool.engine.mailbox import InHand
 from rtpool.engine.threads import callback_name, enter_user_code, look_at_frames
 
-__all__ = ["Call", "Calls", "calls_of"]
+__all__ = ["Call", "Calls", "Overdue", "callbacks_of", "calls_of"]
 
 #: Frames of a stack that are shown, the innermost.
 FRAMES = 20
@@ -41,6 +41,21 @@ class Call(NamedTuple):
     at: float
 
 
+class Overdue(NamedTuple):
+    """
+    What has been in progress for long.
+
+    Attributes:
+        work: what the worker has in hand.
+        seconds: how long, at least.
+        callback: the `id` of the callback that has, where others are called with the same event; else None.
+    """
+
+    work: InHand
+    seconds: float
+    callback: int | None
+
+
 class Calls:
     """
     How long the workers have been at what they are at.
@@ -53,21 +68,35 @@ class Calls:
 
     def __init__(self, limits: Thresholds) -> None:
         self._limits = limits
-        self._since: dict[tuple[int, tuple[int, int]], float] = {}  # when each item was seen in progress first
+        # When each item, and each of several callbacks of an item, was seen in progress first.
+        self._since: dict[tuple[int, tuple[int, int], int | None], float] = {}
         self._slow: dict[str, Call] = {}
         self._running: set[str] = set()
 
-    def overdue(self, in_hand: Sequence[InHand], at: float) -> list[tuple[InHand, float]]:
-        """What has been in progress for long at the instant of a look, and for how many seconds at least."""
-        places = {(id(each.mailbox), each.place): each for each in in_hand}
+    def overdue(self, in_hand: Sequence[InHand], callbacks: Mapping[int, int], at: float) -> list[Overdue]:
+        """
+        What has been in progress for long at the instant of a look.
+
+        Args:
+            callbacks: as `callbacks_of` says of the same.
+        """
+        places: dict[tuple[int, tuple[int, int], int | None], InHand] = {}
+        for each in in_hand:
+            callback = callbacks.get(each.worker)
+            if callback is not None or not each.several:  # else it is between two of them
+                places[id(each.mailbox), each.place, callback] = each
         self._since = {place: self._since.get(place, at) for place in places}
-        ages = ((each, at - (each.begun if each.first else self._since[place])) for place, each in places.items())
-        return [(each, age) for each, age in ages if age >= self._limits.slow_callback]
+        found = []
+        for place, each in places.items():
+            since = each.begun if each.first and not each.several else self._since[place]
+            if at - since >= self._limits.slow_callback:
+                found.append(Overdue(each, at - since, place[2]))
+        return found
 
     def in_doubt(self, in_hand: Sequence[InHand], at: float) -> bool:
         """Whether something may have been in progress for long, and only a second look can tell."""
         slow = self._limits.slow_callback
-        return any(not each.first and at - each.begun >= slow for each in in_hand)
+        return any((each.several or not each.first) and at - each.begun >= slow for each in in_hand)
 
     def note(self, calls: Sequence[Call], at: float) -> None:
         """These run, and no other has for long."""
@@ -89,7 +118,18 @@ class Calls:
             yield Issue.of("RTP010" if stuck else "RTP009", call.subject, observed, running=running, **details)
 
 
-def calls_of(overdue: Sequence[tuple[InHand, float]], at: float, hide: Callable[[str], str]) -> list[Call]:
+def callbacks_of(in_hand: Sequence[InHand]) -> dict[int, int]:
+    """Where several callbacks are called with an event, the `id` of the one in progress, by its worker's number."""
+    workers = [each.worker for each in in_hand if each.several]
+
+    def look(frames: Mapping[int, types.FrameType]) -> dict[int, int]:
+        found = ((worker, _user_part(frames.get(worker))[1]) for worker in workers)
+        return {worker: id(callback) for worker, callback in found if callback is not None}
+
+    return look_at_frames(look) if workers else {}
+
+
+def calls_of(overdue: Sequence[Overdue], at: float, hide: Callable[[str], str]) -> list[Call]:
     """
     Which callbacks those are, by name and stack; what is in no callback at present is left out.
 
@@ -102,12 +142,12 @@ def calls_of(overdue: Sequence[tuple[InHand, float]], at: float, hide: Callable[
 
 
 def _calls(
-    overdue: Sequence[tuple[InHand, float]],
+    overdue: Sequence[Overdue],
     frames: Mapping[int, types.FrameType],
     at: float,
     hide: Callable[[str], str],
 ) -> Iterator[Call]:
-    for each, seconds in overdue:
+    for each, seconds, expected in overdue:
         owner = each.mailbox.owner
         topic = getattr(owner, "topic", None)
         whose = f"pool {owner.name}" if topic is None else repr(topic)
@@ -115,7 +155,7 @@ def _calls(
             yield Call(f"a callback of {whose}", "unknown", seconds, "", at)
             continue
         stack, callback = _user_part(frames.get(each.worker))
-        if callback is not None:
+        if callback is not None and expected in (None, id(callback)):
             name = callback_name(callback)
             summary = traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in stack), lookup_lines=True)
             yield Call(f"callback {name} of {whose}", name, seconds, hide("".join(summary.format())), at)

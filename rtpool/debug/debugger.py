@@ -130,7 +130,7 @@ class Debugger:
         del pool
         thread = PoolThread(self._watch, f"rtpool-{run.engine.name}-debug", (run,))
         run.threads = (thread,)
-        self.disable()
+        self._stop()
         run.engine.attend(run)
         with self._lock:
             before, self._run = self._run, run
@@ -150,9 +150,14 @@ class Debugger:
         """
         Look no more. Idempotent; when it returns the thread has ended, unless it is this one.
         """
+        self._stop()
+        with self._lock:
+            if self._run is None:  # and no other thread enabled it meanwhile
+                self._told.clear()
+
+    def _stop(self) -> None:
         with self._lock:
             run, self._run = self._run, None
-            self._told.clear()
         if run is not None:
             run.stop()
             run.engine.dismiss(run)

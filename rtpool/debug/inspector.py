@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 
-from rtpool.debug.callbacks import Calls, calls_of
+from rtpool.debug.callbacks import Calls, callbacks_of, calls_of
 from rtpool.debug.issues import Issue
 from rtpool.debug.memory import Memory
 from rtpool.debug.observation import Observation, observe
@@ -47,8 +47,7 @@ class Inspector:
         self._memory = Memory()
         self._calls = Calls(limits)
         if engine is not None:
-            attempts = engine.coordinator.connections.reconnect_attempts
-            begin(attempts, time.monotonic(), self._memory, limits)
+            begin(engine.coordinator.connections.losses, time.monotonic(), self._memory, limits)
 
     def look(self, engine: Engine, over: threading.Event, *, patient: bool = False) -> list[Issue]:
         """
@@ -84,8 +83,9 @@ class Inspector:
         """
         at = time.monotonic()
         in_hand = engine.dispatcher.in_hand()
+        callbacks = callbacks_of(in_hand)
         with self._lock:
-            overdue = self._calls.overdue(in_hand, at)
+            overdue = self._calls.overdue(in_hand, callbacks, at)
             in_doubt = self._calls.in_doubt(in_hand, at)
         secrets = (seen.inside.secrets if seen is not None and seen.inside is not None else ()) if overdue else ()
         calls = calls_of(overdue, at, Redactor(engine.options, engine.endpoint.api_key, *secrets)) if overdue else []
@@ -104,6 +104,6 @@ class Inspector:
 
 
 def _is_at_the_same(engine: Engine, seen: Observation) -> bool:
-    """Whether a worker is still at something that it was at, and that may not have been the first of its batch."""
+    """Whether a worker is still at something that it was at, and of which one look does not tell when it began."""
     now = {(each.mailbox, each.place) for each in engine.dispatcher.in_hand()}
-    return any((each.mailbox, each.place) in now for each in seen.in_hand if not each.first)
+    return any((each.mailbox, each.place) in now for each in seen.in_hand if each.several or not each.first)

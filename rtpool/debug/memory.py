@@ -36,6 +36,24 @@ class _Counter:
         return value - marks[0][1]
 
 
+class _Peak:
+    """The highest of what was seen within the last `window` seconds."""
+
+    __slots__ = ("_seen", "_window")
+
+    def __init__(self, window: float) -> None:
+        self._window = window
+        self._seen: deque[tuple[float, int]] = deque()  # only those that nothing later reaches
+
+    def highest(self, at: float, value: int) -> int:
+        while self._seen and self._seen[-1][1] <= value:
+            self._seen.pop()
+        self._seen.append((at, value))
+        while self._seen[0][0] < at - self._window:
+            self._seen.popleft()
+        return self._seen[0][1]
+
+
 class Memory:
     """
     Between two calls of `begin` lies one look; what no look asks for is forgotten with it.
@@ -47,11 +65,12 @@ class Memory:
         self._at = 0.0
         self._since: dict[Hashable, float] = {}
         self._counters: dict[Hashable, _Counter] = {}
+        self._peaks: dict[Hashable, _Peak] = {}
         self._asked: set[Hashable] = set()
 
     def begin(self, at: float) -> None:
         """A look begins, at a monotonic instant."""
-        for known in (self._since, self._counters):
+        for known in (self._since, self._counters, self._peaks):
             for key in [key for key in known if key not in self._asked]:
                 del known[key]
         self._asked.clear()
@@ -74,3 +93,8 @@ class Memory:
         if counter is None:
             counter = self._counters[key] = _Counter(window, self._at, 0 if ever else value)
         return counter.grown(self._at, value)
+
+    def most(self, *key: Hashable, value: int, window: float) -> int:
+        """The highest that something was in the last `window` seconds, as far as it was asked for in every look."""
+        self._asked.add(key)
+        return self._peaks.setdefault(key, _Peak(window)).highest(self._at, value)

@@ -77,7 +77,10 @@ class ConnectionSeen(NamedTuple):
 
 
 class JoinSeen(NamedTuple):
-    """One join that is not being left: its topic as users write it, where it lives, and whether it was refused."""
+    """
+    One join that is not being left: its topic as users write it, where it lives, whether it was refused, and whether
+    the health check leaves it where it is.
+    """
 
     name: str
     key: ShareKey
@@ -85,6 +88,7 @@ class JoinSeen(NamedTuple):
     blocked: bool
     homeless: bool
     moving: bool
+    stays: bool
 
 
 class TokenSeen(NamedTuple):
@@ -132,6 +136,8 @@ class MailboxSeen(NamedTuple):
             not begun; how many may without them; how many met a full mailbox, and what then.
         oldest: seconds for which the oldest has waited, 0 when none waits.
         pulled: whether a reader takes from it, not callbacks.
+        unread: whether there never was a reader, and none is missed: its Channel is there to be asked who is present,
+            and what it drops holds up nobody.
         full: whether its connection is not read because of it.
     """
 
@@ -142,6 +148,7 @@ class MailboxSeen(NamedTuple):
     overflow: str
     oldest: float
     pulled: bool
+    unread: bool
     full: bool
 
 
@@ -155,7 +162,7 @@ class ChannelSeen(NamedTuple):
         away: seconds since events last flowed, as far as known; 0 when they do or never did.
         served: seconds since they first flowed, 0 when they never did.
         error: why not, empty when unknown.
-        listens: whether it has a callback or a reader.
+        listens: whether it has a callback or a reader, or was asked who is present.
         speaks: whether it ever pushed anything, or is present.
         unsettled: its pushes on their way.
         mailboxes: of its callbacks, of its readers.
@@ -190,10 +197,12 @@ class Observation:
         channels: every subscribed one.
         in_hand: what the workers are at.
         siblings: names of other running pools of the same URL and key.
-        service_key, service_header: whether the key, or one in a header, passes over row-level security.
+        service_key, service_header, service_param: whether the key, or one in a header or a parameter of the URL,
+            passes over row-level security.
         key_expires: when it expires, seconds since the epoch.
         slowed: how often the server ended channels because of too many events.
         overflowed, too_big_sent, too_big_received: events that met a full mailbox, messages over a limit.
+        rest_broadcasts, losses: requests that were begun, open connections that broke; ever.
     """
 
     at: float
@@ -211,10 +220,13 @@ class Observation:
     siblings: tuple[str, ...]
     service_key: bool
     service_header: bool
+    service_param: bool
     key_expires: float | None
     slowed: int
     overflowed: int
     too_big_sent: int
+    rest_broadcasts: int
+    losses: int
     too_big_received: int
 
     @property
@@ -246,10 +258,13 @@ def observe(engine: Engine) -> Observation:
         siblings=tuple(sorted(other.name for other in engines.running() if live and _is_sibling(engine, other))),
         service_key=is_service_key(key),
         service_header=any(is_service_key(text) for _, text in engine.options.headers),
+        service_param=any(is_service_key(text) for _, text in engine.options.params),
         key_expires=expiry_of(key) if key else None,
         slowed=coordinator.pushes.queue.refusals,
         overflowed=dispatcher.lost,
         too_big_sent=engine.too_big,
+        rest_broadcasts=engine.rest_broadcasts,
+        losses=coordinator.connections.losses,
         too_big_received=coordinator.connections.too_big,
     )
 
@@ -274,6 +289,8 @@ def _channel(engine: Engine, subscriber: Subscriber, now: datetime.datetime) -> 
         return None
     share, ready = attachment.share, subscriber.is_ready
     outage, since = attachment.outage, attachment.flowing_since
+    speaks = subscriber.pushed or share.wish is not None
+    read = subscriber.stream_claimed or not subscriber.polled
     return ChannelSeen(
         topic=subscriber.topic,
         number=attachment.number,
@@ -283,14 +300,18 @@ def _channel(engine: Engine, subscriber: Subscriber, now: datetime.datetime) -> 
         away=_seconds(now, outage.lost_from) if outage is not None and not ready else 0.0,
         served=_seconds(now, since) if since is not None else 0.0,
         error="" if ready else _words(engine, share.last_error),
-        listens=bool(subscriber.bindings) or subscriber.stream_claimed,
-        speaks=subscriber.pushed or share.wish is not None,
+        listens=bool(subscriber.bindings) or subscriber.stream_claimed or subscriber.polled,
+        speaks=speaks,
         unsettled=subscriber.unsettled,
-        mailboxes=tuple(_mailbox(engine, m, now) for m in (subscriber.mailbox, subscriber.stream) if m is not None),
+        mailboxes=tuple(
+            _mailbox(engine, mailbox, read, now)
+            for mailbox in (subscriber.mailbox, subscriber.stream)
+            if mailbox is not None
+        ),
     )
 
 
-def _mailbox(engine: Engine, mailbox: Mailbox, now: datetime.datetime) -> MailboxSeen:
+def _mailbox(engine: Engine, mailbox: Mailbox, read: bool, now: datetime.datetime) -> MailboxSeen:
     # A slow callback has the next events in its worker's hands, and they wait all the same.
     waiting = mailbox.ordinary + max(0, mailbox.ordinary_in_hand - mailbox.done - 1)
     return MailboxSeen(
@@ -301,6 +322,7 @@ def _mailbox(engine: Engine, mailbox: Mailbox, now: datetime.datetime) -> Mailbo
         overflow=mailbox.overflow,
         oldest=_seconds(now, engine.dispatcher.waiting_since(mailbox)) if waiting else 0.0,
         pulled=mailbox.pulled,
+        unread=mailbox.pulled and not read and mailbox.overflow.startswith("drop"),
         full=mailbox.blocked and mailbox.overflow == "block",
     )
 
@@ -356,6 +378,7 @@ def _look_inside(engine: Engine) -> Inside:
                 blocked=join.blocked is not None,
                 homeless=coordinator.joining.is_homeless(join),
                 moving=move is not None and move.join is join,
+                stays=join.share.wish is not None or not engine.options.is_supabase,
             )
             for join in joins
         },

@@ -25,10 +25,10 @@ MAX_SUBJECTS = 20
 ASKED_FOR = ("rejoin", "overflow", "fork")
 
 
-def begin(reconnect_attempts: int, at: float, memory: Memory, limits: Thresholds) -> None:
-    """A debugger is made: what reconnects there were before are no news."""
+def begin(losses: int, at: float, memory: Memory, limits: Thresholds) -> None:
+    """A debugger is made: connections that broke before are no news."""
     memory.begin(at)
-    _reconnects(reconnect_attempts, memory, limits)
+    _reconnects(losses, memory, limits)
 
 
 def judge(seen: Observation, memory: Memory, limits: Thresholds) -> list[Issue]:
@@ -69,11 +69,15 @@ def spare_connections(seen: Observation, memory: Memory, limits: Thresholds) -> 
 
 
 def _needed(used: list[ConnectionSeen], joins: list[JoinSeen]) -> int:
-    """As many as hold all joins, each socket as full as merging makes it, no topic twice on one."""
+    """
+    As many as hold all joins, each socket as full as merging makes it, no topic twice on one, and none emptied of a
+    join that stays.
+    """
     room = sorted((max(1, int(c.slot.capacity * FULL_ENOUGH)) for c in used if c.slot.capacity), reverse=True)
     by_count = next((n for n, fit in enumerate(accumulate(room), 1) if fit >= len(joins)), len(used))
     copies = Counter(join.key.topic for join in joins)
-    return max(by_count, max(copies.values(), default=0))
+    staying = {join.connection for join in joins if join.stays}
+    return max(by_count, max(copies.values(), default=0), len(staying))
 
 
 def given_up(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
@@ -97,14 +101,16 @@ def reconnecting(seen: Observation, memory: Memory, limits: Thresholds) -> Itera
             observed = f"{connection.attempts} failed attempts; the last: {connection.error or 'unknown'}"
             details = {"attempts": connection.attempts, "error": connection.error}
             yield Issue.of("RTP003", f"connection {connection.number}", observed, **details)
-    count = _reconnects(seen.stats.reconnect_attempts, memory, limits)
-    if count > limits.reconnects * max(1, seen.stats.total_connections):
+    count = _reconnects(seen.losses, memory, limits)
+    most = memory.most("connections", value=seen.stats.total_connections, window=limits.reconnect_window)
+    if count > limits.reconnects * max(1, most):
         observed = f"{count} reconnects in {limits.reconnect_window:.0f} s"
-        yield Issue.of("RTP003", seen.pool, observed, reconnects=count, ever=seen.stats.reconnect_attempts)
+        yield Issue.of("RTP003", seen.pool, observed, reconnects=count, ever=seen.losses)
 
 
-def _reconnects(count: int, memory: Memory, limits: Thresholds) -> int:
-    return memory.grown("reconnects", value=count, window=limits.reconnect_window, ever=False)
+def _reconnects(losses: int, memory: Memory, limits: Thresholds) -> int:
+    """Each loss has one; attempts in vain are another matter."""
+    return memory.grown("reconnects", value=losses, window=limits.reconnect_window, ever=False)
 
 
 def misplaced(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
@@ -155,8 +161,9 @@ def not_ready(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator
 def unheard(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
     """Channels that nobody listens to: events wait for a reader, or it neither hears nor says anything."""
     for channel in seen.channels:
-        waited = max((box.oldest for box in channel.mailboxes if box.pulled), default=0.0)
-        waiting = sum(box.waiting for box in channel.mailboxes if box.pulled)
+        missed = [box for box in channel.mailboxes if box.pulled and not box.unread]
+        waited = max((box.oldest for box in missed), default=0.0)
+        waiting = sum(box.waiting for box in missed)
         if waited >= limits.unheard_after:
             observed = f"{waiting} events wait for a reader, for up to {waited:.0f} s"
             yield Issue.of("RTP007", repr(channel.topic), observed, waiting=waiting, seconds=round(waited, 1))
@@ -169,7 +176,7 @@ def full_mailboxes(seen: Observation, memory: Memory, limits: Thresholds) -> Ite
     """Mailboxes that are nearly full at two looks in a row."""
     for channel in seen.channels:
         for box in channel.mailboxes:
-            if box.waiting < limits.mailbox_share * box.limit:
+            if box.unread or box.waiting < limits.mailbox_share * box.limit:
                 continue
             lasted = memory.lasted("full", box.identity)
             growth = memory.grown("waiting", box.identity, value=box.waiting, window=limits.recent, ever=False)
@@ -187,7 +194,9 @@ def dropped(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[I
     for channel in seen.channels:
         for box in channel.mailboxes:
             lost = memory.grown("lost", box.identity, value=box.lost, window=limits.recent) if box.lost else 0
-            if lost:
+            if box.unread:
+                total -= lost
+            elif lost:
                 total = 0
                 observed = f"{lost} lately, {box.lost} ever (overflow={box.overflow!r}, limit {box.limit})"
                 details = {"dropped": lost, "ever": box.lost, "overflow": box.overflow, "limit": box.limit}
@@ -250,10 +259,10 @@ def expiring(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[
 
 def service_key(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator[Issue]:
     """A key that passes over row-level security, where proxies log it or beside tokens of users."""
-    if not (seen.service_key or seen.service_header) or not seen.options.is_supabase:
+    if not (seen.service_key or seen.service_header or seen.service_param) or not seen.options.is_supabase:
         return
     tokens = seen.inside.tokens if seen.inside is not None else ()
-    in_url = seen.service_key and seen.options.api_key_in == "query"
+    in_url = seen.service_param or (seen.service_key and seen.options.api_key_in == "query")
     places = ["in the URL of its connections"] if in_url else []
     if any(token.used and token.role != "service_role" for token in tokens):
         places.append("with access tokens of users")
@@ -337,7 +346,7 @@ def forgotten(seen: Observation, memory: Memory, limits: Thresholds) -> Iterator
     stats = seen.stats
     if not seen.started or stats.total_subscriptions:
         return
-    quiet = memory.lasted("quiet", stats.events_received, stats.pushes_sent)
+    quiet = memory.lasted("quiet", stats.events_received, stats.pushes_sent, seen.rest_broadcasts)
     if quiet >= limits.forgotten_after and (seen.orphaned or stats.total_connections):
         sockets = f"{stats.total_connections} connections, no subscription, nothing done for {quiet:.0f} s"
         observed = sockets + ("; the thread that started it has ended" if seen.orphaned else "")

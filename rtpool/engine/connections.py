@@ -126,6 +126,8 @@ class Connections:
         self.all: tuple[Connection, ...] = ()
         self.status = self._announced = "idle"
         self.reconnect_attempts = 0
+        #: Open ones that broke. Read anywhere.
+        self.losses = 0
         #: Received messages that were larger than `max_message_size`; each cost its connection.
         self.too_big = 0
         # Those that count, and what those that are gone had counted; replaced together.
@@ -306,6 +308,7 @@ class Connections:
         if connection in self._closing:
             self._closed(connection)
             return
+        self.losses += 1
         self.too_big += isinstance(error, MessageTooBig)
         if isinstance(error, TransportClosed) or not isinstance(error, ConnectionFailed):
             # Whatever the peer did wrong on this socket, the next one may be fine.

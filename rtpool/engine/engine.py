@@ -7,6 +7,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -110,6 +111,11 @@ class _PoolMailbox(Mailbox):
 
     __slots__ = ()
 
+    def callback_count(self, item: StatusChange | Heartbeat | None) -> int:
+        """All of a kind hear the same."""
+        hooks = self.owner._hooks_now()
+        return len(hooks.status if isinstance(item, StatusChange) else hooks.heartbeat)
+
     def hold(self) -> object:
         """The listeners."""
         return self.owner._hooks_now()
@@ -182,6 +188,8 @@ class Engine:
         self.overflow_gaps = 0
         #: Pushes that were larger than the server takes.
         self.too_big = 0
+        #: Broadcasts by REST that were begun.
+        self.rest_broadcasts = 0
         #: Monotonic seconds.
         self.made_at = time.monotonic()
         #: False for pools that live as long as the process by design, or as something that has no end of its own.
@@ -213,7 +221,8 @@ class Engine:
             tell_heartbeat=self._tell_heartbeat,
             logs=logs,
         )
-        # Guards: _state, Hooks, callback_errors, overflow_gaps, too_big, _companions, _heartbeats_waiting
+        # Guards: _state, Hooks, callback_errors, overflow_gaps, too_big, rest_broadcasts, _companions,
+        # _heartbeats_waiting
         self._lock = Lock()
         self._state = "new"  # new running stopping
         self._process = os.getpid()
@@ -444,8 +453,9 @@ class Engine:
             pass_on(error)
 
     def _call_hook(self, hook: Callable[..., object], *arguments: Any) -> None:
+        *others, last = arguments
         try:
-            hook(*arguments)
+            enter_user_code(functools.partial(hook, *others), last)
         except BaseException:  # as of any callback
             self._log.exception(
                 "callback_raised",
@@ -484,6 +494,11 @@ class Engine:
         """A push was refused for its size."""
         with self._lock:
             self.too_big += 1
+
+    def count_rest_broadcast(self) -> None:
+        """A broadcast goes out by REST."""
+        with self._lock:
+            self.rest_broadcasts += 1
 
     def _announce(self, change: StatusChange) -> None:
         if change.status != self._status_told:  # each attempt of an outage has a line of its own

@@ -60,6 +60,7 @@ class InHand(NamedTuple):
         begun: when, monotonic.
         place: what changes when the worker is through with an item.
         first: whether the item in progress is the first of them, so that it began then.
+        item: the item in progress, None when the worker is through with all of them.
     """
 
     mailbox: Mailbox
@@ -67,6 +68,12 @@ class InHand(NamedTuple):
     begun: float
     place: tuple[int, int]
     first: bool
+    item: Any
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one callback is called with the item, one after another. Not under a lock."""
+        return self.mailbox.callback_count(self.item) > 1
 
 
 class Mailbox:
@@ -176,6 +183,10 @@ class Mailbox:
         """Make the item that tells of lost ones, from the first and last time of loss and their number."""
         raise NotImplementedError
 
+    def callback_count(self, item: Any) -> int:
+        """How many callbacks are called with an item, one after another, at most."""
+        raise NotImplementedError
+
     def hold(self) -> object:
         """What must live as long as something essential waits: the callbacks it is for."""
         return None
@@ -224,7 +235,9 @@ class Mailbox:
     def in_hand(self, worker: int) -> InHand:
         """What a worker has in its hands, as a look from another thread sees it."""
         first = len(self.hand) == 1 or (self.ordinary_in_hand > 0 and not self.done)
-        return InHand(self, worker, self.begun, (self.runs, self.done), first)
+        hand, done = self.hand, self.done
+        item = hand[done] if done < len(hand) else None
+        return InHand(self, worker, self.begun, (self.runs, done), first, getattr(item, "item", item))
 
     def mark(self, now: datetime) -> None:
         """Note when the next item comes, if it is time for that."""

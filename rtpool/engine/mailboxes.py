@@ -89,6 +89,15 @@ class ChannelMailbox(Mailbox):
         self._engine.overflow_gap(gap, id(self), count)
         return Delivery("gap", "overflow", gap)
 
+    def callback_count(self, item: Delivery | Broadcast | None) -> int:
+        """Those that want it."""
+        found = self.owner.held()
+        if found is None or item is None:
+            return 0
+        if isinstance(item, Broadcast):
+            return sum(each.kind == BROADCAST and each.name in (item.event, "*") for each in found.all)
+        return sum(each.wants(item) for each in found.all)
+
     def hold(self) -> object:
         """The callbacks."""
         return self.owner.held()

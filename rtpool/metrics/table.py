@@ -193,7 +193,7 @@ METRICS: tuple[Metric, ...] = (
         "rtpool.pushes.sent",
         "{push}",
         "pushes_sent",
-        "Pushes handed to the kernel.",
+        "Pushes handed to the kernel, counted when they have their outcome.",
         messaging=("messaging.client.sent.messages", "send"),
     ),
     _field(

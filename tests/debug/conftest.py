@@ -15,6 +15,17 @@ from tests.support.wait import CAP, wait_until
 INTERVAL, RECENT = 0.05, 0.3
 
 
+class Gate:
+    """A callback that does not return until it is told to."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def hold(self, _event: object) -> None:
+        self.entered.set()
+        self.open.wait(CAP)
+
+
 class Watch:
     """A pool's debugger, enabled."""
 
@@ -66,6 +77,13 @@ class Watch:
 
 
 WatchPool = Callable[..., Watch]
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    it = Gate()
+    yield it
+    it.open.set()
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from rtpool.debug import Debugger, Thresholds, inspector
 from rtpool.debug.memory import Memory
 from rtpool.testing import Permissions, RealtimeServer, faults
 from tests.conftest import MakePool
+from tests.debug.conftest import Gate
 from tests.support.forking import ask
 from tests.support.wait import CAP, wait_until
 
@@ -128,6 +131,66 @@ def test_a_batch_of_many_quick_callbacks_is_not_slow(server: RealtimeServer, poo
     wait_until(lambda: mailbox.running and mailbox.done and time.monotonic() - mailbox.begun > 0.25)
     assert [issue for issue in it.issues() if issue.code in ("RTP009", "RTP010")] == []
     stop.set()
+
+
+def test_of_several_callbacks_of_an_event_each_has_its_own_time(
+    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later)
+    monkeypatch.setattr("rtpool.debug.inspector.time", clock)
+    first, second, third = Gate(), Gate(), Gate()
+    channel = pool.channel("room")
+    for gate in (first, second, third):
+        channel.on_broadcast("x", functools.partial(lambda gate, event: gate.hold(event), gate))
+    channel.on_broadcast("y", print).subscribe()
+    it = Debugger(pool, slow_callback=1_000.0, recent=1.0)
+
+    def slow() -> list[float]:
+        it._inspector.sample(pool._engine)
+        return [issue.details["seconds"] for issue in it._inspector._calls.issues()]
+
+    server.broadcast("room", "x", {})
+    first.entered.wait(CAP)
+    assert slow() == []
+    later += 2_000
+    assert [seconds >= 2_000 for seconds in slow()] == [True]
+    first.open.set()
+    second.entered.wait(CAP)
+    later += 1_500  # nobody knows for how much of it
+    assert slow() == []
+    later += 1_500
+    assert [1_500 <= seconds < 3_000 for seconds in slow()] == [True]
+    second.open.set()
+    third.entered.wait(CAP)
+    later += 500
+    assert slow() == []
+    third.open.set()
+
+
+def test_enabling_again_tells_nothing_a_second_time(
+    pool: rtpool.RealtimePool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("a", "b"):
+        pool.channel("room", presence_key=key).on_broadcast("*", print).subscribe()
+    looks = threading.Semaphore(0)
+    it = Debugger(pool)
+    tell = it._tell
+
+    def counted(*arguments: Any) -> None:
+        tell(*arguments)
+        looks.release()
+
+    monkeypatch.setattr(it, "_tell", counted)
+    for interval in (0.01, 0.02, 0.01):
+        it.enable(interval)
+        for _ in range(2):
+            assert looks.acquire(timeout=CAP)
+    assert len(lines(caplog, "RTP020")) == 1
+    it.disable()
+    it.enable(0.01)
+    wait_until(lambda: len(lines(caplog, "RTP020")) == 2, "who disables it begins anew")
+    it.disable()
 
 
 def test_enabling_again_changes_the_interval_and_leaves_one_thread(
@@ -437,3 +500,14 @@ def test_a_counter_that_began_anew_is_another_and_its_past_is_bounded() -> None:
     assert len(memory._counters[("it",)]._marks) <= 25
     memory.begin(10.0)
     assert memory.grown("it", value=4, window=1.0) == 4
+
+
+def test_the_most_of_a_window_is_known_for_as_long_as_it_lasts() -> None:
+    memory, seen = Memory(), []
+    for at, value in [(0.0, 3), (1.0, 5), (2.0, 4), (3.0, 2), (11.0, 1), (11.5, 1), (12.5, 1), (40.0, 1)]:
+        memory.begin(at)
+        seen.append(memory.most("it", value=value, window=10.0))
+    assert seen == [3, 5, 5, 5, 5, 4, 2, 1]
+    memory.begin(41.0)
+    memory.begin(42.0)
+    assert not memory._peaks

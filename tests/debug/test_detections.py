@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from types import SimpleNamespace
 
 import pytest
 
 import rtpool
-from rtpool.debug import CODES, observation
+from rtpool.debug import CODES, Debugger, observation
 from rtpool.protocol import pace
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import MakePool
-from tests.debug.conftest import WatchPool
+from tests.debug.conftest import Gate, WatchPool
 from tests.engine.test_audit import on_io_thread
 from tests.support import merging
 from tests.support.recorder import Recorder
 from tests.support.wait import CAP, wait_until
-
-
-class Gate:
-    """A callback that does not return until it is told to."""
-
-    def __init__(self) -> None:
-        self.entered, self.open = threading.Event(), threading.Event()
-
-    def hold(self, _event: object) -> None:
-        self.entered.set()
-        self.open.wait(CAP)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    it = Gate()
-    yield it
-    it.open.set()
-
 
 # Connections
 
@@ -63,6 +45,23 @@ def test_sockets_that_one_topic_needs_are_not_more_than_needed(
     for _ in range(3):
         assert not watching.of("RTP001")
     assert pool.stats().total_connections == 3
+
+
+def test_a_socket_that_presence_keeps_is_not_more_than_needed(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    pool = make_pool(max_channels_per_connection=10, enable_health_check=False)
+    channels = [pool.channel(f"room-{number}").subscribe() for number in range(11)]
+    ends = channels[0], channels[-1]
+    for channel in ends:
+        channel.track({}).result()
+    for channel in channels[1:-1]:
+        channel.unsubscribe()
+    watching = watch(pool, spare_connections_after=0.01)
+    for _ in range(3):
+        assert not watching.of("RTP001")
+    ends[0].untrack().result()
+    watching.finds_in_time("RTP001", f"pool {pool._engine.name}", "2 connections, and 1 would do")
 
 
 def test_a_connection_that_has_given_up_is_found_with_its_error_until_it_is_back(
@@ -107,6 +106,44 @@ def test_a_connection_that_breaks_again_and_again_is_found_until_it_holds(
         wait_until(lambda count=count: pool.stats().reconnect_attempts >= count and channel.is_subscribed)
     watching.finds("RTP003", f"pool {pool._engine.name}", "reconnects in")
     watching.is_cured_of("RTP003")
+
+
+def test_one_outage_of_many_attempts_is_no_connection_that_breaks_again_and_again(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    pool = make_pool(max_retries=1_000, max_delay=0.05)
+    channel = pool.channel("room").subscribe()
+    watching = watch(pool, reconnects=2, reconnect_window=3600.0)
+    refusing = server.inject(faults.Refuse(502), times=None)
+    server.disconnect_all()
+    wait_until(lambda: pool.stats().reconnect_attempts >= 10)
+    refusing.undo()
+    wait_until(lambda: channel.is_subscribed)
+    assert not watching.of("RTP003")
+
+
+def test_connections_that_are_gone_had_their_share_of_the_reconnects(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    pool = make_pool(cleanup_interval=0.0)
+    channels = [pool.channel("room", presence_key=key).subscribe() for key in ("a", "b", "c")]
+    watching = watch(pool, reconnects=2, reconnect_window=3600.0)
+    for count in (3, 6):
+        watching.look()
+        server.disconnect_all()
+        wait_until(
+            lambda count=count: (
+                pool._engine.coordinator.connections.losses >= count
+                and all(channel.is_subscribed for channel in channels)
+            )
+        )
+    assert not watching.of("RTP003")
+    for channel in channels[1:]:
+        channel.unsubscribe()
+    wait_until(lambda: pool.stats().total_connections == 1)
+    assert not watching.of("RTP003")
+    server.disconnect_all()
+    wait_until(lambda: bool(watching.of("RTP003")), "that is one too many")
 
 
 def test_a_join_that_nobody_wants_is_found_and_so_is_that_it_was_mended(
@@ -236,6 +273,23 @@ def test_a_subscription_that_neither_hears_nor_speaks_is_found_until_it_does(
     assert [issue.subject for issue in watching.of("RTP007")] == ["'room'"]
     channel.on_broadcast("*", print)
     watching.is_cured_of("RTP007")
+
+
+def test_who_only_asks_who_is_present_misses_no_event(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    pool = make_pool(mailbox_limit=10)
+    channel = pool.channel("room", presence_key="me").subscribe()
+    watching = watch(pool, unheard_after=0.05)
+    watching.finds_in_time("RTP007", "'room'")
+    assert channel.presence_state() == {}
+    for number in range(30):
+        server.broadcast("room", "x", {"n": number})
+    wait_until(lambda: pool.stats().messages_dropped >= 10)
+    for _ in range(3):
+        assert {issue.code for issue in watching.look()}.isdisjoint({"RTP007", "RTP008", "RTP018"})
+    channel.get(CAP)
+    wait_until(lambda: bool(watching.of("RTP007")), "who reads once is missed when it reads no more")
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "block"])
@@ -371,6 +425,25 @@ def test_a_stuck_callback_is_found_until_it_returns(
     watching.is_cured_of("RTP010")
 
 
+def test_a_hook_for_errors_that_is_stuck_is_found(
+    server: RealtimeServer, pool: rtpool.RealtimePool, watch: WatchPool, gate: Gate
+) -> None:
+    def raises(event: object) -> None:
+        raise ValueError("no")
+
+    pool.on_callback_error(lambda error, callback, event: gate.hold(event))
+    pool.channel("room").on_broadcast("*", raises).subscribe()
+    watching = watch(pool, slow_callback=0.05, stuck_callback=0.1)
+    server.broadcast("room", "x", {})
+    gate.entered.wait(CAP)
+    wait_until(lambda: bool(watching.of("RTP010")))
+    (issue,) = watching.of("RTP010")
+    assert "<lambda> of 'room'" in issue.subject
+    assert "self.open.wait(CAP)" in issue.details["stack"]
+    gate.open.set()
+    watching.is_cured_of("RTP010")
+
+
 def test_a_stuck_status_listener_of_the_pool_is_found(
     server: RealtimeServer, pool: rtpool.RealtimePool, watch: WatchPool, gate: Gate
 ) -> None:
@@ -466,6 +539,16 @@ def test_a_service_key_in_the_urls_query_is_found_and_not_in_a_header(watch: Wat
             watching.finds("RTP022", f"pool {pool._engine.name}", "with access tokens of users")
             channel.unsubscribe()
             watching.is_cured_of("RTP022")
+
+
+def test_a_service_key_in_a_parameter_of_the_url_is_found(
+    server: RealtimeServer, make_pool: MakePool, watch: WatchPool
+) -> None:
+    key = server.token(role="service_role")
+    pool = make_pool(params={"token": key})
+    pool.channel("room").subscribe()
+    issue = watch(pool).finds("RTP022", f"pool {pool._engine.name}", "in the URL of its connections")
+    assert key not in str(issue.as_dict())
 
 
 def test_a_service_key_in_a_header_is_an_issue_only_beside_tokens_of_users(
@@ -603,6 +686,27 @@ def test_a_pool_with_open_sockets_and_nothing_to_do_is_found_until_it_has(
     watching.finds_in_time("RTP021", f"pool {pool._engine.name}", "1 connections, no subscription")
     pool.channel("room").subscribe()
     watching.is_cured_of("RTP021")
+
+
+def test_a_pool_that_broadcasts_by_rest_is_not_forgotten(
+    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later)
+    monkeypatch.setattr("rtpool.debug.observation.time", clock)
+    pool.connect()
+    it = Debugger(pool, forgotten_after=1_000.0)
+
+    def found() -> bool:
+        return "RTP021" in {issue.code for issue in it.issues()}
+
+    assert not found()
+    later += 2_000
+    assert found()
+    pool.broadcast("room", "x", {})
+    assert not found()
+    later += 2_000
+    assert found()
 
 
 def test_a_pool_whose_starter_has_ended_is_found_even_without_a_socket(

@@ -178,6 +178,30 @@ def test_a_token_that_was_never_good_has_its_browser_stop_until_it_has_another(
     assert serving.browser(Last_Event_ID=browser.last_id).joined()
 
 
+def test_who_finds_no_room_takes_the_place_of_a_stream_that_nobody_reads(
+    make_app: MakeApp, serve: Serve, realtime: Realtime, server: RealtimeServer
+) -> None:
+    app = make_app(RTPOOL_STREAM_LINGER=3600, RTPOOL_MAX_CONNECTIONS=2)
+
+    @app.get("/<user>")
+    def stream(user: str) -> Response:
+        return realtime.stream("room", private=True, access_token=server.token(sub=user))
+
+    serving = serve(app)
+    left, stays = serving.browser("/ann").joined(), serving.browser("/bob").joined()
+    eva = serving.browser("/eva")
+    refused = until_status(eva, "refused")[-1]
+    assert (refused.data["error"], refused.data["retryable"]) == ("PoolExhausted", True)
+    left.leave()
+    eva.joined()
+    eva.leave()
+    wait_until(lambda: state_of(app).streams.open == 1)
+    assert len(state_of(app).streams.feeds) == 2, "nobody wants its place now"
+    serving.browser("/ida").joined()
+    server.broadcast("room", "moved", {"n": 1}, private=True)
+    assert stays.numbers(1) == [1]
+
+
 def test_a_refusal_of_the_app_s_own_token_is_asked_about_again(streaming: StreamApp, server: RealtimeServer) -> None:
     server.on_join = lambda topic, payload, connection: refusals.Join.TOKEN_EXPIRED(seconds=3)
     serving = streaming(RTPOOL_STREAM_LINGER=0.05)

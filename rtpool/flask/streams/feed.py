@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from rtpool.channel import Channel
-from rtpool.errors import RtpoolError
+from rtpool.errors import PoolExhausted, RtpoolError
 from rtpool.events import Event, Gap, Presence, StatusChange
 from rtpool.flask.streams import sse
 from rtpool.flask.streams.seat import Seat
@@ -112,6 +112,7 @@ class Feed:
         key: for fingerprints, see `sse.fingerprint`.
         wall: aware wall-clock time.
         on_over: called with the feed, on a worker, just before it ends its readers by itself.
+        on_homeless: called on a worker when no connection has room for it.
         warn: logs a line.
 
     Thread-safety: every method may be called from any thread; `_hear` is called by the Channel, never twice at once.
@@ -127,12 +128,13 @@ class Feed:
         key: bytes,
         wall: Callable[[], datetime],
         on_over: Callable[[Feed], None],
+        on_homeless: Callable[[], None],
         warn: Callable[[str], None],
     ) -> None:
         self.wanted = wanted
         self.pool = pool
         self._limit, self._limit_bytes, self._key = limit, limit_bytes, key
-        self._wall, self._on_over, self._warn = wall, on_over, warn
+        self._wall, self._on_over, self._on_homeless, self._warn = wall, on_over, on_homeless, warn
         self._pid = os.getpid()
         self._channel: Channel | None = None
         # Confined to the Channel's callbacks.
@@ -156,6 +158,8 @@ class Feed:
         #: Whether it will tell nothing more, and whether because the server refused it. Read anywhere.
         self.over = False
         self.refused = False
+        #: Whether it waits for a connection with room. Read anywhere.
+        self.homeless = False
 
     def _now(self) -> int:
         return _milliseconds(self._wall())
@@ -252,6 +256,9 @@ class Feed:
         self._append(
             name, sse.encode(content, ordered=True), status=change.status, fingerprint=sse.STOP if never else None
         )
+        self.homeless = isinstance(error, PoolExhausted)
+        if self.homeless:
+            self._on_homeless()
         if refused or change.status == "closed":
             self.refused = refused
             self._on_over(self)  # first, so that no browser that comes back meets it

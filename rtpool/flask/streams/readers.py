@@ -204,7 +204,7 @@ class Snapshots:
         with self._lock:
             self._seats.pop(seat, None)
 
-    over = False
+    over = homeless = False
 
     def leave(self) -> None:
         """There is nothing to end."""

@@ -224,6 +224,7 @@ class Streams:
             key=key,
             wall=self._wall,
             on_over=self._is_over,
+            on_homeless=self._ring,
             warn=self._warn,
         )
 
@@ -355,6 +356,12 @@ class Streams:
         if watch is not None:
             watch.ring()
 
+    def _ring(self) -> None:
+        """Have what looks after the streams look now."""
+        watch = self._watch
+        if watch is not None:
+            watch.ring()
+
     def close(self, timeout: float = 5.0) -> bool:
         """
         End every stream and every feed. Idempotent; what comes later begins anew. Not for a signal's handler, which may
@@ -443,11 +450,12 @@ class Streams:
         pause = min(ALIVE_SECONDS if self.state.alive is not None else LOOK_SECONDS, settings.stream_stall / 4)
         with self._lock:
             ended = []
+            crowded = any(shared.users and shared.source.homeless for shared in self._shared.values())
             for key, shared in list(self._shared.items()):
                 if shared.idle_since is None or (shared.users and not shared.source.over):
                     continue
                 left = shared.idle_since + settings.stream_linger - now
-                if left > 0:
+                if left > 0 and (shared.source.over or not crowded):  # else somebody waits for its place
                     pause = min(pause, left)
                 else:
                     del self._shared[key]
