@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import logging
 import pathlib
 import re
@@ -351,6 +352,22 @@ def test_a_callback_that_raises_is_told_with_its_traceback(
     assert "in careless" in caplog.text
 
 
+def test_a_callback_whose_exception_names_a_key_is_told_without_it(
+    server: RealtimeServer, make_pool: MakePool, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
+    def careless(message: rtpool.Broadcast) -> None:
+        raise LookupError(f"nothing at /rest/v1/cars?apikey={server.api_key}")
+
+    make_pool(logger=lines.logger).channel("room").on_broadcast("x", careless).subscribe()
+    server.broadcast("room", "x", {})
+    raised = lines.wait("callback_raised")
+    assert raised.fields["error"] == "LookupError"
+    assert raised.text.endswith("LookupError: nothing at /rest/v1/cars?apikey=***")
+    assert "in careless" in raised.text
+    wait_until(lambda: "cars?apikey=***" in caplog.text)  # another handler, which comes later
+    assert server.api_key not in caplog.text
+
+
 @pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest"])
 def test_a_full_mailbox_is_told_when_it_begins_to_lose_and_no_flood_of_losses_is_a_flood_of_lines(
     server: RealtimeServer, make_pool: MakePool, lines: Lines, policy: str
@@ -391,6 +408,12 @@ def test_a_key_that_a_server_repeats_in_its_refusal_is_in_no_line(lines: Lines, 
     of_pool.session.warning("join_refused", "! %(why)s", error=error)
     assert "***" in lines.all[0].fields[field]
     assert "opaque-secret" not in str(lines.all[0])
+
+
+def test_a_proxys_credentials_are_hidden_as_they_are_sent() -> None:
+    hide = logs.Logs(rtpool.PoolOptions(proxy="http://me:pass%20word@127.0.0.1:1"), "1").hide
+    sent = base64.b64encode(b"me:pass word").decode()
+    assert hide(f"HTTP/1.1 403 no Basic {sent}, pass word, pass%20word") == "HTTP/1.1 403 no Basic ***, ***, ***"
 
 
 @pytest.mark.parametrize("how", ["callable", "set_auth", "channel"])

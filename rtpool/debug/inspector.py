@@ -88,7 +88,8 @@ class Inspector:
             overdue = self._calls.overdue(in_hand, callbacks, at)
             in_doubt = self._calls.in_doubt(in_hand, at)
         secrets = (seen.inside.secrets if seen is not None and seen.inside is not None else ()) if overdue else ()
-        calls = calls_of(overdue, at, Redactor(engine.options, engine.endpoint.api_key, *secrets)) if overdue else []
+        hide = Redactor(engine.options, engine.endpoint.api_key, *secrets).hide_all if overdue else str
+        calls = calls_of(overdue, at, hide)
         with self._lock:
             self._calls.note(calls, at)
         return in_doubt

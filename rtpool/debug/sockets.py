@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import stat
 import struct
@@ -234,7 +235,7 @@ def _move_stale_away(path: str) -> None:
         _refuse_living(path)
         threading.Event().wait(BINDING_SECONDS)
         _refuse_living(path)
-        aside = f"{path}.{os.getpid()}"
+        aside = f"{path}.{secrets.token_hex(8)}"
         os.rename(path, aside)
     except FileNotFoundError:  # it was removed meanwhile
         return

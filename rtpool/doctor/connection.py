@@ -203,7 +203,8 @@ def list_limits(case: Case) -> Finding:
     if met:
         return warning(f"{words}; met: {met[0]}", LIMITS, **details)
     if limit and rolling is not None and rolling >= NEAR * limit:
-        return warning(words, f"The project is near its limit of events. {LIMITS}", **details)
+        who = "unless a doctor just before this one sent them, the project is near its limit of events"
+        return warning(words, f"{who[0].upper()}{who[1:]}. {LIMITS}", **details)
     return ok(words, **details)
 
 

@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -131,7 +132,9 @@ class Log:
         self._told = kept
 
     def exception(self, event: str, words: str, /, **fields: Any) -> None:
-        """Tell at ERROR, with the exception that is being handled."""
+        """
+        Tell at ERROR, with the exception that is being handled; as text without secrets where its traceback has some.
+        """
         self._tell(logging.ERROR, words, self._all(event, fields), exc_info=True)
 
     def bug(self, event: str, words: str, /, **fields: Any) -> None:
@@ -210,8 +213,13 @@ class Log:
             if not logger.isEnabledFor(level):
                 return
             args = fields
+            if exc_info:
+                raised = "".join(traceback.format_exception(*sys.exc_info()))
+                shown = self.hide(raised)
+                if shown != raised:  # a user's exception that names the URL of a request, for one
+                    exc_info, words, args = False, words + "\n%(traceback)s", {**args, "traceback": shown.rstrip()}
             if before:
-                words, args = words + "; before that:\n%(before)s", {**fields, "before": before}
+                words, args = words + "; before that:\n%(before)s", {**args, "before": before}
             keywords: Any = {"extra": fields, "exc_info": exc_info or None, "stacklevel": 4}
             while isinstance(logger, logging.LoggerAdapter):
                 words, keywords = logger.process(words, keywords)

@@ -4,6 +4,7 @@ Secrets stay secret, also where the other side repeats them: an error page may h
 
 from __future__ import annotations
 
+import base64
 import re
 import traceback
 from collections import deque
@@ -57,7 +58,10 @@ class Redactor:
 
     def __init__(self, options: PoolOptions, *given: str | None) -> None:
         proxy = urlsplit(options.proxy or "")
-        texts = [*given, proxy.password, unquote(proxy.password or "")]
+        user, password = unquote(proxy.username or ""), unquote(proxy.password or "")
+        texts = [*given, proxy.password, password]
+        if user or password:  # Proxy-Authorization
+            texts.append(base64.b64encode(f"{user}:{password}".encode()).decode("ascii"))
         texts += [value for _, value in (*options.headers, *options.params)]
         texts += [text.split(" ", 1)[1] for text in texts if text and " " in text]  # "Bearer …"
         self._texts = texts

@@ -410,6 +410,20 @@ def test_a_slow_callback_is_found_by_name_with_its_stack_until_it_is_no_news(
     watching.is_cured_of("RTP009")
 
 
+def test_the_stack_of_a_slow_callback_shows_no_key_of_its_program(
+    server: RealtimeServer, pool: rtpool.RealtimePool, watch: WatchPool, gate: Gate
+) -> None:
+    def careless(event: object, key: str = "") -> None:
+        gate.hold(key or "sb_secret_0123456789abcdef")
+
+    pool.channel("room").on_broadcast("*", careless).subscribe()
+    watching = watch(pool, slow_callback=0.05)
+    server.broadcast("room", "x", {})
+    stack = watching.finds_in_time("RTP009", f"callback {careless.__qualname__} of 'room'").details["stack"]
+    assert "gate.hold(key or" in stack
+    assert "sb_secret" not in stack
+
+
 def test_a_stuck_callback_is_found_until_it_returns(
     server: RealtimeServer, pool: rtpool.RealtimePool, watch: WatchPool, gate: Gate
 ) -> None:

@@ -388,9 +388,12 @@ def leave_stale(path: str) -> None:
 
 def test_what_a_dead_process_left_is_replaced(pool: rtpool.RealtimePool, path: str) -> None:
     leave_stale(path)
+    neighbour = f"{path}.{os.getpid()}"
+    with open(neighbour, "w", encoding="utf-8") as file:
+        file.write("somebody's")
     with pool.serve_debug(path), Remote(path) as remote:
         assert "stats" in remote.ask("stats")
-    assert os.listdir(os.path.dirname(path)) == []
+    assert os.listdir(os.path.dirname(path)) == [os.path.basename(neighbour)]
 
 
 def test_of_two_that_find_it_stale_the_second_does_not_remove_the_firsts(
