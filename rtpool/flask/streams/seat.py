@@ -53,7 +53,7 @@ class Seat:
         Shut the connection down, which ends a server's wait for a browser that takes nothing.
 
         Returns:
-            Whether there is one that could be.
+            Whether it is over; False where the server does not show it.
         """
         self.cut = True
         if self.sock is None:
@@ -62,6 +62,6 @@ class Seat:
             # A copy, for the object may be TLS and in the middle of something; what is shut down is the connection.
             with socket.socket(fileno=os.dup(self.sock.fileno())) as copy:
                 copy.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it is closed already
-            return False
+        except OSError:  # it is over already: closed, or given up by the system a moment ago
+            pass
         return True
