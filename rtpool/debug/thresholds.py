@@ -45,7 +45,7 @@ class Thresholds:
         token_lead: a token that nobody renews and that expires sooner.
         channels_share: of `max_channels_per_connection`; more is nearly full. Merging fills sockets to 0.9 of it.
         reconnect_attempts: failed attempts of the present outage.
-        reconnects, reconnect_window: dials after a failure or loss, for each connection, in so many seconds.
+        reconnects, reconnect_window: losses of an open connection, for each there was, in so many seconds.
         spare_connections_after: more connections than needed for longer, while none are being merged.
         forgotten_after: a pool in which nothing happens for longer.
         stalled_after: an I/O thread that does not answer and has not come round for longer.

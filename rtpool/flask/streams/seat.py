@@ -4,6 +4,7 @@ What the process knows of one open stream.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -58,10 +59,8 @@ class Seat:
         self.cut = True
         if self.sock is None:
             return False
-        try:
+        with contextlib.suppress(OSError):  # it is over already: closed, or given up by the system a moment ago
             # A copy, for the object may be TLS and in the middle of something; what is shut down is the connection.
             with socket.socket(fileno=os.dup(self.sock.fileno())) as copy:
                 copy.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it is over already: closed, or given up by the system a moment ago
-            pass
         return True
