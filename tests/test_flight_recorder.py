@@ -23,11 +23,11 @@ import pytest
 
 import rtpool
 from rtpool.debug import DumpOnSignal, dump_on_signal
-from rtpool.debug.callbacks import calls_of
+from rtpool.debug.callbacks import Overdue, callbacks_of, calls_of
 from rtpool.engine import dump
 from rtpool.engine.engine import Engine, engines
 from rtpool.engine.flight_recorder import SHOWN, TEXT, Entry, FlightRecorder
-from rtpool.engine.mailbox import InHand, Mailbox
+from rtpool.engine.mailbox import InHand
 from rtpool.testing import RealtimeServer
 from tests.conftest import MakePool
 from tests.support import checking_lock
@@ -485,9 +485,14 @@ def test_a_dump_holds_nobodys_variables(pool: rtpool.RealtimePool) -> None:
     def caller() -> weakref.ref[Large]:
         large = Large()
         pool.debug_dump()
-        calls_of([(InHand(Mailbox(pool._engine, limit=1, overflow="block"), 0, 0.0, (0, 0), True), 1.0)], 0.0, str)
+        assert work.several
+        assert callbacks_of([work]) == {}, "it is in none"
+        assert calls_of([Overdue(work, 1.0, None)], 0.0, str) == []
         return weakref.ref(large)
 
+    channel = pool.channel("room").on_broadcast("x", print).on_broadcast("*", repr)
+    event = rtpool.Broadcast("room", "x", {})
+    work = InHand(channel._subscriber.mailbox, threading.get_ident(), 0.0, (0, 0), True, event)
     gc.collect()
     gc.disable()
     try:

@@ -59,8 +59,8 @@ class Seat:
         self.cut = True
         if self.sock is None:
             return False
-        with contextlib.suppress(OSError):  # it is over already: closed, or given up by the system a moment ago
-            # A copy, for the object may be TLS and in the middle of something; what is shut down is the connection.
-            with socket.socket(fileno=os.dup(self.sock.fileno())) as copy:
-                copy.shutdown(socket.SHUT_RDWR)
+        # A copy, for the object may be TLS and in the middle of something; what is shut down is the connection. An
+        # error says that it is over already: closed, or given up by the system a moment ago.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.sock.fileno())) as copy:
+            copy.shutdown(socket.SHUT_RDWR)
         return True
