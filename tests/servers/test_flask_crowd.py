@@ -124,7 +124,7 @@ def test_each_worker_has_one_join_for_all_of_its_streams_and_those_of_one_that_d
             assert browser.of("gap"), "what it lost it was told of"
         assert came == sorted(set(came))
 
-    one, seen = victims[0], len(victims[0].of("gap"))
+    one, seen = others[0], len(others[0].of("gap"))
     while one.process in first:  # until the newcomer is the one that takes it
         crowd.leave(one)
         crowd.open(gunicorn.address, [one])
