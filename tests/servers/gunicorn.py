@@ -71,6 +71,12 @@ class Gunicorn:
             told: dict[str, object] = json.load(answer)
             return told
 
+    def alive(self) -> set[int]:
+        """Its workers, as it tells of them."""
+        err = self.program.err()
+        booted, exiting = (re.findall(words, err) for words in (r"worker with pid: (\d+)", r"exiting \(pid: (\d+)\)"))
+        return set(map(int, booted)) - set(map(int, exiting))
+
     def ask(self) -> int:
         """Have a request answered; return the process that did."""
         pid = self.get()["pid"]

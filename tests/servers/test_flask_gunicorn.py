@@ -141,6 +141,8 @@ def test_a_worker_that_has_had_its_share_of_requests_ends_its_streams_and_they_g
             "a new worker has a stream",
         )
         assert not sum(browser.ends["cut"] for browser in crowd.browsers)
+        # A worker that has just been forked has its master's handler of SIGTERM still, and would miss it.
+        wait_until(lambda: set(guests.call(2)) == gunicorn.alive(), "the new workers are there")
         crowd.come_back = False
         gunicorn.program.process.send_signal(signal.SIGTERM)
         crowd.read_until(lambda: not crowd.by_process(), "all streams have ended", 10)
