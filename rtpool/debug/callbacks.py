@@ -119,12 +119,16 @@ class Calls:
 
 
 def callbacks_of(in_hand: Sequence[InHand]) -> dict[int, int]:
-    """Where several callbacks are called with an event, the `id` of the one in progress, by its worker's number."""
+    """
+    Where several callbacks are called with an event, the `id` of the one in progress, by its worker's number; 0 for a
+    greenlet, whose stack nobody sees.
+    """
     workers = [each.worker for each in in_hand if each.several]
 
     def look(frames: Mapping[int, types.FrameType]) -> dict[int, int]:
-        found = ((worker, _user_part(frames.get(worker))[1]) for worker in workers)
-        return {worker: id(callback) for worker, callback in found if callback is not None}
+        found = {worker: _user_part(frames[worker])[1] for worker in workers if worker in frames}
+        unseen = {worker: 0 for worker in workers if worker not in frames}
+        return unseen | {worker: id(callback) for worker, callback in found.items() if callback is not None}
 
     return look_at_frames(look) if workers else {}
 

@@ -15,7 +15,6 @@ from rtpool.debug.rules import begin, judge
 from rtpool.debug.thresholds import Thresholds
 from rtpool.engine.audit import MOMENT
 from rtpool.engine.engine import Engine
-from rtpool.engine.redaction import Redactor
 
 __all__ = ["Inspector"]
 
@@ -71,12 +70,9 @@ class Inspector:
             issues, _ = self._judge(engine, observe(engine))
         return issues
 
-    def sample(self, engine: Engine, seen: Observation | None = None) -> bool:
+    def sample(self, engine: Engine) -> bool:
         """
         Look only at what the workers are at, for callbacks that take long.
-
-        Args:
-            seen: what a look saw just now; its secrets are hidden in the stacks.
 
         Returns:
             Whether a second look could tell more.
@@ -87,16 +83,14 @@ class Inspector:
         with self._lock:
             overdue = self._calls.overdue(in_hand, callbacks, at)
             in_doubt = self._calls.in_doubt(in_hand, at)
-        secrets = (seen.inside.secrets if seen is not None and seen.inside is not None else ()) if overdue else ()
-        hide = Redactor(engine.options, engine.endpoint.api_key, *secrets).hide_all if overdue else str
-        calls = calls_of(overdue, at, hide)
+        calls = calls_of(overdue, at, engine.logs.hide)
         with self._lock:
             self._calls.note(calls, at)
         return in_doubt
 
     def _judge(self, engine: Engine, seen: Observation) -> tuple[list[Issue], bool]:
         """What is wrong, and whether a second look is needed."""
-        in_doubt = self.sample(engine, seen)
+        in_doubt = self.sample(engine)
         share = self._limits.mailbox_share
         in_doubt = in_doubt or any(m.waiting >= share * m.limit for c in seen.channels for m in c.mailboxes)
         with self._lock:

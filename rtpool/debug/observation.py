@@ -123,7 +123,6 @@ class Inside:
     tokens: tuple[TokenSeen, ...]
     misplaced: tuple[Misplaced, ...]
     merging: bool
-    secrets: tuple[str, ...] = attrs.field(repr=False)
 
 
 class MailboxSeen(NamedTuple):
@@ -388,7 +387,6 @@ def _look_inside(engine: Engine) -> Inside:
             for f in coordinator.audit.findings()
         ),
         merging=coordinator.mover.is_merging,
-        secrets=tuple({source.value or "" for _, source in sources.values()} | {engine.endpoint.api_key or ""}),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,3 +100,16 @@ def watch() -> Iterator[WatchPool]:
     yield begin
     for each in watches:
         each.debugger.disable()
+
+
+PassTime = Callable[[float], None]
+
+
+@pytest.fixture
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> PassTime:
+    """Has so many seconds pass, for looks alone."""
+    passed = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed))
+    for module in ("inspector", "observation"):
+        monkeypatch.setattr(f"rtpool.debug.{module}.time", clock)
+    return passed.append

@@ -9,17 +9,18 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import rtpool
 from rtpool.debug import Debugger, Thresholds, inspector
+from rtpool.debug.callbacks import Calls, callbacks_of, calls_of
 from rtpool.debug.memory import Memory
+from rtpool.engine.mailbox import InHand
 from rtpool.testing import Permissions, RealtimeServer, faults
 from tests.conftest import MakePool
-from tests.debug.conftest import Gate
+from tests.debug.conftest import Gate, PassTime
 from tests.support.forking import ask
 from tests.support.wait import CAP, wait_until
 
@@ -134,11 +135,8 @@ def test_a_batch_of_many_quick_callbacks_is_not_slow(server: RealtimeServer, poo
 
 
 def test_of_several_callbacks_of_an_event_each_has_its_own_time(
-    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+    server: RealtimeServer, pool: rtpool.RealtimePool, pass_time: PassTime
 ) -> None:
-    later = 0.0
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later)
-    monkeypatch.setattr("rtpool.debug.inspector.time", clock)
     first, second, third = Gate(), Gate(), Gate()
     channel = pool.channel("room")
     for gate in (first, second, third):
@@ -153,19 +151,28 @@ def test_of_several_callbacks_of_an_event_each_has_its_own_time(
     server.broadcast("room", "x", {})
     first.entered.wait(CAP)
     assert slow() == []
-    later += 2_000
+    pass_time(2_000)
     assert [seconds >= 2_000 for seconds in slow()] == [True]
     first.open.set()
     second.entered.wait(CAP)
-    later += 1_500  # nobody knows for how much of it
+    pass_time(1_500)  # nobody knows for how much of it
     assert slow() == []
-    later += 1_500
+    pass_time(1_500)
     assert [1_500 <= seconds < 3_000 for seconds in slow()] == [True]
     second.open.set()
     third.entered.wait(CAP)
-    later += 500
+    pass_time(500)
     assert slow() == []
     third.open.set()
+
+
+def test_of_a_greenlet_whose_stack_nobody_sees_a_slow_callback_has_no_name(pool: rtpool.RealtimePool) -> None:
+    channel = pool.channel("room").on_broadcast("x", print).on_broadcast("*", repr)
+    event = rtpool.Broadcast("room", "x", {})
+    work, calls = InHand(channel._subscriber.mailbox, 0, 0.0, (0, 0), True, event), Calls(Thresholds())
+    assert calls.overdue([work], callbacks_of([work]), 10.0) == [], "it may be any of them"
+    late = calls.overdue([work], callbacks_of([work]), 12.0)
+    assert [(call.subject, call.seconds) for call in calls_of(late, 12.0, str)] == [("a callback of 'room'", 2.0)]
 
 
 def test_enabling_again_tells_nothing_a_second_time(

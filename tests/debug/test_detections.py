@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +11,7 @@ from rtpool.debug import CODES, Debugger, observation
 from rtpool.protocol import pace
 from rtpool.testing import RealtimeServer, faults
 from tests.conftest import MakePool
-from tests.debug.conftest import Gate, WatchPool
+from tests.debug.conftest import Gate, PassTime, WatchPool
 from tests.engine.test_audit import on_io_thread
 from tests.support import merging
 from tests.support.recorder import Recorder
@@ -703,11 +701,8 @@ def test_a_pool_with_open_sockets_and_nothing_to_do_is_found_until_it_has(
 
 
 def test_a_pool_that_broadcasts_by_rest_is_not_forgotten(
-    server: RealtimeServer, pool: rtpool.RealtimePool, monkeypatch: pytest.MonkeyPatch
+    server: RealtimeServer, pool: rtpool.RealtimePool, pass_time: PassTime
 ) -> None:
-    later = 0.0
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later)
-    monkeypatch.setattr("rtpool.debug.observation.time", clock)
     pool.connect()
     it = Debugger(pool, forgotten_after=1_000.0)
 
@@ -715,11 +710,11 @@ def test_a_pool_that_broadcasts_by_rest_is_not_forgotten(
         return "RTP021" in {issue.code for issue in it.issues()}
 
     assert not found()
-    later += 2_000
+    pass_time(2_000)
     assert found()
     pool.broadcast("room", "x", {})
     assert not found()
-    later += 2_000
+    pass_time(2_000)
     assert found()
 
 

@@ -352,9 +352,7 @@ class Streams:
                     shared.idle_since = now
                     if not feed.refused:
                         del self._shared[key]
-            watch = self._watch
-        if watch is not None:
-            watch.ring()
+        self._ring()
 
     def _ring(self) -> None:
         """Have what looks after the streams look now."""
