@@ -281,6 +281,7 @@ def test_an_idle_connection_that_is_lost_is_told_with_its_error(
 ) -> None:
     seen = Recorder()
     pool.on_status(seen).connect()
+    server.wait_for(lambda s: s.connections)  # it has answered, and counts a moment later
     server.connections[0].abort()
     last = seen.wait_for(lambda events: events and events[-1].status == "idle")[-1]
     assert isinstance(last.error, rtpool.ConnectionFailed)

@@ -202,7 +202,7 @@ def test_what_is_changed_after_create_app_counts(make_app: MakeApp, server: Real
     state = state_of(app)
     state.pool.connect(10)
     assert (state.pool.options.num_workers, state.settings.max_streams) == (3, 7)
-    assert server.connections_total == 1
+    server.wait_for(lambda s: s.connections_total == 1)  # it has answered, and counts a moment later
 
 
 def test_what_is_misspelt_after_create_app_is_told_at_first_use(make_app: MakeApp) -> None:
